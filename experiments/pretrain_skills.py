@@ -1,0 +1,141 @@
+"""Makes the base model of the `skills` benchmark: `python experiments/pretrain_skills.py`.
+
+A Llama-shaped decoder of 0.45 million parameters learns the pretraining corpus of
+`star_jax.data.skills_benchmark` from a fixed seed, and is written as a Hugging Face folder to
+star_jax/embedded/skills, together with the replay file. Prints the accuracy on the tested skills, which
+must be high on the known and near zero on the new ones, and the time taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from star_jax.data import skills_benchmark as skills
+from star_jax.data.batching import Encoder, Limits, prompt_batches, sequence_batches
+from star_jax.data.examples import Example, Prompt
+from star_jax.data.tasks.skills import SKILLS
+from star_jax.inference.generation import generate
+from star_jax.models.checkpoint_hf import LanguageModel, save_model
+from star_jax.models.head import output_weight
+from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
+from star_jax.models.transformer import Decoder, TransformerConfig, positions_of
+from star_jax.training.losses import token_losses
+
+FOLDER = Path(__file__).parent.parent / "star_jax" / "embedded" / "skills"
+LIMITS = Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
+CONFIG = TransformerConfig(
+    vocab_size=len(skills.VOCABULARY),
+    hidden_size=96,
+    intermediate_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=24,
+    max_position_embeddings=64,
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level tokens; `=` stands alone even where a response follows it without a space."""
+    vocabulary = {token: number for number, token in enumerate(skills.VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(skills.ANSWER_MARK, "isolated")]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=skills.PAD, eos_token=skills.EOS)
+
+
+def train_step(decoder: Decoder, optimizer: optax.GradientTransformation, params, state, inputs: SequenceInputs):
+    width = LIMITS.response
+
+    def loss_of(params):
+        hidden = response_hidden(LanguageModel(decoder, params), None, inputs, width, None)
+        mask, targets = response_mask(inputs, width), response_targets(inputs, width)
+        losses = token_losses(hidden, targets, mask, output_weight(params))
+        return losses.cross_entropy / losses.count
+
+    loss, gradient = jax.value_and_grad(loss_of)(params)
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+
+def accuracy_by_skill(model: LanguageModel, encoder: Encoder) -> dict[str, float]:
+    examples = skills.test_examples()
+    run = jax.jit(partial(generate, width=LIMITS.response, eos_id=encoder.eos_id))
+    hits: dict[str, list[bool]] = {}
+    for batch in prompt_batches(encoder.prompts([e.prompt for e in examples]), LIMITS, 240):
+        tokens, lengths = map(np.asarray, run(model, None, batch.tokens, batch.prompt_lengths))
+        for row, length, index in zip(tokens, lengths, batch.index, strict=True):
+            example = examples[index]
+            correct = SKILLS.is_correct(encoder.text(row[:length]), example.response)
+            hits.setdefault(SKILLS.group(example.prompt), []).append(correct)
+    return {skill: float(np.mean(row)) for skill, row in hits.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--items", type=int, default=500_000)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--replay-rows", type=int, default=6_000)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    args = parser.parse_args()
+    began = time.monotonic()
+
+    tokenizer = make_tokenizer()
+    encoder = Encoder(tokenizer, SKILLS, LIMITS)
+    items = skills.pretraining_items(args.seed, args.items)
+    rows = encoder.examples([Example(Prompt(str(i), prompt), answer) for i, (prompt, answer) in enumerate(items)])
+    (data,) = sequence_batches(rows, LIMITS, len(rows))
+    print(f"{len(rows)} items, {int(data.lengths.sum())} tokens, {time.monotonic() - began:.0f} s", flush=True)
+
+    decoder = Decoder(CONFIG)
+    init_key, order_key = jax.random.split(jax.random.key(args.seed))
+    example = jnp.zeros((1, LIMITS.prompt), jnp.int32)
+    params = decoder.init(init_key, example, positions_of(jnp.array([LIMITS.prompt]), LIMITS.prompt))["params"]
+    print(f"{sum(leaf.size for leaf in jax.tree.leaves(params))} parameters", flush=True)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, 100, args.steps, args.learning_rate / 30)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+    state = optimizer.init(params)
+    step = jax.jit(partial(train_step, decoder, optimizer), donate_argnums=(0, 1))
+
+    losses = []
+    for number in range(args.steps):
+        chosen = np.asarray(jax.random.randint(jax.random.fold_in(order_key, number), (args.batch_size,), 0, len(rows)))
+        inputs = SequenceInputs(data.tokens[chosen], data.prompt_lengths[chosen], data.lengths[chosen])
+        params, state, loss = step(params, state, inputs)
+        losses.append(loss)
+        if (number + 1) % 200 == 0:
+            mean = float(np.mean([float(value) for value in losses[-200:]]))
+            print(f"step {number + 1}: loss {mean:.4f} nats a token, {time.monotonic() - began:.0f} s", flush=True)
+
+    model = LanguageModel(decoder, params)
+    scores = accuracy_by_skill(model, encoder)
+    for kind, names in (("known", skills.KNOWN_SKILLS), ("new", skills.NEW_SKILLS)):
+        listed = "  ".join(f"{name} {scores[name]:.3f}" for name in names)
+        print(f"{kind}: {np.mean([scores[name] for name in names]):.3f}   ({listed})")
+
+    save_model(model, args.out)
+    tokenizer.save_pretrained(args.out)
+    with (args.out / "replay.jsonl").open("w", encoding="utf-8") as file:
+        for prompt, answer in skills.replay_items(args.seed, args.replay_rows):
+            file.write(json.dumps({"question": prompt, "answer": answer}) + "\n")
+    size = sum(file.stat().st_size for file in args.out.iterdir()) / 1e6
+    print(f"{args.out.name}: {size:.2f} MB, {time.monotonic() - began:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Active learning: the pool, who answers, and the loop that wires everything."""

@@ -1,0 +1,248 @@
+"""STAR's loop as `init` and `step`: query, label, train a fresh adapter. The only wiring there is.
+
+Round 0 labels a random initial set. Round r ≥ 1 scores the pool with the model of round r − 1, so its query is
+number t = r − 1. Every key is folded from the run's key and the round, and the adapter is trained anew each
+round, so a run can be taken up after any round and goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from star_jax.acquisition.pool_scoring import Pool, Sampling, score_pool
+from star_jax.acquisition.selection import uniform
+from star_jax.acquisition.strategies import Strategy, acquire, check_finite, resolve
+from star_jax.active.oracles import Annotator
+from star_jax.active.pool import PoolState, available, init_pool, label
+from star_jax.config import AcquisitionConfig, ExperimentConfig
+from star_jax.data.batching import Encoder, Row
+from star_jax.data.examples import Prompt
+from star_jax.models.checkpoint_hf import LanguageModel
+from star_jax.models.lora import Adapter
+from star_jax.training.trainer import fit
+
+Array = jax.Array
+
+
+class Observer(Protocol):
+    """Watches the phases of a round: `phase(name, total, unit)` gives the function that counts what is done."""
+
+    def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+        """Opens a phase: `score` or `train`."""
+        ...
+
+
+class Unobserved:
+    """Watches nothing."""
+
+    def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+        """A phase nobody counts."""
+        return nullcontext(lambda count: None)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What does not change from round to round.
+
+    Attributes:
+      model: the frozen base model.
+      encoder: tokenizer, format and limits.
+      prompts: the pool, sorted by id; ties between scores go to the earlier one.
+      pool: the same, tokenised, with the kind of answer that is scored.
+      annotator: who labels what is picked.
+      replay: tokenised rows mixed into training.
+    """
+
+    model: LanguageModel
+    encoder: Encoder
+    prompts: Sequence[Prompt]
+    pool: Pool
+    annotator: Annotator
+    replay: Sequence[Row] = ()
+
+
+class LoopState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+      round: trainings done.
+      pool: what is labelled.
+      adapter: of the last training; None before the first.
+      base: `N` the strategy's measure under the base model, on its own responses; computed at most once.
+    """
+
+    round: int
+    pool: PoolState
+    adapter: Adapter | None = None
+    base: Array | None = None
+
+
+class RoundInfo(NamedTuple):
+    """What a person wants to see of a round.
+
+    Attributes:
+      picked: `k` indices labelled in this round, first pick first.
+      labelled: labels trained on.
+      train_loss: mean cross-entropy of the last epoch, nats a token.
+      scores: `N` acquisition scores; None where none were computed.
+      base: `N` the base model's measure, or None.
+      full: `N` the full model's measure, or None.
+      response_tokens: `N` tokens of the responses the full model was scored on, or None.
+    """
+
+    picked: np.ndarray
+    labelled: int
+    train_loss: float
+    scores: np.ndarray | None = None
+    base: np.ndarray | None = None
+    full: np.ndarray | None = None
+    response_tokens: np.ndarray | None = None
+
+
+class Query(NamedTuple):
+    """The outcome of scoring and selection: see `RoundInfo`; `picked` `k`, the others `N` or None."""
+
+    picked: Array
+    scores: Array | None = None
+    base: Array | None = None
+    full: Array | None = None
+    response_tokens: Array | None = None
+
+
+def init(pool_size: int, base: Array | None = None) -> LoopState:
+    """Before the first round; `base` may hand over base scores that an earlier run of the same pool computed."""
+    return LoopState(0, init_pool(pool_size), None, base)
+
+
+def step(
+    config: ExperimentConfig,
+    strategy: Strategy,
+    problem: Problem,
+    state: LoopState,
+    key: Array,
+    observer: Observer | None = None,
+) -> tuple[LoopState, RoundInfo]:
+    """One round: query, label, train.
+
+    Args:
+      config: the experiment.
+      strategy: from the registry.
+      problem: pool, model, annotator.
+      state: after the round before.
+      key: of the whole run; the round is folded in.
+      observer: told what is going on.
+
+    Returns:
+      The state after this round, and what happened.
+
+    Raises:
+      ConfigError: Monte-Carlo samples at dropout 0.
+      ValueError: a score is not finite; the ids are named.
+      FloatingPointError: training diverged.
+    """
+    observer = observer or Unobserved()
+    select_key, score_key, train_key = jax.random.split(jax.random.fold_in(key, state.round), 3)
+    if state.round == 0:
+        query = Query(_initial(select_key, available(state.pool), count=config.loop.initial_labels))
+    else:
+        query = make_query(config, strategy, problem, state, select_key, score_key, observer)
+    pool = label(state.pool, query.picked, state.round)
+
+    labelled = np.flatnonzero(np.asarray(~available(pool))).tolist()
+    examples = problem.annotator.label([problem.prompts[i] for i in labelled])
+    with observer.phase("train", len(examples) * config.training.epochs, "examples") as tick:
+        adapter, train_loss = fit(
+            train_key,
+            problem.model,
+            problem.encoder.examples(examples),
+            problem.replay,
+            limits=problem.encoder.limits,
+            lora=config.lora,
+            config=config.training,
+            on_step=tick,
+        )
+    scored = [None if leaf is None else np.asarray(leaf) for leaf in query[1:]]
+    base = query.base if query.base is not None else state.base
+    return LoopState(state.round + 1, pool, adapter, base), RoundInfo(
+        np.asarray(query.picked), len(examples), train_loss, *scored
+    )
+
+
+def make_query(
+    config: ExperimentConfig,
+    strategy: Strategy,
+    problem: Problem,
+    state: LoopState,
+    select_key: Array,
+    score_key: Array,
+    observer: Observer,
+) -> Query:
+    """Scores the pool as far as the strategy needs it, and picks; nothing is read back before the end."""
+    resolved = resolve(strategy, config.acquisition)
+    size = len(problem.prompts)
+    base, full, tokens = None, None, None
+    passes = (resolved.needs_base and state.base is None) + resolved.needs_full
+    with observer.phase("score", passes * size, "examples") as tick:
+        if resolved.needs_base:
+            assert resolved.measure is not None
+            base = state.base
+            if base is None:
+                base = score_pool(problem.model, None, problem.pool, on_batch=tick).measures[resolved.measure]
+        if resolved.needs_full:
+            assert resolved.measure is not None
+            sampling = None
+            if resolved.monte_carlo:
+                sampling = Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout)
+            full_scores = score_pool(
+                problem.model, state.adapter, problem.pool, key=score_key, sampling=sampling, on_batch=tick
+            )
+            full, tokens = full_scores.measures[resolved.measure], full_scores.measures["response_tokens"]
+        picked, scores = _acquire(
+            strategy,
+            config.acquisition,
+            select_key,
+            base,
+            full,
+            available(state.pool),
+            jnp.asarray(state.round - 1),
+            queries=config.loop.rounds - 1,
+            count=config.loop.labels_per_round,
+        )
+    if resolved.measure is None:
+        return Query(picked)
+    unlabelled = np.flatnonzero(np.asarray(available(state.pool))).tolist()
+    ids = [problem.prompts[i].id for i in unlabelled]
+    for measure in (base, full):
+        if measure is not None:
+            # Checked before the pick is used, after it was made: a score is read back once, not before each step.
+            check_finite(np.asarray(measure)[unlabelled], ids)
+    return Query(picked, scores, base, full, tokens)
+
+
+@partial(jax.jit, static_argnames=("count",))
+def _initial(key: Array, mask: Array, *, count: int) -> Array:
+    return uniform(key, mask, count)
+
+
+@partial(jax.jit, static_argnames=("strategy", "config", "queries", "count"))
+def _acquire(
+    strategy: Strategy,
+    config: AcquisitionConfig,
+    key: Array,
+    base: Array | None,
+    full: Array | None,
+    mask: Array,
+    query_index: Array,
+    *,
+    queries: int,
+    count: int,
+) -> tuple[Array, Array]:
+    return acquire(strategy, config, key, base, full, mask, query_index, queries, count)

@@ -1,0 +1,37 @@
+"""Which examples of the pool are labelled, and since when. `N` is the pool's size."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+UNLABELLED = -1
+
+
+class PoolState(NamedTuple):
+    """The pool as the loop sees it.
+
+    Attributes:
+      labelled_in: `N` int32, the round an example was labelled in, or `UNLABELLED`.
+    """
+
+    labelled_in: Array
+
+
+def init_pool(size: int) -> PoolState:
+    """A pool of which nothing is labelled."""
+    return PoolState(jnp.full(size, UNLABELLED, jnp.int32))
+
+
+def available(pool: PoolState) -> Array:
+    """Mask `N` of examples that may still be picked."""
+    return pool.labelled_in == UNLABELLED
+
+
+def label(pool: PoolState, indices: Array, round_number: int) -> PoolState:
+    """Moves examples from the unlabelled to the labelled ones."""
+    return PoolState(pool.labelled_in.at[indices].set(round_number))

@@ -1,0 +1,214 @@
+"""The commands' flags, and how a command's errors reach the user.
+
+Belongs here: what `run.py` and `score.py` share between `sys.argv` and their first line of work. Nothing here
+imports JAX, so that `--help` and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from star_jax.config import Answers, ConfigError, ExperimentConfig
+from star_jax.config_file import config_from_mapping, load_yaml
+from star_jax.data.examples import DataError
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
+"""What `python -m star_jax.run` runs without `--config`; part of the repository, not of the installed package."""
+
+_RUN = "python -m star_jax.run"
+_SCORE = "python -m star_jax.score"
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _none(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
+    """`none` for the optional fields, in the lower case that the field documentation uses."""
+    if type_info.type is not NoneType:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{none}",
+        choices=("none",),
+        instance_from_str=lambda _: None,
+        is_instance=lambda value: value is None,
+        str_from_instance=lambda _: ["none"],
+    )
+
+
+@_REGISTRY.primitive_rule
+def _comma_separated(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[Any, ...]] | None:
+    """`a,b` as one argument for `tuple[str, ...]` and `tuple[int, ...]`."""
+    item_type = {(str, ...): str, (int, ...): int}.get(typing.get_args(type_info.type))
+    if type_info.type_origin is not tuple or item_type is None:
+        return None
+
+    def parse(arguments: list[str]) -> tuple[Any, ...]:
+        items = [item.strip() for item in arguments[0].split(",")] if arguments[0].strip() else []
+        for item in items:
+            if not item:
+                raise ValueError(f"{arguments[0]!r} has an empty entry; separate entries by single commas")
+            if item_type is int and not item.removeprefix("-").isdecimal():
+                raise ValueError(f"{item!r} is not a whole number")
+        return tuple(item_type(item) for item in items)
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME,..." if item_type is str else "INT,...",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, item_type) for item in value),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )
+
+
+@dataclass(frozen=True)
+class Arguments(ExperimentConfig):
+    """What `run` is told: a file, and values that replace the file's."""
+
+    config: Annotated[str, tyro.conf.arg(metavar="FILE")] = str(DEFAULT_CONFIG)
+    """YAML file of the experiment. Every other flag replaces one of its values; the defaults shown are the file's."""
+
+
+def parse_experiment(argv: Sequence[str]) -> ExperimentConfig:
+    """The experiment that `python -m star_jax.run ARGV` asks for: the YAML file, then the flags over it.
+
+    Raises:
+      ConfigError: the file cannot be used, or the values contradict each other.
+      SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be read, explained on stderr.
+    """
+    file_parser = argparse.ArgumentParser(
+        _RUN, usage=f"{_RUN} [--config FILE] [OPTIONS]", add_help=False, allow_abbrev=False
+    )
+    file_parser.add_argument("--config", metavar="FILE")
+    chosen = file_parser.parse_known_args(argv)[0].config
+    if chosen is not None or DEFAULT_CONFIG.is_file():
+        loaded = config_from_mapping(*load_yaml(DEFAULT_CONFIG if chosen is None else chosen))
+    elif {"-h", "--help"} & set(argv):
+        loaded = ExperimentConfig()
+    else:
+        raise ConfigError(
+            "no --config was given and this installation comes without configs/quickstart.yaml; "
+            "pass --config FILE, for example one from the configs folder of the repository"
+        )
+    parsed = tyro.cli(
+        Arguments,
+        prog=_RUN,
+        description="Run active-learning experiments: every strategy with every seed.",
+        args=list(argv),
+        default=Arguments(**_shallow(loaded)),
+        registry=_REGISTRY,
+    )
+    return ExperimentConfig(**{name: value for name, value in _shallow(parsed).items() if name != "config"})
+
+
+def _shallow(config: ExperimentConfig) -> dict[str, Any]:
+    return {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Uncertainty scores for the examples of a file, one JSON object a line."""
+
+    model: str
+    """Hugging Face folder or hub name of the base model, or `embedded:skills`."""
+    data: str
+    """Examples: JSONL, CSV or Parquet file, or a hub name."""
+    task: str
+    """Template and answer set: gsm8k, boolq, openbookqa, skills, released."""
+    adapter: str | None = None
+    """PEFT folder of a LoRA; the base model alone when none."""
+    answers: Answers = "generated"
+    """What is scored: the model's own greedy response, a closed answer set, or the file's gold response."""
+    mc_samples: int = 1
+    """Monte-Carlo dropout passes K; 1 is a single pass without dropout."""
+    seed: int = 0
+    """Seed of the dropout masks."""
+    out: str = "-"
+    """Output file; - writes to stdout."""
+    batch_size: int = 16
+    """Prompts a device batch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type the model's weights are stored and multiplied in."""
+    max_prompt_tokens: int = 1024
+    """Longer prompts are an error that names them."""
+    max_response_tokens: int = 512
+    """Longest response generated or scored, end-of-sequence included."""
+    dropout: Literal["tied", "per_token"] = "tied"
+    """Masks of the MC passes; tied makes each pass one sample of A's weights."""
+    dropout_rate: float | None = None
+    """Dropout probability of the MC passes; the adapter's own when none."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("mc_samples", 1),
+            ("seed", 0),
+            ("batch_size", 1),
+            ("max_prompt_tokens", 1),
+            ("max_response_tokens", 1),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+        if self.mc_samples > 1 and self.adapter is None:
+            raise ConfigError(
+                f"--mc-samples {self.mc_samples} needs --adapter: dropout acts on the adapter's input, "
+                "and without one all passes are the same"
+            )
+        if self.dropout_rate is not None and not 0 < self.dropout_rate < 1:
+            raise ConfigError(f"--dropout-rate is {self.dropout_rate}; it must be between 0 and 1")
+        if self.dropout_rate is not None and self.mc_samples == 1:
+            raise ConfigError("--dropout-rate does nothing in a single pass; raise --mc-samples or leave it out")
+
+
+def parse_score(argv: Sequence[str]) -> ScoreConfig:
+    """What `python -m star_jax.score ARGV` is asked to do.
+
+    Raises:
+      ConfigError: values that make no sense, or contradict each other.
+      SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be read, explained on stderr.
+    """
+    return tyro.cli(ScoreConfig, prog=_SCORE, args=list(argv), registry=_REGISTRY)
+
+
+def guarded_main(
+    main: Callable[[Sequence[str]], int],
+    argv: Sequence[str] | None = None,
+    when_interrupted: str = "interrupted",
+) -> int:
+    """Runs a command; what the user can put right becomes one line on stderr.
+
+    Args:
+      main: takes the arguments after the program's name and returns an exit code.
+      argv: those arguments; the process's own when None.
+      when_interrupted: what to say after Ctrl-C.
+
+    Returns:
+      The exit code: what `main` returned, 2 after a `ConfigError`, a `DataError` or a
+      `FloatingPointError` (training or scores diverged), 130 after Ctrl-C, 141 when
+      the reader of stdout went away.
+    """
+    try:
+        code = main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except (ConfigError, DataError, FloatingPointError) as error:
+        print(f"star_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"star_jax: {when_interrupted}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `| head` has seen enough. What is still buffered goes nowhere, or the flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

@@ -1,0 +1,276 @@
+"""What an experiment is: frozen dataclasses, validated on construction.
+
+Every number a run depends on lives here, so that the resolved configuration in a run folder *is* the
+experiment. Nothing else in the package reads flags or environment variables. A value that makes no sense
+raises `ConfigError` with one sentence naming the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Dropout = Literal["off", "tied", "per_token"]
+Answers = Literal["generated", "candidates", "reference"]
+Reduction = Literal["sum", "mean", "max"]
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class ConfigError(ValueError):
+    """A configuration value a run cannot start with; the message is meant for the user as it stands."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen base model."""
+
+    path: str = "embedded:skills"
+    """Hugging Face folder or hub name; `embedded:skills` is the small model that ships with the package."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type the frozen weights are stored and multiplied in; softmax, norms and the adapter stay float32."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapter: W x + (alpha / rank) B A dropout(x)."""
+
+    rank: int = 64
+    """Inner width r of the two factors."""
+    alpha: float = 16.0
+    """Numerator of the scale alpha / rank."""
+    dropout: float = 0.1
+    """Probability that an entry of A's input is dropped."""
+    training_dropout: Dropout = "per_token"
+    """Masks in training: off, one per token (as PEFT), or one per row shared by its tokens (tied)."""
+    targets: tuple[str, ...] = PROJECTIONS
+    """Projections that get an adapter, comma separated."""
+    init: Literal["gaussian", "kaiming_uniform"] = "gaussian"
+    """Initial A: N(0, 1/rank) as in the LoRA paper's code path, or PEFT's default. B always starts at 0."""
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, f"lora.rank is {self.rank}; it must be at least 1")
+        _require(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
+        _require(0 <= self.dropout < 1, f"lora.dropout is {self.dropout}; it must be in [0, 1)")
+        _require(bool(self.targets), "lora.targets is empty; name at least one of " + ", ".join(PROJECTIONS))
+        unknown = [name for name in self.targets if name not in PROJECTIONS]
+        _require(
+            not unknown,
+            f"lora.targets names {', '.join(unknown)}, which no layer is called; choose from {', '.join(PROJECTIONS)}",
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Fine-tuning of one fresh adapter on everything labelled so far."""
+
+    learning_rate: float = 1.5e-4
+    """Peak rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls to 0, over the steps really taken."""
+    warmup_fraction: float = 0.0
+    """Share of the steps over which the rate rises from 0."""
+    decay_fraction: float = 1.0
+    """Share of the steps, at the end, over which the rate falls."""
+    epochs: int = 3
+    """Passes over the labelled set."""
+    batch_size: int = 8
+    """Labelled rows a step."""
+    adam_b1: float = 0.9
+    """Decay of Adam's first moment."""
+    adam_b2: float = 0.999
+    """Decay of Adam's second moment."""
+    gradient_clip: float | None = 1.0
+    """Largest global norm of the gradient; none to switch clipping off."""
+    decay_a: float = 0.0
+    """Decoupled weight decay on A (AdamW)."""
+    decay_b: float = 0.5
+    """Decoupled weight decay on B (AdamW), the released code's form of L2 on B."""
+    l2_b: float = 0.0
+    """Weight beta of the explicit loss term beta * ||B||^2."""
+    confidence_penalty: float = 0.0
+    """Weight of the entropy bonus in the loss, nats (Pereyra et al. 2017)."""
+    entropy_floor: float | None = None
+    """Hinge form: only entropy missing below this many nats is penalised; none for the plain form."""
+    label_smoothing: float = 0.0
+    """Share of the target mass spread evenly over the vocabulary."""
+    replay: str | None = None
+    """JSONL of already mastered rows mixed into each batch; `embedded:skills` for the shipped file."""
+    replay_rows: int = 0
+    """Replay rows a step; they are not labels and are not counted as such."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be positive")
+        _require(self.epochs >= 1, f"training.epochs is {self.epochs}; it must be at least 1")
+        _require(self.batch_size >= 1, f"training.batch_size is {self.batch_size}; it must be at least 1")
+        for name in ("adam_b1", "adam_b2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"training.{name} is {value}; it must be in [0, 1)")
+        for name in ("warmup_fraction", "decay_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"training.{name} is {value}; it must be in [0, 1]")
+        _require(
+            self.warmup_fraction + self.decay_fraction <= 1 or self.schedule == "constant" or self.warmup_fraction == 0,
+            f"training.warmup_fraction + training.decay_fraction is "
+            f"{self.warmup_fraction + self.decay_fraction}; together they may be at most 1",
+        )
+        for name in ("decay_a", "decay_b", "l2_b", "confidence_penalty"):
+            value = getattr(self, name)
+            _require(value >= 0, f"training.{name} is {value}; it must not be negative")
+        _require(
+            0 <= self.label_smoothing < 1,
+            f"training.label_smoothing is {self.label_smoothing}; it must be in [0, 1)",
+        )
+        _require(self.replay_rows >= 0, f"training.replay_rows is {self.replay_rows}; it must not be negative")
+        _require(
+            (self.replay_rows > 0) == (self.replay is not None),
+            "training.replay and training.replay_rows go together; set both or neither",
+        )
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """How the pool is scored."""
+
+    answers: Answers = "generated"
+    """What is scored: the model's own greedy response, a closed answer set, or gold (an oracle)."""
+    mc_samples: int = 3
+    """Monte-Carlo dropout passes K for the strategies that average over them."""
+    dropout: Literal["tied", "per_token"] = "tied"
+    """Masks of the MC passes; tied makes each pass one sample of A's weights."""
+    batch_size: int = 16
+    """Prompts a device batch."""
+
+    def __post_init__(self) -> None:
+        _require(self.mc_samples >= 1, f"scoring.mc_samples is {self.mc_samples}; it must be at least 1")
+        _require(self.batch_size >= 1, f"scoring.batch_size is {self.batch_size}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class AcquisitionConfig:
+    """Overrides of what a strategy's registry entry says; none keeps the entry's own choice."""
+
+    reduction: Reduction = "sum"
+    """Over the tokens of a response: sum as in the paper, mean or max."""
+    normaliser: Literal["minmax", "zscore", "rank"] | None = None
+    """Scale on which base and full uncertainty are blended."""
+    schedule: Literal["released", "linear", "constant", "cosine"] | None = None
+    """lambda(t), the weight of the base model."""
+    constant: float = 0.5
+    """Value of lambda under the constant schedule."""
+    selection: Literal["top_k", "power"] | None = None
+    """Most uncertain first, or log-score plus Gumbel noise (PowerBALD)."""
+    power: float = 1.0
+    """Coldness of the power selection; larger is closer to top_k."""
+    arithmetic: Literal["standard", "released"] = "standard"
+    """`released` reproduces the released code: base on [0, 1], full as raw sum."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.constant <= 1, f"acquisition.constant is {self.constant}; it must be in [0, 1]")
+        _require(self.power > 0, f"acquisition.power is {self.power}; it must be positive")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The labelling budget: initial_labels + (rounds - 1) * labels_per_round."""
+
+    initial_labels: int = 500
+    """Examples labelled at random before the first training."""
+    labels_per_round: int = 500
+    """Examples picked by the strategy before each later training."""
+    rounds: int = 10
+    """Number of trainings."""
+
+    def __post_init__(self) -> None:
+        for name in ("initial_labels", "labels_per_round", "rounds"):
+            value = getattr(self, name)
+            _require(value >= 1, f"loop.{name} is {value}; it must be at least 1")
+
+    @property
+    def budget(self) -> int:
+        """Labels bought over the whole run."""
+        return self.initial_labels + (self.rounds - 1) * self.labels_per_round
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Pool, test set and limits."""
+
+    task: str = "skills"
+    """Template, parser and correctness: gsm8k, boolq, openbookqa, skills, released."""
+    train: str | None = None
+    """The pool: JSONL, CSV or Parquet file, or a hub name; the task's own generator when none (skills)."""
+    test: str | None = None
+    """The test set, likewise."""
+    regime: Literal["R0", "R1", "R2", "R3", "R4"] = "R1"
+    """Pool of the skills benchmark: R0 balanced, R1 Zipf, R2 mostly known, R3 unlearnable fifth, R4 Zipf from few."""
+    pool_size: int = 1500
+    """Items the skills generator puts into the pool."""
+    pool_limit: int | None = None
+    """Use at most this many pool examples, drawn with the seed."""
+    test_limit: int | None = None
+    """Use at most this many test examples, drawn with a fixed seed."""
+    max_prompt_tokens: int = 128
+    """Longest prompt."""
+    max_response_tokens: int = 256
+    """Longest response trained on, generated and scored, end-of-sequence included."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """Prompts over the limit: refuse, leave the example out, or cut on the left; responses: refuse, or cut (both)."""
+
+    def __post_init__(self) -> None:
+        for name in ("pool_size", "pool_limit", "test_limit", "max_prompt_tokens", "max_response_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"data.{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the fine-tuned model is judged after each round."""
+
+    batch_size: int = 64
+    """Test prompts a device batch."""
+    confidence: Literal["sequence", "mean_token"] = "sequence"
+    """Probability read as confidence: of the whole response, or its geometric mean a token."""
+    bins: int = 15
+    """Bins of the expected calibration error."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"evaluation.batch_size is {self.batch_size}; it must be at least 1")
+        _require(self.bins >= 1, f"evaluation.bins is {self.bins}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """An experiment: every strategy with every seed, each in OUTPUT_DIR/STRATEGY/seed-N."""
+
+    output_dir: str = "runs/experiment"
+    """Folder of the run folders and the report."""
+    strategies: tuple[str, ...] = ("star", "random")
+    """Names from the strategy registry, comma separated."""
+    seeds: tuple[int, ...] = (0,)
+    """One run a strategy and seed, comma separated; a seed fixes pool draw, initial set, adapters and dropout."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    acquisition: AcquisitionConfig = field(default_factory=AcquisitionConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.strategies), "strategies is empty; name at least one, for example star")
+        _require(bool(self.seeds), "seeds is empty; give at least one, for example 0")
+        _require(len(set(self.strategies)) == len(self.strategies), "strategies names one twice; name each once")
+        _require(len(set(self.seeds)) == len(self.seeds), "seeds names one twice; name each once")
+        _require(all(seed >= 0 for seed in self.seeds), "seeds must not be negative")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dictionary, ready for YAML."""
+        return dataclasses.asdict(self)

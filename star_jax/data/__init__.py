@@ -1,0 +1,1 @@
+"""Data: example, prompt, tokens, batches of static shape."""

@@ -1,0 +1,236 @@
+"""Text to tokens to batches of a few static shapes.
+
+Rows are padded on the right. A dataset's rows are sorted into at most `BUCKETS` widths, known before any
+row is seen, so that a whole run compiles a handful of programs whatever the data turn out to be.
+
+Shapes: `B` batch, `P` prompt tokens, `T` tokens of prompt and response, `R` response tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from star_jax.data.examples import DataError, Example, Prompt
+from star_jax.data.tasks.task import Task
+
+BUCKETS = 4
+"""Widths a dimension is cut into."""
+
+NARROW = 64
+"""Limits up to this many tokens get one bucket: splitting them saves less time than a compilation costs."""
+
+TooLong = Literal["error", "drop", "truncate"]
+_log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One tokenised example: all tokens, and how many of them are the prompt."""
+
+    tokens: np.ndarray
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows of one bucket.
+
+    Attributes:
+      tokens: `B×T` int32.
+      prompt_lengths: `B` int32, at least 1.
+      lengths: `B` int32, prompt and response together.
+      index: `B` int32, the row's place in its dataset; names its PRNG key.
+      row_mask: `B` bool, False for rows that only fill the batch up.
+      width: R, the response width of the bucket (static).
+    """
+
+    tokens: np.ndarray
+    prompt_lengths: np.ndarray
+    lengths: np.ndarray
+    index: np.ndarray
+    row_mask: np.ndarray
+    width: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Longest prompt and response in tokens, and what to do with longer ones."""
+
+    prompt: int
+    response: int
+    too_long: TooLong = "error"
+
+    def prompt_buckets(self) -> tuple[int, ...]:
+        """Widths P of prompts."""
+        return _edges(self.prompt)
+
+    def sequence_buckets(self) -> tuple[tuple[int, int], ...]:
+        """Widths (T, R) of prompts with responses."""
+        totals = _edges(self.prompt + self.response)
+        responses = _edges(self.response) if len(totals) > 1 else (self.response,)
+        responses = responses if len(responses) == len(totals) else (self.response,) * len(totals)
+        return tuple(zip(totals, responses, strict=True))
+
+
+def _edges(limit: int) -> tuple[int, ...]:
+    if limit <= NARROW:
+        return (limit,)
+    return tuple(-(-limit * part // BUCKETS) for part in range(1, BUCKETS + 1))
+
+
+class Encoder:
+    """A tokenizer with a task's format and the limits of a run."""
+
+    def __init__(self, tokenizer: Any, task: Task, limits: Limits) -> None:
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.append_eos = task.append_eos
+        self.eos_id: int = tokenizer.eos_token_id
+
+    def prompts(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """Tokens of each prompt, special tokens as the tokenizer adds them.
+
+        Raises:
+          DataError: a prompt is longer than the limit and `too_long` is not `truncate`; `within_limits`
+            leaves such prompts out beforehand where it is `drop`.
+        """
+        if not prompts:
+            return []
+        encoded = self.tokenizer([prompt.text for prompt in prompts])["input_ids"]
+        return [self._fit_prompt(prompt, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
+
+    def examples(self, examples: Sequence[Example]) -> list[Row]:
+        """Tokens of each prompt followed by its response.
+
+        The text is tokenised as one, and a token belongs to the response if it ends behind the last
+        character of the prompt. End-of-sequence is part of the response where the task says so.
+        """
+        if not examples:
+            return []
+        encoded = self.tokenizer(
+            [example.prompt.text + example.response for example in examples], return_offsets_mapping=True
+        )
+        rows = []
+        for example, ids, offsets in zip(examples, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            end = len(example.prompt.text)
+            start = next((i for i, (_, stop) in enumerate(offsets) if stop > end), len(ids))
+            response = list(ids[start:]) + ([self.eos_id] if self.append_eos else [])
+            if not response:
+                raise DataError(f"example {example.id}: the response is empty; give it a text or leave the row out")
+            if len(response) > self.limits.response:
+                if self.limits.too_long == "error":
+                    raise DataError(self._too_long(example.id, "response", len(response), self.limits.response))
+                response = response[: self.limits.response]
+            prompt = self._fit_prompt(example.prompt, ids[:start])
+            rows.append(Row(np.concatenate([prompt, np.asarray(response, np.int32)]), len(prompt)))
+        return rows
+
+    def within_limits(self, examples: Sequence[Example]) -> list[Example]:
+        """Applies `too_long` before a run starts, so that no round fails over a length; counts are logged.
+
+        Where it is `drop`, examples with a prompt over the limit are left out. A response over the limit is cut
+        when it is trained on: leaving its example out would let a hidden response decide what the pool is.
+
+        Raises:
+          DataError: `too_long` is `error` and an example is over a limit.
+        """
+        if not examples:
+            return []
+        prompts = [len(ids) for ids in self.tokenizer([example.prompt.text for example in examples])["input_ids"]]
+        kept = list(examples)
+        if self.limits.too_long == "error":
+            self.examples(examples)
+            return kept
+        if self.limits.too_long == "drop":
+            kept = [e for e, length in zip(examples, prompts, strict=True) if length <= self.limits.prompt]
+        long = sum(length > self.limits.prompt for length in prompts)
+        if long:
+            verb = "left out" if self.limits.too_long == "drop" else "cut on the left"
+            _log.warning("%d of %d prompts are over %d tokens and are %s", long, len(prompts), self.limits.prompt, verb)
+        return kept
+
+    def text(self, tokens: np.ndarray) -> str:
+        """Text of response tokens, special tokens left out."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _fit_prompt(self, prompt: Prompt, ids: Sequence[int]) -> np.ndarray:
+        if not ids:
+            raise DataError(f"example {prompt.id}: the prompt has no tokens; give it a text or leave the row out")
+        limit = self.limits.prompt
+        if len(ids) > limit:
+            if self.limits.too_long != "truncate":
+                raise DataError(self._too_long(prompt.id, "prompt", len(ids), limit))
+            ids = ids[-limit:]
+        return np.asarray(ids, np.int32)
+
+    def _too_long(self, name: str, part: str, length: int, limit: int) -> str:
+        return (
+            f"example {name}: the {part} has {length} tokens, over data.max_{part}_tokens = {limit}; "
+            f"raise the limit, or set data.too_long to drop or truncate"
+        )
+
+
+def prompt_batches(prompts: Sequence[np.ndarray], limits: Limits, batch_size: int) -> Iterator[Batch]:
+    """Batches of prompts alone, by width, in order within a width; `width` is 0."""
+    edges = limits.prompt_buckets()
+    rows = [Row(tokens, len(tokens)) for tokens in prompts]
+    yield from _bucketed(rows, [(edge, 0) for edge in edges], batch_size)
+
+
+def sequence_batches(rows: Sequence[Row], limits: Limits, batch_size: int) -> Iterator[Batch]:
+    """Batches of prompts with responses, by width, in order within a width."""
+    yield from _bucketed(rows, limits.sequence_buckets(), batch_size)
+
+
+def grouped_batches(rows: Sequence[Row], group: int, limits: Limits, groups_a_batch: int) -> Iterator[Batch]:
+    """Batches of rows that stay together in groups of `group` neighbours; `index` numbers the groups."""
+    buckets = limits.sequence_buckets()
+    places = [_bucket_of(row, buckets) for row in rows]
+    widest = [max(places[start : start + group]) for start in range(0, len(rows), group)]
+    for number, bucket in enumerate(buckets):
+        members = [i for i, place in enumerate(widest) if place == number]
+        for start in range(0, len(members), groups_a_batch):
+            chosen = [i for i in members[start : start + groups_a_batch] for _ in range(group)]
+            together = [rows[i * group + turn % group] for turn, i in enumerate(chosen)]
+            yield _pad(together, chosen, bucket, groups_a_batch * group)
+
+
+def pack(rows: Sequence[Row], index: Sequence[int], limits: Limits, batch_size: int) -> Batch:
+    """The given rows as one batch, in the smallest bucket that holds them all."""
+    buckets = limits.sequence_buckets()
+    return _pad(rows, index, buckets[max(_bucket_of(row, buckets) for row in rows)], batch_size)
+
+
+def _bucketed(rows: Sequence[Row], buckets: Sequence[tuple[int, int]], batch_size: int) -> Iterator[Batch]:
+    places = [_bucket_of(row, buckets) for row in rows]
+    for number, bucket in enumerate(buckets):
+        members = [i for i, place in enumerate(places) if place == number]
+        for start in range(0, len(members), batch_size):
+            chosen = members[start : start + batch_size]
+            yield _pad([rows[i] for i in chosen], chosen, bucket, batch_size)
+
+
+def _bucket_of(row: Row, buckets: Sequence[tuple[int, int]]) -> int:
+    response = len(row.tokens) - row.prompt_length
+    for number, (total, width) in enumerate(buckets):
+        if len(row.tokens) <= total and response <= width:
+            return number
+    raise ValueError(f"a row of {len(row.tokens)} tokens, {response} of them response, fits no bucket of {buckets}")
+
+
+def _pad(rows: Sequence[Row], index: Sequence[int], bucket: tuple[int, int], batch_size: int) -> Batch:
+    total, width = bucket
+    count = len(rows)
+    tokens = np.zeros((batch_size, total), np.int32)
+    prompt_lengths = np.ones(batch_size, np.int32)
+    lengths = np.ones(batch_size, np.int32)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row.tokens)] = row.tokens
+        prompt_lengths[place], lengths[place] = row.prompt_length, len(row.tokens)
+    numbers = np.zeros(batch_size, np.int32)
+    numbers[:count] = index
+    return Batch(tokens, prompt_lengths, lengths, numbers, np.arange(batch_size) < count, width)

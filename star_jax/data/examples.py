@@ -1,0 +1,44 @@
+"""The two things an example can be: a prompt, which anyone may see, and a prompt with its response.
+
+The scorer and the strategies only ever receive `Prompt`s. A gold response lives in an `Example`, and
+examples are held by the annotator alone, so that a label cannot leak into a selection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An unlabelled example.
+
+    Attributes:
+      id: unique name within the pool; ties between scores break by it.
+      text: what the model reads, template applied.
+    """
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A labelled example.
+
+    Attributes:
+      prompt: the prompt the label belongs to.
+      response: the text the model should answer with, without end-of-sequence.
+    """
+
+    prompt: Prompt
+    response: str
+
+    @property
+    def id(self) -> str:
+        """The prompt's id."""
+        return self.prompt.id
+
+
+class DataError(ValueError):
+    """Input data a run cannot use; the message names file, line and field and is meant for the user."""

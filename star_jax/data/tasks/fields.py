@@ -1,0 +1,56 @@
+"""Typed reading of a raw row's fields, for the tasks.
+
+What belongs here: turning a missing, empty or wrongly typed field into one `DataError` that names the field.
+The file and the line are put in front of it by `star_jax.data.loading`, which knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from star_jax.data.examples import DataError
+
+
+def text_field(row: Mapping[str, Any], name: str) -> str:
+    """The field's text, exactly as it stands.
+
+    Raises:
+      DataError: the field is missing, null, no string, blank, or not valid Unicode.
+    """
+    text = optional_text_field(row, name)
+    if text is None:
+        state = "is empty" if row.get(name) is not None else f"is missing (the row has {_names(row)})"
+        raise DataError(f"field '{name}' {state}; fill it in, or choose the data.task that fits the file")
+    return text
+
+
+def optional_text_field(row: Mapping[str, Any], name: str) -> str | None:
+    """The field's text, or None where the row has no such field or only blanks in it.
+
+    Raises:
+      DataError: the field is no string, or not valid Unicode.
+    """
+    value = row.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"field '{name}' is {_short(value)}; it must be a string")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        # JSON can spell half of a surrogate pair, and no tokenizer can read one.
+        raise DataError(f"field '{name}' holds an unpaired surrogate (\\ud800 to \\udfff); remove it")
+    return value if value.strip() else None
+
+
+def invalid_field(row: Mapping[str, Any], name: str, expected: str) -> DataError:
+    """The error for a field whose value makes no sense; `expected` says what would."""
+    return DataError(f"field '{name}' is {_short(row.get(name))}; expected {expected}")
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, row)) or "no fields"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

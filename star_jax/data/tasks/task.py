@@ -1,0 +1,46 @@
+"""What a task is: five functions and a closed answer set, as data.
+
+A task knows how a raw row becomes a prompt and a response, and how a generated text is read and judged.
+Adding one is one file that builds a `Task`, and one line in the registry of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from star_jax.data.examples import Prompt
+
+
+def no_group(prompt: Prompt) -> str:
+    """All prompts in one group."""
+    return "all"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set's format.
+
+    Attributes:
+      name: registry name.
+      prompt: row -> prompt text; raises `DataError` naming the field that is missing or of the wrong type.
+      response: row -> response text, or None where the row carries no label.
+      parse: generated or reference text -> canonical answer, or None where none can be read.
+      candidates: response texts of a closed answer set, or None for free answers.
+      group: prompt -> name of its kind, for reports of what was picked.
+      append_eos: whether a response ends in the tokenizer's end-of-sequence token.
+    """
+
+    name: str
+    prompt: Callable[[Mapping[str, Any]], str]
+    response: Callable[[Mapping[str, Any]], str | None]
+    parse: Callable[[str], str | None]
+    candidates: tuple[str, ...] | None = None
+    group: Callable[[Prompt], str] = no_group
+    append_eos: bool = True
+
+    def is_correct(self, prediction: str, reference: str) -> bool:
+        """Exact match of the parsed answers; a prediction that cannot be parsed is wrong."""
+        answer = self.parse(prediction)
+        return answer is not None and answer == self.parse(reference)

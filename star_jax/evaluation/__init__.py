@@ -1,0 +1,1 @@
+"""How good, how well calibrated and how label-efficient a model is."""

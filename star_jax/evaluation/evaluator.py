@@ -1,0 +1,140 @@
+"""Judges a model on the test set: greedy responses, exact match, calibration, and what its uncertainty knows.
+
+Shapes: `N` test examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from star_jax.acquisition.pool_scoring import (
+    GeneratedPool,
+    ProposedPool,
+    generated_pool,
+    generated_texts,
+    proposed_pool,
+    score_pool,
+)
+from star_jax.config import EvaluationConfig
+from star_jax.data.batching import Encoder
+from star_jax.data.examples import Example
+from star_jax.data.tasks.task import Task
+from star_jax.evaluation.accuracy import accuracy, grouped_accuracy, judge
+from star_jax.evaluation.calibration import auroc, brier, expected_calibration_error
+from star_jax.models.checkpoint_hf import LanguageModel
+from star_jax.models.lora import Adapter
+
+UNCERTAINTY = "token_entropy"
+"""Measure whose AUROC against errors is reported, whatever the strategy picks by: so that runs compare."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Test examples, tokenised once for all rounds.
+
+    Attributes:
+      examples: with gold responses.
+      prompts: for generation.
+      gold: the gold responses, for their NLL.
+    """
+
+    __test__ = False  # The name is the field's; it is no test case.
+
+    examples: Sequence[Example]
+    prompts: GeneratedPool
+    gold: ProposedPool
+
+
+class Evaluation(NamedTuple):
+    """Figures of one model.
+
+    Attributes:
+      metrics: accuracy, nll (nats a gold token), brier, ece (equal width), ece_equal_mass, auroc and
+        auroc_base (uncertainty against errors; None where all answers are right or all wrong), group_accuracy.
+      predictions: one object an example, ready for predictions.jsonl.
+    """
+
+    metrics: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+def prepare_test_set(encoder: Encoder, examples: Sequence[Example], batch_size: int) -> TestSet:
+    """Tokenises prompts and gold responses."""
+    prompts = generated_pool(encoder, [example.prompt for example in examples], batch_size)
+    return TestSet(examples, prompts, proposed_pool(encoder, encoder.examples(examples), batch_size))
+
+
+def base_uncertainty(
+    model: LanguageModel, test: TestSet, on_batch: Callable[[int], None] = lambda rows: None
+) -> np.ndarray:
+    """The base model's uncertainty `N` on its own greedy responses, nats; the same in every round."""
+    return np.asarray(score_pool(model, None, test.prompts, on_batch=on_batch).measures[UNCERTAINTY])
+
+
+def evaluate(
+    model: LanguageModel,
+    adapter: Adapter | None,
+    test: TestSet,
+    task: Task,
+    encoder: Encoder,
+    config: EvaluationConfig,
+    *,
+    base: np.ndarray,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> Evaluation:
+    """Generates on every test prompt, and judges.
+
+    Args:
+      model: decoder and frozen weights.
+      adapter: the fine-tuned adapter; None judges the base model.
+      test: the test set.
+      task: parser and correctness.
+      encoder: tokenizer.
+      config: confidence and bins.
+      base: `N` from `base_uncertainty`, for `auroc_base`.
+      on_batch: told the number of examples of each batch.
+    """
+    scores = score_pool(model, adapter, test.prompts, on_batch=on_batch)
+    gold = score_pool(model, adapter, test.gold).measures
+    texts = generated_texts(scores, encoder)
+    correct = judge(task, texts, [example.response for example in test.examples])
+
+    suffix = "_mean" if config.confidence == "mean_token" else ""
+    nll = np.asarray(scores.measures[f"sequence_nll{suffix}"], np.float64)
+    confidence = np.exp(-nll)
+    uncertainty = np.asarray(scores.measures[UNCERTAINTY])
+    groups = [task.group(example.prompt) for example in test.examples]
+    metrics = {
+        "accuracy": accuracy(correct),
+        "nll": _total(gold["sequence_nll"]) / _total(gold["response_tokens"]),
+        "brier": brier(confidence, correct),
+        "ece": expected_calibration_error(confidence, correct, config.bins, "equal_width"),
+        "ece_equal_mass": expected_calibration_error(confidence, correct, config.bins, "equal_mass"),
+        "auroc": auroc(uncertainty, ~correct),
+        "auroc_base": auroc(base, ~correct),
+        "group_accuracy": grouped_accuracy(correct, groups),
+    }
+    predictions = [
+        {
+            "id": example.id,
+            "prediction": text,
+            "reference": example.response,
+            "correct": bool(right),
+            "confidence": float(sure),
+            "uncertainty": float(unsure),
+            "base_uncertainty": float(unsure_base),
+            "group": group,
+        }
+        for example, text, right, sure, unsure, unsure_base, group in zip(
+            test.examples, texts, correct, confidence, uncertainty, base, groups, strict=True
+        )
+    ]
+    return Evaluation(metrics, predictions)
+
+
+def _total(values: Any) -> float:
+    return float(np.sum(np.asarray(values), dtype=np.float64))

@@ -1,0 +1,68 @@
+"""Comparison of two strategies over the same seeds: differences seed by seed, their spread and their tests."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+class PairedDifference(NamedTuple):
+    """Of a − b over paired runs.
+
+    Attributes:
+      mean: mean difference.
+      sd: sample standard deviation of the differences, None for one pair.
+      n: number of pairs.
+      t_p_value: two-sided paired t test; None for one pair and where the differences do not vary.
+      wilcoxon_p_value: two-sided Wilcoxon signed-rank test; None for one pair and where all differences are 0.
+      interval: 95 % confidence interval of the mean after Student, None for one pair.
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+    t_p_value: float | None
+    wilcoxon_p_value: float | None
+    interval: tuple[float, float] | None
+
+
+def mean_and_sd(values: ArrayLike) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (n − 1) of at least one value; no deviation for a single one."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"expected at least one value, got shape {array.shape}")
+    return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:
+    """Compare two lists of results, the i-th of each from the same seed.
+
+    Args:
+      a: results of one strategy.
+      b: results of the other, as many.
+
+    Raises:
+      ValueError: no results, or lists of different length.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"paired results must be of one length, got shapes {first.shape} and {second.shape}")
+    difference = first - second
+    mean, sd = mean_and_sd(difference)
+    n = difference.size
+    if sd is None:
+        return PairedDifference(mean, None, n, None, None, None)
+
+    # Differences that are equal but for the rounding of a − b would make a t statistic out of rounding errors.
+    rounding = 4 * np.finfo(np.float64).eps * max(np.abs(first).max(), np.abs(second).max())
+    t_p_value = None
+    if sd > rounding:
+        t_p_value = float(2 * stats.t.sf(abs(mean) / (sd / np.sqrt(n)), n - 1))
+    wilcoxon_p_value = None
+    if np.abs(difference).max() > rounding:
+        wilcoxon_p_value = float(stats.wilcoxon(np.where(np.abs(difference) > rounding, difference, 0)).pvalue)
+    half = float(stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n))
+    return PairedDifference(mean, sd, n, t_p_value, wilcoxon_p_value, (mean - half, mean + half))

@@ -1,0 +1,321 @@
+"""A whole experiment: every strategy with every seed, each in a run folder of its own, and the report.
+
+The shell around the loop: loads what a run needs, times its phases, writes its files, takes it up again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from star_jax.acquisition.pool_scoring import Pool, candidate_pool, generated_pool, proposed_pool
+from star_jax.acquisition.strategies import Strategy, get_strategy, resolve
+from star_jax.active.loop import LoopState, Problem, RoundInfo, init, step
+from star_jax.active.oracles import SimulatedOracle
+from star_jax.config import ConfigError, ExperimentConfig
+from star_jax.data.batching import Encoder, Limits, Row
+from star_jax.data.examples import Example
+from star_jax.data.loading import load_examples, load_pool_and_test
+from star_jax.data.tasks import get_task
+from star_jax.data.tasks.task import Task
+from star_jax.evaluation.curves import aubc
+from star_jax.evaluation.evaluator import TestSet, base_uncertainty, evaluate, prepare_test_set
+from star_jax.models.checkpoint_hf import EMBEDDED, LanguageModel, load_model, load_tokenizer, resolve_folder
+from star_jax.models.lora import b_norm
+from star_jax.models.peft_format import save_adapter
+from star_jax.runtime.checkpoints import load_state, save_state
+from star_jax.runtime.progress import Progress
+from star_jax.runtime.run_folder import RunFolder, replace_folder_atomic
+
+REPLAY_FILE = "replay.jsonl"
+"""Name of the replay rows beside a model that ships with the package."""
+
+
+@dataclass
+class Timed:
+    """An observer that shows progress and adds up the seconds of each phase."""
+
+    progress: Progress
+    title: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Times a phase; see `active.loop.Observer`. A phase with nothing to do is not shown."""
+        began = time.monotonic()
+        try:
+            if total:
+                with self.progress.task(f"{self.title}: {name}", total, unit) as tick:
+                    yield tick
+            else:
+                yield lambda count: None
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+
+@dataclass
+class Workbench:
+    """What the runs of an experiment share: the model, and figures of the base model that stay the same.
+
+    Attributes:
+      config: the experiment.
+      model: the frozen base model.
+      encoder: tokenizer, format and limits.
+      task: format and correctness.
+      replay: tokenised replay rows.
+      progress: where to show what is going on.
+      base_measures: (pool, measure) -> the base model's scores, computed by the first run that needs them.
+      base_tests: test set -> the base model's uncertainty on it.
+    """
+
+    config: ExperimentConfig
+    model: LanguageModel
+    encoder: Encoder
+    task: Task
+    replay: Sequence[Row]
+    progress: Progress
+    base_measures: dict[tuple[Any, ...], jax.Array] = field(default_factory=dict)
+    base_tests: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
+
+
+def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[str, Any]]:
+    """Runs, or continues, every strategy with every seed.
+
+    Args:
+      config: the experiment.
+      progress: where to show what is going on.
+
+    Returns:
+      One summary a run, in the order of strategies and seeds.
+
+    Raises:
+      ConfigError, DataError: something the user can put right.
+      FloatingPointError: a training or a score diverged.
+    """
+    strategies = [get_strategy(name) for name in config.strategies]
+    task = get_task(config.data.task)
+    _check(config, strategies, task)
+    limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
+    encoder = Encoder(load_tokenizer(config.model.path), task, limits)
+    model = load_model(config.model.path, config.model.dtype)
+    bench = Workbench(config, model, encoder, task, _load_replay(config, task, encoder), progress)
+    summaries = {}
+    for seed in config.seeds:
+        # A seed's pool is loaded once for all strategies, which must see the same one.
+        data = load_pool_and_test(config.data, seed)
+        if data.duplicate_prompts or data.test_overlap:
+            progress.log(
+                f"seed {seed}: {data.duplicate_prompts} pool prompts repeat an earlier one, "
+                f"{data.test_overlap} are also in the test set"
+            )
+        pool, test = encoder.within_limits(data.pool), encoder.within_limits(data.test)
+        _check_sizes(config, len(pool), len(test))
+        for strategy in strategies:
+            summaries[strategy.name, seed] = _run(bench, strategy, seed, pool, test)
+    return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
+
+
+def _check(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
+    for strategy in strategies:
+        resolved = resolve(strategy, config.acquisition)
+        if resolved.monte_carlo and config.lora.dropout == 0:
+            raise ConfigError(
+                f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
+                f"the same; set lora.dropout above 0 or choose another strategy"
+            )
+    if config.lora.training_dropout != "off" and config.lora.dropout == 0:
+        raise ConfigError(
+            f"lora.training_dropout is {config.lora.training_dropout} and lora.dropout is 0; "
+            f"set lora.dropout above 0 or lora.training_dropout to off"
+        )
+    if config.scoring.answers == "candidates" and task.candidates is None:
+        raise ConfigError(
+            f"scoring.answers is candidates, but task {task.name} has no closed answer set; choose generated"
+        )
+
+
+def _check_sizes(config: ExperimentConfig, pool: int, test: int) -> None:
+    if config.loop.budget > pool:
+        raise ConfigError(
+            f"loop asks for {config.loop.budget} labels (initial_labels + (rounds - 1) * labels_per_round) and the "
+            f"pool has {pool} examples; lower one of the three or enlarge the pool"
+        )
+    if test == 0:
+        raise ConfigError("no test example is within data.max_prompt_tokens; raise it or set data.too_long to truncate")
+
+
+def _load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[Row]:
+    source = config.training.replay
+    if source is None:
+        return []
+    path = str(resolve_folder(source) / REPLAY_FILE) if source.startswith(EMBEDDED) else source
+    return encoder.examples(encoder.within_limits(load_examples(task, path, "train")))
+
+
+def _run(
+    bench: Workbench, strategy: Strategy, seed: int, pool: Sequence[Example], test: Sequence[Example]
+) -> dict[str, Any]:
+    config, progress = bench.config, bench.progress
+    device = jax.devices()[0].device_kind
+    with RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device) as folder:
+        title = f"{strategy.name} seed {seed}"
+        if folder.finished:
+            progress.log(f"{title}: finished already, in {folder.path}")
+            return folder.summary()
+        state = load_state(folder.path)
+        if state is not None:
+            progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
+        folder.drop_rounds_from(0 if state is None else state.round)
+        problem = _problem(bench, pool)
+        measure = resolve(strategy, config.acquisition).measure
+        place = (measure, *(example.prompt for example in pool))
+        if state is None:
+            state = init(len(pool), bench.base_measures.get(place))
+        test_set = prepare_test_set(bench.encoder, test, config.evaluation.batch_size)
+        while state.round < config.loop.rounds:
+            state = _round(bench, strategy, seed, problem, test_set, state, folder, title)
+            if state.base is not None:
+                bench.base_measures[place] = state.base
+        summary = _summary(strategy.name, seed, folder.metrics())
+        folder.write_summary(summary)
+        return summary
+
+
+def _problem(bench: Workbench, pool: Sequence[Example]) -> Problem:
+    prompts = [example.prompt for example in pool]
+    oracle = SimulatedOracle(pool)
+    batch_size = bench.config.scoring.batch_size
+    tokens: Pool
+    if bench.config.scoring.answers == "candidates":
+        assert bench.task.candidates is not None
+        tokens = candidate_pool(bench.encoder, prompts, bench.task.candidates, batch_size)
+    elif bench.config.scoring.answers == "reference":
+        tokens = proposed_pool(bench.encoder, bench.encoder.examples(oracle.reveal(prompts)), batch_size)
+    else:
+        tokens = generated_pool(bench.encoder, prompts, batch_size)
+    return Problem(bench.model, bench.encoder, prompts, tokens, oracle, bench.replay)
+
+
+def _round(
+    bench: Workbench,
+    strategy: Strategy,
+    seed: int,
+    problem: Problem,
+    test: TestSet,
+    state: LoopState,
+    folder: RunFolder,
+    title: str,
+) -> LoopState:
+    """One round and its files; the checkpoint is written last, and makes the round count."""
+    config, number = bench.config, state.round
+    timed = Timed(bench.progress, f"{title}, round {number + 1}/{config.loop.rounds}")
+    state, info = step(config, strategy, problem, state, jax.random.key(seed), timed)
+    assert state.adapter is not None
+    base = _base_on_test(bench, test)
+    with timed.phase("evaluate", len(test.examples), "examples") as tick:
+        figures, predictions = evaluate(
+            bench.model,
+            state.adapter,
+            test,
+            bench.task,
+            bench.encoder,
+            config.evaluation,
+            base=base,
+            on_batch=tick,
+        )
+    queried = _queried(bench.task, problem, info)
+    row = {
+        "round": number,
+        "labelled": info.labelled,
+        **figures,
+        "lora_b_norm": float(b_norm(state.adapter)),
+        "train_loss": info.train_loss,
+        **{f"{name}_seconds": round(timed.seconds.get(name, 0.0), 3) for name in ("train", "score", "evaluate")},
+        "score_length_correlation": _length_correlation(info),
+        "picked_groups": _counts([entry["group"] for entry in queried]),
+    }
+    folder.write_round(number, queried, predictions)
+    adapter = state.adapter
+    replace_folder_atomic(
+        folder.adapter,
+        lambda path: save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout),
+    )
+    folder.append_metrics(row)
+    save_state(folder.path, state)
+    bench.progress.log(
+        f"{timed.title}: {info.labelled} labels, accuracy {figures['accuracy']:.3f}, ECE {figures['ece']:.3f}"
+    )
+    return state
+
+
+def _base_on_test(bench: Workbench, test: TestSet) -> np.ndarray:
+    place = tuple(example.id for example in test.examples)
+    if place not in bench.base_tests:
+        with bench.progress.task("base model on the test set", len(place), "examples") as tick:
+            bench.base_tests[place] = base_uncertainty(bench.model, test, tick)
+    return bench.base_tests[place]
+
+
+def _queried(task: Task, problem: Problem, info: RoundInfo) -> list[dict[str, Any]]:
+    def at(values: np.ndarray | None, index: int) -> float | None:
+        return None if values is None else float(values[index])
+
+    return [
+        {
+            "id": problem.prompts[index].id,
+            "score": at(info.scores, index),
+            "base_uncertainty": at(info.base, index),
+            "full_uncertainty": at(info.full, index),
+            "rank": rank,
+            "group": task.group(problem.prompts[index]),
+        }
+        for rank, index in enumerate(info.picked.tolist())
+    ]
+
+
+def _counts(groups: Sequence[str]) -> dict[str, int]:
+    return {group: groups.count(group) for group in sorted(set(groups))}
+
+
+def _length_correlation(info: RoundInfo) -> float | None:
+    """Pearson correlation of the full model's measure and response length: is uncertainty more than length?"""
+    if info.full is None or info.response_tokens is None:
+        return None
+    if np.ptp(info.full) == 0 or np.ptp(info.response_tokens) == 0:
+        return None
+    return float(np.corrcoef(info.full, info.response_tokens)[0, 1])
+
+
+def _summary(strategy: str, seed: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    last = rows[-1]
+    return {
+        "strategy": strategy,
+        "seed": seed,
+        "rounds": len(rows),
+        "labelled": last["labelled"],
+        "accuracy": last["accuracy"],
+        "ece": last["ece"],
+        "aubc": aubc([row["labelled"] for row in rows], [row["accuracy"] for row in rows]),
+    }
+
+
+def configure_logging() -> None:
+    """Warnings of this package as plain lines on stderr; those of libraries only when they are errors."""
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    logging.getLogger("star_jax").setLevel(logging.WARNING)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs across processes, where the user has not chosen a place already."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "star_jax" / "xla"))

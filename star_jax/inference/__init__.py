@@ -1,0 +1,1 @@
+"""Inference: generation, scoring and Monte-Carlo dropout."""

@@ -1,0 +1,1 @@
+"""The shell around the pure core: files, clocks and the terminal, and nothing that computes."""

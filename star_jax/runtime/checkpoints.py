@@ -1,0 +1,68 @@
+"""The loop's state on disk, through Orbax. The only module that knows Orbax.
+
+A checkpoint is written last in a round and appears whole or not at all: it is what makes a round count.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from star_jax.active.loop import LoopState
+from star_jax.active.pool import PoolState
+from star_jax.models.lora import Adapter
+
+FOLDER = "state"
+
+
+def save_state(folder: Path, state: LoopState) -> None:
+    """Writes `state` to FOLDER/state/RRR, RRR the number of trainings done, and removes older ones."""
+    target = (folder / FOLDER / f"{state.round:03d}").absolute()
+    if target.exists():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(target, _to_tree(state))
+        checkpointer.wait_until_finished()
+    for round_number, path in _finished(folder):
+        if round_number != state.round:
+            shutil.rmtree(path)
+
+
+def load_state(folder: Path) -> LoopState | None:
+    """The newest whole state of a run folder; None where there is none."""
+    found = _finished(folder)
+    if not found:
+        return None
+    round_number, path = max(found)
+    with ocp.StandardCheckpointer() as checkpointer:
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _metadata(checkpointer, path)
+        )
+        tree = checkpointer.restore(path.absolute(), template)
+    adapter = Adapter(tree["weights"], tree["scale"])
+    return LoopState(round_number, PoolState(tree["labelled_in"]), adapter, tree.get("base"))
+
+
+def _to_tree(state: LoopState) -> dict[str, Any]:
+    assert state.adapter is not None, "a state is saved after a training"
+    tree = {
+        "labelled_in": state.pool.labelled_in,
+        "weights": state.adapter.weights,
+        "scale": state.adapter.scale,
+    }
+    return tree if state.base is None else tree | {"base": jnp.asarray(state.base)}
+
+
+def _metadata(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:
+    return checkpointer.metadata(path.absolute()).item_metadata.tree
+
+
+def _finished(folder: Path) -> list[tuple[int, Path]]:
+    # A half-written checkpoint has a temporary name until Orbax renames it, so a plain number is a whole one.
+    return [(int(path.name), path) for path in (folder / FOLDER).glob("*") if path.name.isdigit()]

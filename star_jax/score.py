@@ -1,0 +1,115 @@
+"""`python -m star_jax.score`: uncertainty scores of a file, for people who want only the indices."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from star_jax.command_line import ScoreConfig, guarded_main, parse_score
+from star_jax.config import ConfigError
+
+if TYPE_CHECKING:
+    from star_jax.acquisition.pool_scoring import Pool, PoolScores
+    from star_jax.data.batching import Encoder
+    from star_jax.data.examples import Prompt
+    from star_jax.data.tasks.task import Task
+
+
+def main(argv: Sequence[str]) -> int:
+    """Scores the examples that `argv` names, one JSON object an example, in the file's order."""
+    config = parse_score(argv)
+    out = None if config.out == "-" else Path(config.out)
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out is {out}; there is no folder {out.parent}, make it first")
+    # Imported after parsing, for the same reason as in run.py.
+    from star_jax.experiment import configure_logging, enable_compilation_cache
+    from star_jax.runtime.files import write_jsonl_atomic
+
+    configure_logging()
+    enable_compilation_cache()
+    rows = score_file(config)
+    if out is None:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        write_jsonl_atomic(out, rows)
+        print(f"{len(rows)} examples scored, in {out}")
+    return 0
+
+
+def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
+    """One object an example: `id`, every measure of `acquisition.measures`, and the response where there is one.
+
+    Raises:
+      ConfigError, DataError: model, adapter or data cannot be used, or the task has no closed answer set.
+    """
+    import jax
+    import numpy as np
+
+    from star_jax.acquisition.measures import MEASURES
+    from star_jax.acquisition.pool_scoring import Sampling, score_pool
+    from star_jax.data.batching import Encoder, Limits
+    from star_jax.data.tasks import get_task
+    from star_jax.models.checkpoint_hf import load_model, load_tokenizer
+    from star_jax.models.peft_format import load_adapter
+    from star_jax.runtime.progress import Progress
+
+    task = get_task(config.task)
+    limits = Limits(config.max_prompt_tokens, config.max_response_tokens)
+    encoder = Encoder(load_tokenizer(config.model), task, limits)
+    prompts, pool = _pool(config, task, encoder)
+    model = load_model(config.model, config.dtype)
+    adapter, sampling = None, None
+    if config.adapter is not None:
+        adapter, raw = load_adapter(Path(config.adapter), model.config)
+        if config.mc_samples > 1:
+            rate = raw.get("lora_dropout", 0.0) if config.dropout_rate is None else config.dropout_rate
+            sampling = Sampling(config.mc_samples, rate, config.dropout)
+    with Progress().task("score", len(prompts), "examples") as tick:
+        key = jax.random.key(config.seed)
+        scores = score_pool(model, adapter, pool, key=key, sampling=sampling, on_batch=tick)
+    names = [name for name in MEASURES if sampling is not None or not name.startswith(("bald", "jensen"))]
+    columns = {name: np.asarray(scores.measures[name]).tolist() for name in names}
+    texts = _responses(scores, task, encoder)
+    return [
+        {"id": prompt.id}
+        | {name: column[place] for name, column in columns.items()}
+        | ({"response": texts[place]} if texts is not None else {})
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Prompt], Pool]:
+    from star_jax.acquisition.pool_scoring import candidate_pool, generated_pool, proposed_pool
+    from star_jax.data.loading import load_examples, load_prompts
+
+    if config.answers == "reference":
+        examples = load_examples(task, config.data, "train")
+        prompts = [example.prompt for example in examples]
+        return prompts, proposed_pool(encoder, encoder.examples(examples), config.batch_size)
+    prompts = load_prompts(task, config.data, "train")
+    if config.answers == "candidates":
+        if task.candidates is None:
+            raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
+        return prompts, candidate_pool(encoder, prompts, task.candidates, config.batch_size)
+    return prompts, generated_pool(encoder, prompts, config.batch_size)
+
+
+def _responses(scores: PoolScores, task: Task, encoder: Encoder) -> list[str] | None:
+    import numpy as np
+
+    from star_jax.acquisition.pool_scoring import generated_texts
+
+    if scores.responses is None:
+        return None
+    if scores.lengths is None:
+        assert task.candidates is not None
+        return [task.candidates[choice] for choice in np.asarray(scores.responses)]
+    return generated_texts(scores, encoder)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded_main(main))

@@ -1,0 +1,132 @@
+"""What all tests share: the CPU, fresh seeds that are told when a test fails, and a tiny model of random weights."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from star_jax.config import PROJECTIONS
+from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
+from star_jax.models.head import logits, output_weight
+from star_jax.models.lora import Adapter, Dropout, with_adapter
+from star_jax.models.transformer import Decoder, TransformerConfig, positions_of
+
+# In the environment too, for the commands that tests start as processes of their own.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_enable_compilation_cache", False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="seed of all random inputs, to repeat a failure; fresh ones by default")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A fresh seed; pytest shows the printed line where the test fails."""
+    given = request.config.getoption("--seed")
+    value = int.from_bytes(os.urandom(4), "big") if given is None else given
+    print(f"repeat with: pytest {request.node.nodeid} --seed {value}")
+    return value
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> TransformerConfig:
+    """Grouped-query attention, untied, and heads that do not add up to the model's width."""
+    return TransformerConfig(
+        vocab_size=53,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        rope_theta=500.0,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=128,
+    )
+
+
+@pytest.fixture
+def make_model(rng: np.random.Generator) -> Callable[[TransformerConfig], LanguageModel]:
+    """Makes models of fresh random weights, with norms away from 1 and logits of a few units."""
+
+    def make(config: TransformerConfig) -> LanguageModel:
+        def normal(*shape: int) -> jax.Array:
+            return jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[-2]), config.dtype)
+
+        def scale(*shape: int) -> dict[str, jax.Array]:
+            return {"scale": jnp.asarray(rng.uniform(0.5, 1.5, shape), config.dtype)}
+
+        depth, width, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
+        layers = {name: {"kernel": normal(depth, *shape)} for name, shape in projection_shapes(config).items()}
+        layers |= {name: scale(depth, width) for name in ("input_norm", "post_attention_norm")}
+        params: dict[str, Any] = {
+            "embed_tokens": {"embedding": normal(width, vocabulary).T},
+            "layers": layers,
+            "norm": scale(width),
+        }
+        if not config.tie_word_embeddings:
+            params["lm_head"] = normal(width, vocabulary).T
+        return LanguageModel(Decoder(config), params)
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(
+    make_model: Callable[[TransformerConfig], LanguageModel], tiny_config: TransformerConfig
+) -> LanguageModel:
+    return make_model(tiny_config)
+
+
+@pytest.fixture
+def make_adapter(rng: np.random.Generator) -> Callable[..., Adapter]:
+    """Makes adapters whose two factors are both random, strong enough to change the logits plainly."""
+
+    def make(config: TransformerConfig, *, targets: tuple[str, ...] = PROJECTIONS, rank: int = 3) -> Adapter:
+        depth = config.num_hidden_layers
+        weights, scale = {}, {}
+        for name in targets:
+            width, features = projection_shapes(config)[name]
+            a = rng.normal(size=(depth, width, rank)) / np.sqrt(width)
+            b = rng.normal(size=(depth, rank, features)) / np.sqrt(rank)
+            weights[name] = {"a": jnp.asarray(a, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
+            scale[name] = {"scale": jnp.full((depth,), 0.75)}
+        return Adapter({"layers": weights}, {"layers": scale})
+
+    return make
+
+
+@jax.jit
+def _forward(
+    model: LanguageModel, adapter: Adapter | None, tokens: jax.Array, lengths: jax.Array, dropout: Dropout | None = None
+) -> jax.Array:
+    hidden, _ = model.decoder.apply(
+        with_adapter(model.params, adapter), tokens, positions_of(lengths, tokens.shape[1]), dropout=dropout
+    )
+    return logits(hidden, output_weight(model.params))
+
+
+@pytest.fixture(scope="session")
+def forward() -> Callable[..., jax.Array]:
+    """All logits `B×T×V` of (model, adapter, tokens `B×T`, lengths `B`, dropout), jitted once for all tests."""
+    return _forward
+
+
+@pytest.fixture
+def rows(rng: np.random.Generator, tiny_config: TransformerConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded random tokens `4×11` and their lengths, one row full and one of a single token."""
+    lengths = rng.permutation(np.asarray([11, 1, *rng.integers(2, 11, 2)], np.int32))
+    tokens = rng.integers(0, tiny_config.vocab_size, (4, 11)).astype(np.int32)
+    return np.where(np.arange(11) < lengths[:, None], tokens, 0), lengths

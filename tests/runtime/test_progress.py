@@ -1,0 +1,138 @@
+"""Progress on a terminal, in a file and nowhere, and the closing table."""
+
+import io
+import re
+import statistics
+
+import pytest
+from rich.console import Console
+
+from star_jax.runtime.progress import Progress, duration, mean_sd, print_table, rate
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def make(mode, **options):
+    stream, clock = io.StringIO(), Clock()
+    console = Console(file=stream, width=100, **options)
+    return Progress(mode, console=console, interval=10, clock=clock), stream, clock
+
+
+def test_lines_come_at_most_every_interval_and_at_the_end():
+    shown, stream, clock = make("lines")
+    with shown.task("score pool", total=1500, unit="examples") as tick:
+        for _ in range(15):
+            clock.now += 4
+            tick(100)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "score pool: 300 of 1,500 examples, 25.0 examples/s, 48.0 s left"
+    assert len(lines) == 1 + 4
+    assert lines[-1] == "score pool: 1,500 examples in 1 min 00 s, 25.0 examples/s"
+
+
+def test_a_short_task_is_one_line_and_a_long_line_is_not_cut():
+    shown, stream, clock = make("lines")
+    with shown.task("train", unit="steps") as tick:
+        clock.now += 2
+        tick(7)
+    shown.log("[bold] is not markup: " + "x" * 200)
+    assert stream.getvalue() == "train: 7 steps in 2.0 s, 3.5 steps/s\n[bold] is not markup: " + "x" * 200 + "\n"
+
+
+def test_an_unknown_total_and_no_time_at_all():
+    shown, stream, clock = make("lines")
+    with shown.task("read", unit="rows") as tick:
+        clock.now += 10
+        tick(5)
+    assert stream.getvalue().splitlines() == ["read: 5 rows, 0.5 rows/s", "read: 5 rows in 10.0 s, 0.5 rows/s"]
+    with shown.task("nothing", total=0, unit="rows"):
+        pass
+    assert stream.getvalue().splitlines()[-1] == "nothing: 0 rows in 0.0 s, - rows/s"
+
+
+@pytest.mark.parametrize("mode", ["lines", "bars", "silent"])
+def test_an_error_passes_through(mode):
+    shown, stream, _ = make(mode, force_terminal=mode == "bars")
+
+    def fail():
+        with shown.task("train", total=10) as tick:
+            tick(3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    if mode == "lines":
+        assert stream.getvalue() == "train: stopped after 3 steps, 0.0 s\n"
+    with shown.task("again", total=1) as tick:
+        tick(1)
+
+
+def test_bars_show_count_rate_and_vanish():
+    shown, stream, _ = make("bars", force_terminal=True)
+    with shown.task("rounds", total=8, unit="rounds") as tick:
+        tick(2)
+        with shown.task("[score]", total=1500, unit="examples") as inner:
+            inner(750)
+            shown.log("a line above the bars")
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert "a line above the bars" in drawn
+    assert "2/8 rounds" in drawn
+    assert "[score]" in drawn
+    # The cursor is hidden once and shown once: one live display, however deep the tasks nest.
+    assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1
+
+
+def test_silence():
+    shown, stream, _ = make("silent")
+    with shown.task("score", total=3) as tick:
+        tick(3)
+    shown.log("hidden")
+    assert stream.getvalue() == ""
+
+
+def test_without_a_terminal_auto_means_lines_on_stderr(capsys):
+    shown = Progress()
+    assert shown.mode == "lines"
+    shown.log("hello")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "hello\n")
+
+
+def test_durations_and_rates():
+    spans = [0, 8.26, 59.94, 59.96, 125, 3599, 3599.9, 4800]
+    said = ["0.0 s", "8.3 s", "59.9 s", "1 min 00 s", "2 min 05 s", "59 min 59 s", "1 h 00 min", "1 h 20 min"]
+    assert [duration(seconds) for seconds in spans] == said
+    assert rate(3000, 2.0) == "1,500.0"
+
+
+def test_mean_and_sample_standard_deviation():
+    values = [0.81, 0.84, 0.90]
+    assert mean_sd(values) == f"{sum(values) / 3:.3f} ± {statistics.stdev(values):.3f}"
+    assert mean_sd([0.5, None]) == "0.500"
+    assert mean_sd([None], missing="none") == "none"
+    assert mean_sd([1, 3], digits=1, between=" +/- ") == "2.0 +/- 1.4"
+
+
+def test_the_closing_table_is_one_uncut_row_a_strategy(capsys):
+    name = "a_strategy_with_a_name_that_would_not_fit_in_a_column_of_an_eighty_column_terminal"
+    run = {"labelled": 4600, "accuracy": 0.8, "ece": 0.1, "aubc": 0.7}
+    rows = [
+        {**run, "strategy": "star", "seed": 0},
+        {**run, "strategy": name, "seed": 0, "aubc": None},
+        {**run, "strategy": "star", "seed": 1, "accuracy": 0.9},
+        {**run, "strategy": "[x]", "seed": 1, "labelled": 20},
+        {**run, "strategy": "[x]", "seed": 1},
+    ]
+    print_table(rows)
+    lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[0] == ["strategy", "seeds", "labels", "accuracy", "ECE", "AUBC"]
+    assert lines[2] == ["star", "2", "4,600", "0.850 ± 0.071", "0.100 ± 0.000", "0.700 ± 0.000"]
+    assert lines[3] == [name, "1", "4,600", "0.800", "0.100", "-"]
+    assert lines[4][:3] == ["[x]", "2", "20-4,600"]
+    assert len(lines) == 5

@@ -1,0 +1,299 @@
+"""The trainer: what it learns, what it leaves alone, and that it does the same thing twice."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from star_jax.config import ConfigError, LoraConfig, TrainingConfig
+from star_jax.data.batching import Limits, Row, pack
+from star_jax.models.lora import Adapter, with_adapter
+from star_jax.models.sequences import response_hidden, response_targets
+from star_jax.training import trainer
+from star_jax.training.trainer import epoch_batches, fit, init_state, train_batch, train_step
+
+LIMITS = Limits(prompt=5, response=3)
+EOS = 1
+LORA = LoraConfig(rank=8, alpha=16, training_dropout="off")
+DROPPED = dataclasses.replace(LORA, dropout=0.2, training_dropout="per_token")
+CONFIG = TrainingConfig(learning_rate=3e-2, epochs=30, batch_size=4, decay_b=0.0)
+REPLAYED = TrainingConfig(learning_rate=1e-3, epochs=3, batch_size=4, replay="mastered.jsonl", replay_rows=2)
+
+
+def draw_rows(seed: int, count: int, vocabulary: int = 13) -> list[Row]:
+    """Different prompts of 3 to 5 tokens, each with an answer of one or two and end-of-sequence."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        prompt = np.concatenate([[2 + number % 11, 2 + number // 11], rng.integers(2, vocabulary, rng.integers(1, 4))])
+        answer = rng.integers(2, vocabulary, rng.integers(1, 3))
+        rows.append(Row(np.concatenate([prompt, answer, [EOS]]).astype(np.int32), len(prompt)))
+    return rows
+
+
+def train(key: int, model, rows, replay=(), *, lora=LORA, config=CONFIG, **options):
+    return fit(jax.random.key(key), model, rows, replay, limits=LIMITS, lora=lora, config=config, **options)
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def differs(one, other) -> bool:
+    return any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+
+
+def row_loss(model, adapter, row: Row, smoothing: float = 0.0):
+    """Cross-entropies of one row's response tokens and their entropies, read off the whole sequence's logits."""
+    hidden, _ = model.decoder.apply(
+        with_adapter(model.params, adapter), jnp.asarray(row.tokens)[None], jnp.arange(len(row.tokens))[None]
+    )
+    log_probs = jax.nn.log_softmax(hidden[0] @ model.params["lm_head"].T)
+    places = range(row.prompt_length - 1, len(row.tokens) - 1)
+    wanted = (1 - smoothing) * jax.nn.one_hot(row.tokens[row.prompt_length :], log_probs.shape[1])
+    wanted = wanted + smoothing / log_probs.shape[1]
+    chosen = jnp.stack([log_probs[place] for place in places])
+    return -(wanted * chosen).sum(axis=1), -(jnp.exp(chosen) * chosen).sum(axis=1)
+
+
+# What is learnt
+
+
+def test_a_small_mapping_is_learnt(small_model):
+    rows = draw_rows(0, 6)
+    seen: list[int] = []
+    adapter, loss = train(0, small_model, rows, on_step=seen.append)
+    assert loss < 0.02
+    assert seen == [4, 2] * CONFIG.epochs
+
+    batch = pack(rows, range(6), LIMITS, 6)
+    inputs = train_batch(batch).inputs
+    hidden = jax.jit(lambda full: response_hidden(small_model, full, inputs, LIMITS.response, None))(adapter)
+    found = np.asarray(jnp.argmax(hidden @ small_model.params["lm_head"].T, axis=-1))
+    for number, row in enumerate(rows):
+        answer = row.tokens[row.prompt_length :]  # end-of-sequence included
+        np.testing.assert_array_equal(found[number, : len(answer)], answer)
+        np.testing.assert_array_equal(response_targets(inputs, LIMITS.response)[number, : len(answer)], answer)
+
+
+def test_frozen_weights_stay_and_the_scales_too(small_model):
+    before = jax.tree.map(np.array, small_model.params)
+    adapter, _ = train(0, small_model, draw_rows(0, 6))
+    assert_same(small_model.params, before)
+    assert set(adapter.weights["layers"]) == set(LORA.targets)
+    for factors in adapter.weights["layers"].values():
+        assert (np.abs(factors["b"]).max(axis=(1, 2)) > 0).all()  # every layer of every projection has moved
+    for factor in adapter.scale["layers"].values():
+        np.testing.assert_allclose(factor["scale"], LORA.alpha / LORA.rank)
+
+
+def one_step(model, rows, *, size: int = 4, seed: int = 3, config=CONFIG, lora=LORA, row_mask=None):
+    """A step from an adapter whose B is not 0, so that both factors have a gradient; also returns that adapter."""
+    state, scale = init_state(jax.random.key(seed), model, lora, config)
+    draws = iter(jax.random.split(jax.random.key(seed + 1), 100))
+    weights = jax.tree.map(lambda leaf: 0.1 * jax.random.normal(next(draws), leaf.shape), state.weights)
+    batch = train_batch(pack(rows, range(len(rows)), LIMITS, size))
+    batch = batch if row_mask is None else batch._replace(row_mask=row_mask)
+    start = Adapter(jax.tree.map(jnp.copy, weights), scale)  # the state is donated
+    after, info = train_step(
+        model, scale, state._replace(weights=weights), batch, jax.random.key(9), jnp.asarray(10),
+        width=LIMITS.response, lora=lora, config=config,
+    )  # fmt: skip
+    return start, after, info
+
+
+def test_gradient_is_that_of_the_loss_written_out(small_model):
+    config = TrainingConfig(
+        confidence_penalty=0.2, entropy_floor=2.0, label_smoothing=0.1, l2_b=0.01, gradient_clip=None, decay_b=0.3
+    )
+    rows = draw_rows(1, 3)
+    start, after, info = one_step(small_model, rows, config=config)
+
+    def loss_of(weights):
+        parts = [row_loss(small_model, Adapter(weights, start.scale), row, 0.1) for row in rows]
+        cross_entropy, entropy = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+        square = sum(jnp.sum(factors["b"] ** 2) for factors in weights["layers"].values())
+        return jnp.mean(cross_entropy + 0.2 * jnp.maximum(0, 2.0 - entropy)) + 0.01 * square, jnp.mean(cross_entropy)
+
+    (loss, cross_entropy), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(start.weights)
+    np.testing.assert_allclose(info.loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(info.cross_entropy, cross_entropy, rtol=1e-5)
+    norm = np.sqrt(sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(info.gradient_norm, norm, rtol=1e-4)
+
+    moments = optax.tree_utils.tree_get(after.optimizer, "mu")
+    assert jax.tree.structure(moments) == jax.tree.structure(start.weights)  # of the adapter, and of nothing else
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(10 * m, g, rtol=1e-3, atol=1e-5), moments, gradient)
+    for name, factors in after.weights["layers"].items():
+        for factor, decay in (("a", 0.0), ("b", 0.3)):
+            old, g = (np.asarray(tree["layers"][name][factor]) for tree in (start.weights, gradient))
+            g = np.asarray(moments["layers"][name][factor]) * 10
+            want = old - config.learning_rate * (g / (np.abs(g) + 1e-8) + decay * old)
+            np.testing.assert_allclose(factors[factor], want, rtol=1e-4, atol=1e-7)
+
+
+def test_padding_rows_contribute_nothing(small_model):
+    rows, others = draw_rows(1, 3), draw_rows(2, 1)
+    _, plain, info = one_step(small_model, rows)
+    _, filled, other = one_step(small_model, rows + others, row_mask=np.array([True, True, True, False]))
+    _, counted, third = one_step(small_model, rows + others)
+    np.testing.assert_allclose(other, info, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7),
+        *(optax.tree_utils.tree_get(state.optimizer, "mu") for state in (plain, filled)),
+    )
+    assert abs(float(third.loss) - float(info.loss)) > 1e-3
+    assert differs(counted.weights, filled.weights)
+
+
+def test_first_step_from_a_fresh_adapter_moves_b_alone(small_model):
+    state, scale = init_state(jax.random.key(4), small_model, LORA, CONFIG)
+    before = jax.tree.map(np.array, state.weights)
+    batch = train_batch(pack(draw_rows(3, 4), range(4), LIMITS, 4))
+    after, _ = train_step(
+        small_model, scale, state, batch, jax.random.key(0), jnp.asarray(1), width=3, lora=LORA, config=CONFIG
+    )
+    assert int(after.step) == 1
+    for name, factors in after.weights["layers"].items():
+        np.testing.assert_array_equal(factors["a"], before["layers"][name]["a"])  # A's gradient is 0 while B is
+        assert (np.asarray(factors["b"]) != 0).any()
+
+
+def test_loss_reported_is_the_mean_over_tokens_of_the_last_epoch(small_model):
+    config = dataclasses.replace(CONFIG, learning_rate=1e-12, epochs=2)
+    rows = draw_rows(4, 5)  # steps of four rows and of one, with responses of different length
+    _, loss = train(0, small_model, rows, config=config)
+    per_token = jnp.concatenate([row_loss(small_model, None, row)[0] for row in rows])
+    np.testing.assert_allclose(loss, per_token.mean(), rtol=1e-5)
+
+
+# Keys and programs
+
+
+def test_same_key_same_bits_other_key_other_adapter(small_model):
+    rows = draw_rows(5, 5)
+    config = dataclasses.replace(CONFIG, epochs=3)
+    (one, loss), (again, same), (other, _) = (
+        train(key, small_model, rows, lora=DROPPED, config=config) for key in (1, 1, 2)
+    )
+    assert_same(one, again)
+    assert loss == same
+    assert differs(one.weights, other.weights)
+
+
+def test_dropout_draws_anew_each_step_and_for_each_key(small_model):
+    config = dataclasses.replace(CONFIG, epochs=3)
+    batch = train_batch(pack(draw_rows(6, 4), range(4), LIMITS, 4))
+
+    def loss(key: int, number: int) -> float:
+        state, scale = init_state(jax.random.key(0), small_model, DROPPED, config)
+        weights = {"layers": {n: f | {"b": f["b"] + 0.1} for n, f in state.weights["layers"].items()}}
+        state = state._replace(weights=weights, step=jnp.asarray(number, jnp.int32))
+        _, info = train_step(
+            small_model, scale, state, batch, jax.random.key(key), jnp.asarray(30), width=3, lora=DROPPED, config=config
+        )
+        return float(info.loss)
+
+    assert loss(0, 0) == loss(0, 0)
+    assert len({loss(0, 0), loss(0, 1), loss(1, 0), loss(1, 1)}) == 4
+
+
+def test_dropout_asked_for_at_rate_0_is_refused(small_model):
+    lora = dataclasses.replace(LORA, dropout=0.0, training_dropout="tied")
+    with pytest.raises(ConfigError, match=r"lora\.dropout"):
+        train(0, small_model, draw_rows(7, 2), lora=lora)
+
+
+def test_one_program_whatever_the_number_of_rows(small_model):
+    train_step.clear_cache()
+    for count in (1, 3, 4, 9):
+        train(0, small_model, draw_rows(8, count), config=REPLAYED, replay=draw_rows(9, 5))
+    assert train_step._cache_size() == 1
+
+
+# Order of the rows
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 4), (4, 4), (10, 4), (7, 1)])
+def test_each_epoch_covers_each_row_once(rows, batch_size):
+    batches = list(epoch_batches(jax.random.key(0), rows, batch_size, epochs=3))
+    steps = -(-rows // batch_size)
+    assert len(batches) == 3 * steps
+    for epoch in range(3):
+        mine = batches[epoch * steps : (epoch + 1) * steps]
+        assert all(len(batch) == batch_size for batch in mine[:-1])
+        assert sorted(np.concatenate(mine).tolist()) == list(range(rows))
+
+
+def test_order_is_new_each_epoch_and_for_each_key():
+    one, again, other = (
+        np.concatenate(list(epoch_batches(jax.random.key(key), 30, 4, epochs=2))) for key in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert (one[:30] != one[30:]).any()
+    assert (one != other).any()
+
+
+@pytest.fixture
+def packed(monkeypatch) -> list[list[tuple[int, ...]]]:
+    """Tokens of the rows of every batch that `fit` packs."""
+    seen: list[list[tuple[int, ...]]] = []
+
+    def recording(rows, *arguments):
+        seen.append([tuple(row.tokens.tolist()) for row in rows])
+        return pack(rows, *arguments)
+
+    monkeypatch.setattr(trainer, "pack", recording)
+    return seen
+
+
+def names(rows):
+    return [tuple(row.tokens.tolist()) for row in rows]
+
+
+def test_replay_rows_ride_in_every_step_and_are_drawn_evenly(small_model, packed):
+    rows, replay = draw_rows(10, 6), [Row(row.tokens[::-1].copy(), 2) for row in draw_rows(11, 5)]
+    seen: list[int] = []
+    train(0, small_model, rows, replay, config=REPLAYED, on_step=seen.append)
+    assert seen == [4, 2] * 3  # replay rows are not labels
+    labelled, replayed = set(names(rows)), set(names(replay))
+    assert all(set(batch[:-2]) <= labelled and set(batch[-2:]) <= replayed for batch in packed)
+    drawn = [name for batch in packed for name in batch[-2:]]
+    assert len(drawn) == 12
+    for start in (0, 5):
+        assert set(drawn[start : start + 5]) == replayed  # all of them before any comes again
+    for epoch in range(3):
+        assert sorted(name for batch in packed[2 * epoch : 2 * epoch + 2] for name in batch[:-2]) == sorted(labelled)
+
+
+def test_more_replay_rows_a_step_than_there_are(small_model, packed):
+    replay = draw_rows(12, 1)
+    train(0, small_model, draw_rows(13, 2), replay, config=REPLAYED)
+    assert [batch[-2:] for batch in packed] == [names(replay) * 2] * 3
+
+
+def test_replay_rows_are_trained_on(small_model):
+    rows = draw_rows(14, 3)
+    (one, loss), (other, other_loss) = (
+        train(0, small_model, rows, draw_rows(seed, 3), config=REPLAYED) for seed in (15, 16)
+    )
+    assert loss != other_loss
+    assert differs(one.weights, other.weights)
+
+
+# Refusals
+
+
+def test_a_loss_that_is_not_finite_is_an_error(small_model):
+    head = small_model.params["lm_head"].at[0, 0].set(jnp.nan)
+    broken = small_model.replace(params={**small_model.params, "lm_head": head})
+    with pytest.raises(FloatingPointError, match=r"training loss is nan after 60 steps; lower training\.learning_rate"):
+        train(0, broken, draw_rows(17, 6))
+
+
+def test_no_rows_is_an_error(small_model):
+    with pytest.raises(ValueError, match="at least one labelled row"):
+        train(0, small_model, [])
