@@ -86,10 +86,10 @@ def accuracy_by_skill(model: LanguageModel, encoder: Encoder) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--items", type=int, default=500_000)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--items", type=int, default=300_000)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--replay-rows", type=int, default=6_000)
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args()

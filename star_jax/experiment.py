@@ -107,7 +107,7 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[st
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
     encoder = Encoder(load_tokenizer(config.model.path), task, limits)
     model = load_model(config.model.path, config.model.dtype)
-    bench = Workbench(config, model, encoder, task, _load_replay(config, task, encoder), progress)
+    bench = Workbench(config, model, encoder, task, load_replay(config, task, encoder), progress)
     summaries = {}
     for seed in config.seeds:
         # A seed's pool is loaded once for all strategies, which must see the same one.
@@ -153,7 +153,8 @@ def _check_sizes(config: ExperimentConfig, pool: int, test: int) -> None:
         raise ConfigError("no test example is within data.max_prompt_tokens; raise it or set data.too_long to truncate")
 
 
-def _load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[Row]:
+def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[Row]:
+    """Tokenised replay rows of `training.replay`: the file beside a shipped model, or one of the user's."""
     source = config.training.replay
     if source is None:
         return []

@@ -107,14 +107,18 @@ class Encoder:
         """Tokens of each prompt followed by its response.
 
         The text is tokenised as one, and a token belongs to the response if it ends behind the last
-        character of the prompt. End-of-sequence is part of the response where the task says so.
+        character of the prompt. End-of-sequence is part of the response where the task says so. Responses
+        that are cut are counted and logged.
+
+        Raises:
+          DataError: a prompt or a response is empty, or over its limit where that is an error.
         """
         if not examples:
             return []
         encoded = self.tokenizer(
             [example.prompt.text + example.response for example in examples], return_offsets_mapping=True
         )
-        rows = []
+        rows, cut = [], 0
         for example, ids, offsets in zip(examples, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             end = len(example.prompt.text)
             start = next((i for i, (_, stop) in enumerate(offsets) if stop > end), len(ids))
@@ -124,9 +128,13 @@ class Encoder:
             if len(response) > self.limits.response:
                 if self.limits.too_long == "error":
                     raise DataError(self._too_long(example.id, "response", len(response), self.limits.response))
-                response = response[: self.limits.response]
+                response, cut = response[: self.limits.response], cut + 1
             prompt = self._fit_prompt(example.prompt, ids[:start])
             rows.append(Row(np.concatenate([prompt, np.asarray(response, np.int32)]), len(prompt)))
+        if cut:
+            _log.warning(
+                "%d of %d responses are over %d tokens and are cut on the right", cut, len(rows), self.limits.response
+            )
         return rows
 
     def within_limits(self, examples: Sequence[Example]) -> list[Example]:

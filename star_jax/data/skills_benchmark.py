@@ -5,14 +5,14 @@ Tokens are joined by single spaces:
 
   `rev 3 1 4 =`            `4 1 3`     one list of 3 to 5 digits (most skills)
   `inc rotl 3 9 4 =`       `0 5 4`     composition: the second keyword first, then the first
-  `add 3 1 9 4 =`          `2 5`       two lists of equal length, 2 or 3 digits each, added mod 10 place by place
+  `add 7 3 1 9 =`          `0 8 6`     the first digit added to each of the 3 to 5 others, mod 10
   `lt 0 9 1 2 =`           `T`         two numbers of equal width, 1 or 2 digits (also `ge`): 09 < 12
   `chain b 4 d b a 7 d =`  `4`         b = 4, d = b, a = 7; what is d? A value is a digit or an earlier letter
 
 A base model is pretrained on `KNOWN_KEYWORDS` and on compositions. Twelve skills are tested: five it knows and
 seven whose keyword it has never read; nor has it read the compositions that compute the same as a new skill.
 
-Room for distinct prompts, so that test set and pools need not share any: 111,000 for a list skill, 1,010,000 for
+Room for distinct prompts, so that test set and pools need not share any: 111,000 for a list skill, 1,110,000 for
 `add`, 10,100 for `ge`, 95,040 for `chain`. A prompt that is already taken is drawn again; a request that exhausts a
 skill is refused. Every set is a function of explicit seeds, each kind of set with a stream of its own.
 """
@@ -80,7 +80,7 @@ PRETRAINED_PAIRS = tuple(
 )
 SINGLE_SHARE = 0.55
 """Share of single skills in the pretraining corpus; the rest are compositions."""
-SINGLE_WEIGHTS = {"add": 3.0, "chain": 2.5}
+SINGLE_WEIGHTS = {"add": 2.0, "chain": 2.0}
 """How often a single skill is drawn, 1 for those not named: two are harder to learn than the rest."""
 """Share of pretraining items with one keyword; the rest are compositions."""
 
@@ -153,8 +153,8 @@ def _parse(prompt_text: str) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _add(arguments: list[str]) -> str:
-    left, right = _halves(arguments)
-    return " ".join(str((int(a) + int(b)) % 10) for a, b in zip(left, right, strict=True))
+    first, *rest = arguments
+    return " ".join(str((int(first) + int(digit)) % 10) for digit in rest)
 
 
 def _less_than(arguments: list[str]) -> str:
@@ -198,8 +198,8 @@ def _draw_count(rng: np.random.Generator) -> list[str]:
     return [first, *(first if repeated else digit for repeated, digit in zip(rng.random(4) < 0.3, rest, strict=False))]
 
 
-def _draw_two_lists(rng: np.random.Generator) -> list[str]:
-    return _digits(rng, 2 * int(rng.integers(2, 4)))
+def _draw_digit_and_list(rng: np.random.Generator) -> list[str]:
+    return [*_digits(rng, 1), *_draw_list(rng)]
 
 
 def _draw_two_numbers(rng: np.random.Generator) -> list[str]:
@@ -226,7 +226,7 @@ def _digits(rng: np.random.Generator, count: int) -> list[str]:
 
 _KEYWORDS = frozenset((*KNOWN_KEYWORDS, *NEW_SKILLS, NOISE_KEYWORD))
 _DRAW_ARGUMENTS: dict[str, Callable[[np.random.Generator], list[str]]] = {
-    "add": _draw_two_lists,
+    "add": _draw_digit_and_list,
     "lt": _draw_two_numbers,
     "ge": _draw_two_numbers,
     "chain": _draw_chain,

@@ -80,7 +80,7 @@ def read_config(folder: Path, dtype: str) -> TransformerConfig:
     if not file.is_file():
         raise ConfigError(f"{folder} has no config.json; model.path must be a Hugging Face model folder")
     try:
-        return TransformerConfig.from_hf(json.loads(file.read_text(encoding="utf-8")), dtype)
+        return TransformerConfig.from_hf(read_object(file), dtype)
     except KeyError as error:
         raise ConfigError(f"{file}: the field {error} is missing") from None
 
@@ -187,18 +187,44 @@ def projection_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:
-    from safetensors import safe_open
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`.
 
+    Raises:
+      ConfigError: it does not hold one.
+    """
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file} holds no JSON object")
+    return raw
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file, on the host.
+
+    Raises:
+      ConfigError: the file is cut short, or is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]), safe_open(file, framework="flax") as handle:
+            return {name: np.asarray(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ConfigError(f"{file} cannot be read: {error}; fetch the whole file again") from None
+
+
+def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{folder} has no *.safetensors file; pickled weights are not read because they can run code")
     tensors: dict[str, np.ndarray] = {}
     # Kept on the host: stacked and cast there, each parameter is moved to the device once.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        for file in files:
-            with safe_open(file, framework="flax") as handle:
-                tensors |= {name: np.asarray(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118
+    for file in files:
+        tensors |= read_tensors(file)
     return tensors
 
 

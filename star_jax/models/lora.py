@@ -92,7 +92,7 @@ class LoraDense(nn.Module):
     @nn.compact
     def __call__(self, x: Array, layer: Array, dropout: Dropout | None) -> Array:
         """Projects `x` `B×T×in` to `B×T×features`."""
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), self.dtype)
         y = x @ kernel
         if not self.has_variable("lora", "a"):
             return y

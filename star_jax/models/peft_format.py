@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.config import ConfigError
-from star_jax.models.checkpoint_hf import MODULE_PATHS, projection_shapes
+from star_jax.models.checkpoint_hf import MODULE_PATHS, projection_shapes, read_object, read_tensors
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import TransformerConfig
 
@@ -43,6 +43,9 @@ _REFUSED_WHEN_SET = (
     "lora_ga_config",
 )
 
+_CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of `init_lora_weights` under which the factors belong to a base model that was changed as well."""
+
 
 def load_adapter(folder: Path, config: TransformerConfig) -> tuple[Adapter, dict[str, Any]]:
     """Reads a PEFT LoRA folder.
@@ -57,22 +60,23 @@ def load_adapter(folder: Path, config: TransformerConfig) -> tuple[Adapter, dict
     Raises:
       ConfigError: a file is missing, or the adapter is of a kind that is not supported; the field is named.
     """
-    from safetensors import safe_open
-
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} has no {name}; an adapter is a PEFT folder with that file")
-    raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    raw = read_object(folder / CONFIG_FILE)
     refused = [name for name in _REFUSED_WHEN_SET if raw.get(name)]
     if raw.get("peft_type") != "LORA":
         refused.append(f"peft_type {raw.get('peft_type')}")
     if raw.get("bias", "none") != "none":
         refused.append("bias")
+    if str(raw.get("init_lora_weights")).lower().startswith(_CHANGING_THE_BASE):
+        refused.append(f"init_lora_weights {raw['init_lora_weights']}")
     if refused:
         raise ConfigError(f"{folder / CONFIG_FILE}: {', '.join(refused)} is not supported; plain LoRA is")
-    with safe_open(folder / WEIGHTS_FILE, framework="flax") as handle:
-        tensors = {name: np.asarray(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118
-
+    missing = [name for name in ("r", "lora_alpha") if name not in raw]
+    if missing:
+        raise ConfigError(f"{folder / CONFIG_FILE}: the field {missing[0]!r} is missing")
+    tensors = read_tensors(folder / WEIGHTS_FILE)
     rank, depth = raw["r"], config.num_hidden_layers
     weights, scale = {}, {}
 

@@ -21,7 +21,7 @@ from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.head import output_weight
 from star_jax.models.lora import Adapter, Dropout, Factors, init_adapter, row_keys
 from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets, sequence_inputs
-from star_jax.training.losses import objective, token_losses
+from star_jax.training.losses import TokenLosses, objective, token_losses
 from star_jax.training.optimizers import direction, learning_rate
 
 Array = jax.Array
@@ -36,11 +36,19 @@ class TrainState(NamedTuple):
 
 
 class TrainInfo(NamedTuple):
-    """What a person wants to see of a step: objective and cross-entropy, nats a token, and ‖gradient‖."""
+    """What a person wants to see of a step.
+
+    Attributes:
+      loss: objective, nats a response token.
+      cross_entropy: its first term, nats a response token.
+      gradient_norm: ‖gradient‖, before clipping.
+      tokens: response tokens of the step.
+    """
 
     loss: Array
     cross_entropy: Array
     gradient_norm: Array
+    tokens: Array
 
 
 class TrainBatch(NamedTuple):
@@ -93,7 +101,7 @@ def train_step(
         keys = row_keys(jax.random.fold_in(key, state.step), jnp.arange(row_mask.shape[0]))
         dropout = Dropout(keys, lora.dropout, lora.training_dropout)
 
-    def loss_of(weights: Factors) -> tuple[Array, Array]:
+    def loss_of(weights: Factors) -> tuple[Array, TokenLosses]:
         hidden = response_hidden(model, Adapter(weights, scale), inputs, width, dropout)
         losses = token_losses(
             hidden,
@@ -103,13 +111,14 @@ def train_step(
             label_smoothing=config.label_smoothing,
             entropy_floor=config.entropy_floor,
         )
-        return objective(losses, weights, config), losses.cross_entropy / jnp.maximum(losses.count, 1)
+        return objective(losses, weights, config), losses
 
-    (loss, cross_entropy), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.weights)
+    (loss, losses), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.weights)
     updates, optimizer = direction(config).update(gradient, state.optimizer, state.weights)
     rate = learning_rate(state.step, total_steps, config)
     weights = optax.apply_updates(state.weights, jax.tree.map(lambda update: -rate * update, updates))
-    info = TrainInfo(loss, cross_entropy, optax.global_norm(gradient))
+    cross_entropy = losses.cross_entropy / jnp.maximum(losses.count, 1)
+    info = TrainInfo(loss, cross_entropy, optax.tree.norm(gradient), losses.count)
     return TrainState(weights, optimizer, state.step + 1), info
 
 
@@ -157,7 +166,7 @@ def fit(
     steps_an_epoch = math.ceil(len(rows) / config.batch_size)
     total = jnp.asarray(steps_an_epoch * config.epochs, jnp.int32)
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)
-    losses: list[Array] = []
+    infos: list[TrainInfo] = []
     for chosen in epoch_batches(order_key, len(rows), config.batch_size, config.epochs):
         again = next(extra)
         batch_rows = [rows[i] for i in chosen] + [replay[i] for i in again]
@@ -165,12 +174,14 @@ def fit(
         state, info = train_step(
             model, scale, state, train_batch(batch), dropout_key, total, width=batch.width, lora=lora, config=config
         )
-        losses.append(info.cross_entropy)
+        infos.append(info)
         on_step(len(chosen))
-    last = float(np.mean([float(loss) for loss in losses[-steps_an_epoch:]]))
+    final = jax.device_get(infos[-steps_an_epoch:])
+    # Steps weigh by their tokens: the last of an epoch may be short.
+    last = float(np.average([info.cross_entropy for info in final], weights=[info.tokens for info in final]))
     if not math.isfinite(last):
         raise FloatingPointError(
-            f"the training loss is {last} after {len(losses)} steps; lower training.learning_rate or use float32"
+            f"the training loss is {last} after {len(infos)} steps; lower training.learning_rate or use float32"
         )
     return Adapter(state.weights, scale), last
 

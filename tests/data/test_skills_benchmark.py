@@ -76,8 +76,8 @@ def reference(text):
     assert tokens == keywords + arguments
     width = len(arguments) // 2
     if keywords == ["add"]:
-        assert len(arguments) in (4, 6)
-        return " ".join(str(int(arguments[i]) + int(arguments[i + width]))[-1] for i in range(width))
+        assert len(arguments) in (4, 5, 6)
+        return " ".join(str(int(arguments[0]) + int(arguments[i]))[-1] for i in range(1, len(arguments)))
     if keywords in (["lt"], ["ge"]):
         assert len(arguments) in (2, 4)
         # Equal widths: the order of the numbers is that of their digits, and of the characters.
@@ -123,7 +123,7 @@ def test_set():
         ("rev 3 1 4 =", "4 1 3"),
         ("sort rev 3 1 4 =", "1 3 4"),
         ("first inc 9 1 4 =", "0"),
-        ("add 3 1 9 4 =", "2 5"),
+        ("add 7 3 1 9 =", "0 8 6"),
         ("lt 0 9 1 2 =", "T"),
         ("lt 4 4 =", "F"),
         ("ge 4 4 =", "T"),
@@ -167,7 +167,7 @@ def test_a_text_of_another_form_has_no_skill(text):
         "noise 3 1 4 =",
         "rev noise 3 1 4 =",
         "add rev 3 1 4 =",
-        "add 3 1 4 =",
+        "add x 3 1 4 =",
         "lt 3 =",
         "chain a 3 b a c d c =",
         "rev 3 =",
@@ -231,7 +231,7 @@ def test_the_test_set_is_uniform_distinct_and_stays_the_same(test_set):
     assert skills.test_examples() == test_set
     # The shipped base model has never read these prompts; another set would break that promise without a sign.
     digest = hashlib.sha256("\n".join(texts(test_set)).encode()).hexdigest()
-    assert digest == "379cc0f32a7becee60a266640a1320df859f6b3c5edd4af18c334cf821cc4cc9"
+    assert digest == "df05d9eed2de54e4a645d9c7c4cbc2844e0974d4c90f2333a3a9890c1774ba74"
 
 
 def test_no_set_shares_a_prompt_with_the_test_set(corpus, labels, test_set, seed):
@@ -263,7 +263,8 @@ def test_pretraining_holds_no_new_keyword_and_the_stated_shares(corpus):
     singles = sum(count[keyword] for keyword in skills.KNOWN_KEYWORDS)
     assert singles / len(corpus) == pytest.approx(skills.SINGLE_SHARE, abs=0.02)
     for keyword in skills.KNOWN_KEYWORDS:
-        assert count[keyword] / singles == pytest.approx(1 / len(skills.KNOWN_KEYWORDS), abs=0.02)
+        weights = {name: skills.SINGLE_WEIGHTS.get(name, 1) for name in skills.KNOWN_KEYWORDS}
+        assert count[keyword] / singles == pytest.approx(weights[keyword] / sum(weights.values()), abs=0.02)
     for pair in pairs:
         assert count[pair] / (len(corpus) - singles) == pytest.approx(1 / len(pairs), abs=0.02)
 

@@ -1,11 +1,11 @@
 """A decoder small enough to train within a test."""
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from star_jax.models.checkpoint_hf import LanguageModel
-from star_jax.models.transformer import Decoder, TransformerConfig, positions_of
+from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
+from star_jax.models.transformer import Decoder, TransformerConfig
 
 SHAPE = TransformerConfig(
     vocab_size=13,
@@ -21,10 +21,18 @@ SHAPE = TransformerConfig(
 @pytest.fixture(scope="session")
 def small_model() -> LanguageModel:
     """Random weights, large enough that the distributions over tokens are far from uniform."""
-    decoder = Decoder(SHAPE)
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    params = jax.jit(decoder.init)(jax.random.key(0), tokens, positions_of(jnp.array([2]), 2))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return LanguageModel(decoder, jax.tree.unflatten(tree, drawn))
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int):
+        return jnp.asarray(rng.normal(size=shape) * 0.4, jnp.float32)
+
+    depth, width = SHAPE.num_hidden_layers, SHAPE.hidden_size
+    layers = {name: {"kernel": normal(depth, *shape)} for name, shape in projection_shapes(SHAPE).items()}
+    layers |= {name: {"scale": 1 + normal(depth, width)} for name in ("input_norm", "post_attention_norm")}
+    params = {
+        "embed_tokens": {"embedding": normal(SHAPE.vocab_size, width)},
+        "layers": layers,
+        "norm": {"scale": 1 + normal(width)},
+        "lm_head": normal(SHAPE.vocab_size, width),
+    }
+    return LanguageModel(Decoder(SHAPE), params)

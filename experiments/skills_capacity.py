@@ -1,0 +1,65 @@
+"""What the embedded benchmark can show at best: `python experiments/skills_capacity.py`.
+
+Prints the base model's accuracy on the tested skills it knows and on those it has never seen, and that of a
+LoRA trained on a balanced pool of 2,000 labels with the settings of configs/quickstart.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import jax
+import numpy as np
+
+from star_jax.command_line import parse_experiment
+from star_jax.data import skills_benchmark as skills
+from star_jax.data.batching import Encoder, Limits
+from star_jax.data.tasks import get_task
+from star_jax.evaluation.evaluator import base_uncertainty, evaluate, prepare_test_set
+from star_jax.experiment import enable_compilation_cache, load_replay
+from star_jax.models.checkpoint_hf import load_model, load_tokenizer
+from star_jax.training.trainer import fit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--labels", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    args, overrides = parser.parse_known_args()
+    config = parse_experiment(overrides)
+    enable_compilation_cache()
+
+    task = get_task("skills")
+    encoder = Encoder(
+        load_tokenizer(config.model.path), task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
+    )
+    model = load_model(config.model.path)
+    test = prepare_test_set(encoder, skills.test_examples(), config.evaluation.batch_size)
+    base = base_uncertainty(model, test)
+
+    def report(title: str, adapter) -> None:
+        figures = evaluate(model, adapter, test, task, encoder, config.evaluation, base=base).metrics
+        groups = figures["group_accuracy"]
+        known, new = (np.mean([groups[name] for name in names]) for names in (skills.KNOWN_SKILLS, skills.NEW_SKILLS))
+        listed = "  ".join(f"{name} {groups[name]:.3f}" for name in skills.TESTED_SKILLS)
+        print(f"{title}: all {figures['accuracy']:.3f}, known {known:.3f}, new {new:.3f}, ECE {figures['ece']:.3f}")
+        print(f"  {listed}", flush=True)
+
+    report("base model", None)
+    began = time.monotonic()
+    adapter, loss = fit(
+        jax.random.key(args.seed),
+        model,
+        encoder.examples(skills.balanced_labels(args.seed, args.labels)),
+        load_replay(config, task, encoder),
+        limits=encoder.limits,
+        lora=config.lora,
+        config=config.training,
+    )
+    seconds = time.monotonic() - began
+    report(f"LoRA on {args.labels} balanced labels (loss {loss:.4f}, {seconds:.0f} s)", adapter)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Token statistics against softmax and sums over the vocabulary in float64, a position at a time."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from star_jax.inference.scoring import (
+    TokenStatistics,
+    candidate_statistics,
+    distribution_statistics,
+    score_responses,
+    statistics_of,
+)
+from star_jax.models import head
+from star_jax.models.sequences import SequenceInputs, sequence_inputs
+
+FIELDS = TokenStatistics._fields
+score = jax.jit(score_responses, static_argnames="width")
+
+
+def softmax(scores) -> np.ndarray:
+    exponentials = np.exp(np.asarray(scores, np.float64) - np.max(scores))
+    return exponentials / exponentials.sum()
+
+
+def entropy(probs) -> float:
+    return -sum(p * np.log(p) for p in probs if p > 0)
+
+
+def of_position(probs: np.ndarray, token: int) -> dict[str, np.ndarray]:
+    """Every statistic of distributions `K×V` at one position."""
+    ordered = [sorted(row)[::-1] for row in probs]
+    with np.errstate(divide="ignore"):
+        log_prob = np.log(probs[:, token])
+    return {
+        "log_prob": log_prob,
+        "entropy": np.array([entropy(row) for row in probs]),
+        "max_log_prob": np.log([row[0] for row in ordered]),
+        "margin": np.array([row[0] - row[1] for row in ordered]),
+        "mixture_entropy": np.array(entropy(probs.mean(axis=0))),
+    }
+
+
+def at(statistics: TokenStatistics, row: int, place: int) -> dict[str, np.ndarray]:
+    return {name: np.asarray(getattr(statistics, name))[..., row, place] for name in FIELDS}
+
+
+def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], atol: float = 2e-5) -> None:
+    for name in FIELDS:
+        assert got[name].dtype == np.float32
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_statistics_equal_enumeration(small_model, small_adapter, numpy_logits, draw_sequences, adapted):
+    adapter = small_adapter if adapted else None
+    inputs, width = draw_sequences(1, 5, 6, 4), 4
+    statistics, mask = score(small_model, adapter, inputs, width=width)
+    assert statistics.log_prob.shape == (1, 5, 4)
+    assert statistics.mixture_entropy.shape == mask.shape == (5, 4)
+    for row, (tokens, prompt, length) in enumerate(zip(*map(np.asarray, inputs), strict=True)):
+        logits = numpy_logits(small_model, adapter, tokens[:length])
+        np.testing.assert_array_equal(mask[row], np.arange(width) < length - prompt)
+        for place in range(length - prompt):
+            probs = softmax(logits[prompt + place - 1])[None]
+            assert_close(at(statistics, row, place), of_position(probs, tokens[prompt + place]))
+
+
+def test_masked_positions_are_exactly_zero(small_model, small_adapter, draw_sequences):
+    statistics, mask = score(small_model, small_adapter, draw_sequences(2, 5, 6, 4), width=4)
+    hidden = ~np.asarray(mask)
+    assert hidden.any()
+    for name in FIELDS:
+        values = np.asarray(getattr(statistics, name))
+        assert (values[..., hidden] == 0).all(), name
+        assert (values[..., np.asarray(mask)] != 0).all(), name
+
+
+def test_statistics_do_not_depend_on_the_batch_or_its_width(small_model, small_adapter, draw_sequences):
+    inputs = draw_sequences(3, 5, 6, 4)
+    statistics, _ = score(small_model, small_adapter, inputs, width=4)
+    others = draw_sequences(4, 5, 6, 4)
+    mixed = SequenceInputs(*(jnp.concatenate([b[:1], a[2:4][::-1]]) for a, b in zip(inputs, others, strict=True)))
+    wide = mixed._replace(tokens=jnp.pad(mixed.tokens, ((0, 0), (0, 3)), constant_values=5))
+    again, _ = score(small_model, small_adapter, wide, width=7)
+    for place, row in ((1, 3), (2, 2)):
+        for name in FIELDS:
+            left, right = (np.asarray(getattr(s, name)) for s in (again, statistics))
+            np.testing.assert_allclose(left[..., place, :4], right[..., row, :], atol=1e-5, err_msg=name)
+            assert (left[..., place, 4:] == 0).all()
+
+
+def draw_hidden(seed: int, samples: int):
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(samples, 3, 4, 6)).astype(np.float32)
+    weight = rng.normal(size=(9, 6)).astype(np.float32)
+    mask = np.arange(4) < np.array([4, 2, 0])[:, None]
+    return hidden, rng.integers(9, size=(3, 4)).astype(np.int32), mask, weight
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_mixture_over_samples_equals_enumeration(monkeypatch, samples, chunked):
+    hidden, targets, mask, weight = draw_hidden(5, samples)
+    if chunked:
+        monkeypatch.setattr(head, "CHUNK_ELEMENTS", 5 * 9 * samples)  # 12 positions: two chunks of five, and a rest
+    run = jax.jit(partial(statistics_of))  # partial: a function of its own, traced with this chunk size
+    statistics = run(hidden, targets, mask, weight)
+    assert statistics.log_prob.shape == (samples, 3, 4)
+    for row, place in np.ndindex(3, 4):
+        if mask[row, place]:
+            probs = np.stack([softmax(weight.astype(np.float64) @ states) for states in hidden[:, row, place]])
+            assert_close(at(statistics, row, place), of_position(probs, targets[row, place]))
+        else:
+            assert all((values == 0).all() for values in at(statistics, row, place).values())
+
+
+def test_one_sample_mixes_to_itself():
+    statistics = statistics_of(*draw_hidden(6, 1))
+    np.testing.assert_array_equal(statistics.mixture_entropy, statistics.entropy[0])
+
+
+def test_zero_probabilities_make_no_nan():
+    probs = np.array([[[0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75]], [[1, 0, 0, 0], [1, 0, 0, 0]]])
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(probs).astype(np.float32)
+    statistics = distribution_statistics(jnp.asarray(log_probs), jnp.array([3, 0]))
+    for position, token in enumerate((3, 0)):
+        want = of_position(probs[position], token)
+        for name in FIELDS:
+            np.testing.assert_allclose(getattr(statistics, name)[position], want[name], atol=1e-6, err_msg=name)
+    assert statistics.log_prob[0, 0] == -np.inf  # a token that cannot be is said to be so; it is not made a NaN
+
+
+def test_certain_distributions_make_no_nan():
+    hidden, targets, mask, weight = draw_hidden(7, 2)
+    statistics = statistics_of(hidden, targets, mask, 1e4 * weight)
+    for name in FIELDS:
+        assert np.isfinite(getattr(statistics, name)).all(), name
+    np.testing.assert_allclose(statistics.entropy, 0, atol=1e-6)
+    np.testing.assert_allclose(statistics.max_log_prob, 0, atol=1e-6)
+    np.testing.assert_allclose(statistics.margin, np.broadcast_to(mask, statistics.margin.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_candidates_equal_enumeration_of_the_answer_set(samples):
+    rng, batch, candidates, width = np.random.default_rng(8 + samples), 4, 3, 5
+    log_prob = rng.normal(size=(samples, batch * candidates, width)).astype(np.float32) - 1
+    mask = np.arange(width) < rng.integers(1, width + 1, batch * candidates)[:, None]
+    others = np.full_like(log_prob, np.nan)  # nothing but the log-probabilities may be read
+    given = TokenStatistics(jnp.where(mask, log_prob, 99.0), others, others, others, others[0])
+    statistics, choice_mask, choice = candidate_statistics(given, jnp.asarray(mask), candidates)
+    assert statistics.log_prob.shape == (samples, batch, 1)
+    assert statistics.mixture_entropy.shape == choice_mask.shape == (batch, 1)
+    assert choice.shape == (batch,)
+    assert np.asarray(choice_mask).all()
+    for prompt in range(batch):
+        rows = range(prompt * candidates, (prompt + 1) * candidates)
+        probs = np.stack(
+            [
+                softmax([sum(log_prob[k, row, r] for r in range(width) if mask[row, r]) for row in rows])
+                for k in range(samples)
+            ]
+        )
+        assert int(choice[prompt]) == probs.mean(axis=0).argmax()
+        assert_close(at(statistics, prompt, 0), of_position(probs, probs.mean(axis=0).argmax()))
+
+
+def test_candidates_of_the_model_equal_enumeration(small_model, small_adapter, numpy_logits):
+    prompts, answers = [[3, 1, 4], [1]], [[5, 9], [2], [6, 5, 3]]
+    rows = [prompt + answer for prompt in prompts for answer in answers]
+    tokens = np.stack([np.pad(row, (0, 10 - len(row))) for row in rows]).astype(np.int32)
+    lengths = np.array([[len(prompt), len(prompt + answer)] for prompt in prompts for answer in answers], np.int32)
+    statistics, mask = score(small_model, small_adapter, sequence_inputs(tokens, *lengths.T), width=4)
+    statistics, _, choice = candidate_statistics(statistics, mask, 3)
+    for number, prompt in enumerate(prompts):
+        likelihoods = []
+        for answer in answers:
+            logits, likelihood = numpy_logits(small_model, small_adapter, prompt + answer), 1.0
+            for place, token in enumerate(answer):
+                likelihood *= softmax(logits[len(prompt) + place - 1])[token]
+            likelihoods.append(likelihood)
+        probs = np.array(likelihoods) / sum(likelihoods)
+        assert int(choice[number]) == probs.argmax()
+        assert_close(at(statistics, number, 0), of_position(probs[None], probs.argmax()))

@@ -1,0 +1,38 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from star_jax.active.loop import LoopState
+from star_jax.active.pool import PoolState
+from star_jax.models.lora import Adapter
+from star_jax.runtime.checkpoints import load_state, save_state
+
+
+def state_of(number, base):
+    a, b = jax.random.split(jax.random.key(number))
+    weights = {"layers": {"q_proj": {"a": jax.random.normal(a, (2, 3, 4)), "b": jax.random.normal(b, (2, 4, 5))}}}
+    scale = {"layers": {"q_proj": {"scale": jnp.full(2, 0.5)}}}
+    labelled_in = jnp.array([-1, 0, number], jnp.int32)
+    return LoopState(number, PoolState(labelled_in), Adapter(weights, scale), base)
+
+
+@pytest.mark.parametrize("base", [None, jnp.array([0.1, jnp.nan, 3.0])])
+def test_newest_state_comes_back_bit_for_bit(tmp_path, base):
+    for number in (1, 2):
+        save_state(tmp_path, state_of(number, base))
+    saved, loaded = state_of(2, base), load_state(tmp_path)
+    assert loaded.round == 2
+    assert (loaded.base is None) == (base is None)
+    assert jax.tree.structure(loaded) == jax.tree.structure(saved)
+    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(saved), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert jnp.asarray(ours).dtype == jnp.asarray(theirs).dtype
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["002"]
+
+
+def test_half_written_state_does_not_count(tmp_path):
+    assert load_state(tmp_path) is None
+    save_state(tmp_path, state_of(1, None))
+    (tmp_path / "state" / "002.orbax-checkpoint-tmp-0").mkdir()
+    assert load_state(tmp_path).round == 1

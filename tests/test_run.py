@@ -1,0 +1,222 @@
+"""The command as a person uses it: whole runs on a tiny pool of the embedded benchmark."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from star_jax import run
+from star_jax.command_line import guarded_main
+from star_jax.data import skills_benchmark as skills
+
+CONFIG = """
+model: {path: embedded:skills}
+lora: {rank: 4, alpha: 8, dropout: 0.1, training_dropout: tied, targets: [q_proj, v_proj]}
+training: {learning_rate: 5.0e-3, epochs: 2, batch_size: 16, replay: embedded:skills, replay_rows: 4}
+scoring: {mc_samples: 2, batch_size: 64}
+loop: {initial_labels: 20, labels_per_round: 10, rounds: 3}
+data: {task: skills, max_prompt_tokens: 9, max_response_tokens: 6, test_limit: 48}
+evaluation: {batch_size: 64}
+"""
+
+
+def write_rows(path, examples):
+    rows = [{"id": e.id, "question": e.prompt.text, "answer": e.response} for e in examples]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A config, a pool and a test file. Programs are optimised and kept, as they are for a person."""
+    folder = tmp_path_factory.mktemp("run")
+    names = ("jax_disable_most_optimizations", "jax_enable_compilation_cache", "jax_compilation_cache_dir")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (False, True, str(folder / "programs")), strict=True):
+        jax.config.update(name, value)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
+    (folder / "tiny.yaml").write_text(CONFIG)
+    seed = int.from_bytes(os.urandom(2))
+    print(f"pool seed {seed}")
+    write_rows(folder / "pool.jsonl", skills.pool_examples("R1", seed, 120))
+    write_rows(folder / "test.jsonl", skills.test_examples())
+    yield folder
+    patch.undo()
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def flags(folder, output, *extra, pool="pool.jsonl"):
+    return [
+        *("--config", str(folder / "tiny.yaml"), "--output-dir", str(output)),
+        *("--data.train", str(folder / pool), "--data.test", str(folder / "test.jsonl"), *extra),
+    ]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def picks(run_folder):
+    return [path.read_bytes() for path in sorted(run_folder.glob("rounds/*/queried.jsonl"))]
+
+
+def picked_ids(run_folder):
+    return [[row["id"] for row in lines(path)] for path in sorted(run_folder.glob("rounds/*/queried.jsonl"))]
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    """One whole experiment, star and random, left alone."""
+    output = workplace / "out"
+    assert run.main(flags(workplace, output, "--strategies", "star,random")) == 0
+    return output
+
+
+@pytest.mark.parametrize("strategy", ["star", "random"])
+def test_run_folder_is_complete_and_the_budget_exact(finished, strategy):
+    folder = finished / strategy / "seed-0"
+    for name in ("config.yaml", "environment.json", "adapter/adapter_model.safetensors", "summary.json"):
+        assert (folder / name).is_file()
+    rounds = picked_ids(folder)
+    assert [len(ids) for ids in rounds] == [20, 10, 10]
+    assert len(set(chain.from_iterable(rounds))) == 40
+    metrics = lines(folder / "metrics.jsonl")
+    assert [row["labelled"] for row in metrics] == [20, 30, 40]
+    for row in metrics:
+        assert {"round", "accuracy", "nll", "brier", "ece", "auroc", "lora_b_norm"} <= set(row)
+        assert row["lora_b_norm"] > 0
+        assert row["train_seconds"] > 0
+        assert row["evaluate_seconds"] > 0
+    for number, row in enumerate(metrics):
+        predictions = lines(folder / "rounds" / f"{number:03d}" / "predictions.jsonl")
+        assert len(predictions) == 48
+        assert np.mean([p["correct"] for p in predictions]) == pytest.approx(row["accuracy"])
+        assert {"id", "prediction", "reference", "correct", "confidence"} <= set(predictions[0])
+    assert (finished / "report.html").is_file()
+    assert (finished / "learning_curve.png").is_file()
+
+
+def test_strategies_start_from_the_same_labels_and_then_differ(finished):
+    star, random = (picked_ids(finished / name / "seed-0") for name in ("star", "random"))
+    assert star[0] == random[0]
+    assert star[1] != random[1]
+
+
+def test_star_picks_by_descending_score(finished):
+    for row_file in sorted((finished / "star" / "seed-0").glob("rounds/*/queried.jsonl"))[1:]:
+        rows = lines(row_file)
+        scores = [row["score"] for row in rows]
+        assert scores == sorted(scores, reverse=True)
+        assert [row["rank"] for row in rows] == list(range(len(rows)))
+        assert all(row["base_uncertainty"] >= 0 and row["full_uncertainty"] >= 0 for row in rows)
+
+
+@pytest.mark.parametrize("answers", ["generated"])
+def test_permuting_hidden_responses_leaves_all_picks_bit_identical(workplace, finished, answers):
+    bought = set(chain.from_iterable(picked_ids(finished / "star" / "seed-0")))
+    rows = lines(workplace / "pool.jsonl")
+    hidden = [i for i, row in enumerate(rows) if row["id"] not in bought]
+    responses = [rows[i]["answer"] for i in hidden]
+    order = np.roll(np.arange(len(hidden)), 7)
+    for place, source in zip(hidden, order, strict=True):
+        rows[place] = {**rows[place], "answer": responses[source]}
+    changed = sum(rows[i]["answer"] != responses[k] for k, i in enumerate(hidden))
+    assert changed > len(hidden) / 2
+    (workplace / "permuted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = workplace / f"permuted-{answers}"
+    assert run.main(flags(workplace, output, "--strategies", "star", pool="permuted.jsonl")) == 0
+    assert picks(output / "star" / "seed-0") == picks(finished / "star" / "seed-0")
+
+
+def test_reference_answers_do_depend_on_hidden_responses(workplace, finished):
+    """The leak test can fail: with gold scoring, the same permutation changes the picks."""
+    for pool in ("pool.jsonl", "permuted.jsonl"):
+        extra = ("--strategies", "pe", "--scoring.answers", "reference")
+        assert run.main(flags(workplace, workplace / f"gold-{pool}", *extra, pool=pool)) == 0
+    first, second = (
+        picked_ids(workplace / f"gold-{pool}" / "pe" / "seed-0") for pool in ("pool.jsonl", "permuted.jsonl")
+    )
+    assert first != second
+
+
+def test_killed_run_continues_bit_for_bit(workplace, finished):
+    output = workplace / "killed"
+    folder = output / "star" / "seed-0"
+    command = [sys.executable, "-m", "star_jax.run", *flags(workplace, output, "--strategies", "star")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (folder / "state" / "001").is_dir():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no round was finished in time"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "summary.json").exists()
+    assert len(lines(folder / "metrics.jsonl")) < 3
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "continues after round" in again.stderr
+    alone = finished / "star" / "seed-0"
+    assert picks(folder) == picks(alone)
+    weights = "adapter/adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == (alone / weights).read_bytes()
+    for ours, theirs in zip(lines(folder / "metrics.jsonl"), lines(alone / "metrics.jsonl"), strict=True):
+        untimed = {key: value for key, value in ours.items() if not key.endswith("_seconds")}
+        assert untimed == {key: value for key, value in theirs.items() if not key.endswith("_seconds")}
+
+
+def test_finished_run_says_so_and_leaves_everything_alone(workplace, finished, capfd):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "star").rglob("*.jsonl")}
+    assert run.main(flags(workplace, finished, "--strategies", "star")) == 0
+    assert "finished already" in capfd.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in (finished / "star").rglob("*.jsonl")}
+
+
+def test_changed_config_is_refused_by_key(workplace, finished, capfd):
+    argv = flags(workplace, finished, "--strategies", "star", "--loop.rounds", "4")
+    assert guarded_main(run.main, argv) == 2
+    error = capfd.readouterr().err
+    assert "loop.rounds: 3 in the folder, 4 now" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (("--loop.rounds", "40"), "410 labels"),
+        (("--strategies", "nonsense"), "nonsense"),
+        (("--lora.dropout", "0.0"), "lora.dropout"),
+        (("--scoring.answers", "candidates"), "no closed answer set"),
+        (("--model.path", "missing/folder/here"), "missing/folder/here"),
+        (("--data.train", "missing.jsonl"), "missing.jsonl"),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_sentence_and_exit_code_2(workplace, tmp_path, capfd, extra, sentence):
+    assert guarded_main(run.main, flags(workplace, tmp_path / "out", "--strategies", "star", *extra)) == 2
+    error = capfd.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_stored_config_repeats_the_run(finished, tmp_path):
+    stored = finished / "star" / "seed-0" / "config.yaml"
+    assert yaml.safe_load(stored.read_text())["strategies"] == ["star"]
+    assert run.main(["--config", str(stored), "--output-dir", str(tmp_path)]) == 0
+    assert picks(tmp_path / "star" / "seed-0") == picks(finished / "star" / "seed-0")
+
+
+def test_package_is_what_is_tested():
+    assert Path(run.__file__).parent.parent == Path(__file__).parent.parent

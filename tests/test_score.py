@@ -1,0 +1,94 @@
+"""`python -m star_jax.score` as a person uses it, on the shipped model."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from star_jax import score
+from star_jax.command_line import guarded_main
+from star_jax.config import LoraConfig
+from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.lora import init_adapter
+from star_jax.models.peft_format import save_adapter
+
+PROMPTS = ["rev 3 1 4 =", "max 3 9 4 1 =", "desc 2 7 5 =", "sort 9 1 5 5 2 ="]
+
+
+@pytest.fixture
+def files(tmp_path):
+    rows = [{"id": f"q{i}", "question": text} for i, text in enumerate(PROMPTS)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = load_model("embedded:skills")
+    adapter = init_adapter(jax.random.key(1), model.params, LoraConfig(rank=4, targets=("q_proj", "down_proj")))
+    noisy = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(2), leaf.shape), adapter.weights)
+    save_adapter(adapter._replace(weights=noisy), tmp_path / "adapter", base_model="embedded:skills", dropout=0.2)
+    return tmp_path
+
+
+def scored(files, *extra):
+    out = files / "out.jsonl"
+    flags = ("--model", "embedded:skills", "--data", str(files / "pool.jsonl"), "--task", "skills", "--out", str(out))
+    assert score.main([*flags, "--max-response-tokens", "6", *extra]) == 0
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_unlabelled_prompts_are_scored_on_the_models_own_answer(files):
+    rows = scored(files)
+    assert [row["id"] for row in rows] == ["q0", "q1", "q2", "q3"]
+    for row in rows:
+        assert "bald" not in row
+        for name in ("sequence_nll", "token_entropy"):
+            assert row[f"{name}_mean"] == pytest.approx(row[name] / row["response_tokens"], rel=1e-5)
+            assert row[f"{name}_mean"] <= row[f"{name}_max"] + 1e-6
+            assert all(math.isfinite(row[f"{name}{suffix}"]) for suffix in ("", "_mean", "_max"))
+    assert rows[0]["response"] == "4 1 3"
+
+
+def test_monte_carlo_samples_differ_by_seed_and_repeat_by_seed(files):
+    flags = ("--adapter", str(files / "adapter"), "--mc-samples", "4")
+    first, again, other = scored(files, *flags), scored(files, *flags), scored(files, *flags, "--seed", "1")
+    assert first == again
+    assert first != other
+    assert all(row["bald"] > 0 and row["jensen_gap"] > 0 for row in first)
+    plain = scored(files, "--adapter", str(files / "adapter"))
+    assert [row["response"] for row in plain] == [row["response"] for row in first]
+
+
+def test_rate_zero_and_missing_pieces_are_one_sentence(files, capfd):
+    model = load_model("embedded:skills")
+    adapter = init_adapter(jax.random.key(1), model.params, LoraConfig(rank=2, targets=("q_proj",)))
+    save_adapter(adapter, files / "still", base_model="embedded:skills", dropout=0.0)
+    base = ["--model", "embedded:skills", "--data", str(files / "pool.jsonl"), "--task", "skills"]
+    for extra, sentence in (
+        (["--adapter", str(files / "still"), "--mc-samples", "2"], "dropout"),
+        (["--answers", "candidates"], "no closed answer set"),
+        (["--answers", "reference"], "no response"),
+        (["--out", str(files / "nowhere" / "x.jsonl")], "nowhere"),
+        (["--adapter", str(files / "missing")], "adapter_config.json"),
+    ):
+        assert guarded_main(score.main, [*base, *extra]) == 2
+        error = capfd.readouterr().err
+        assert sentence in error
+        assert "Traceback" not in error
+
+
+def test_candidates_are_a_distribution_over_the_closed_set(tmp_path):
+    """Boolq's two answers under a random model: entropy at most log 2, one decision a prompt."""
+    folder = Path(__file__).parent / "golden" / "llama" / "model"
+    rows = [{"question": f"is {i} even?\n"} for i in range(3)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out.jsonl"
+    flags = ["--model", str(folder), "--data", str(tmp_path / "pool.jsonl"), "--task", "boolq", "--out", str(out)]
+    assert score.main([*flags, "--answers", "candidates"]) == 0
+    for row in map(json.loads, out.read_text().splitlines()):
+        assert 0 < row["token_entropy"] <= math.log(2) + 1e-6
+        assert row["response_tokens"] == 1
+        best = math.exp(-row["sequence_nll"])
+        assert best >= 0.5 - 1e-6
+        binary = -(best * math.log(best) + (1 - best) * math.log1p(-best))
+        assert row["token_entropy"] == pytest.approx(binary, rel=1e-3)
+        assert np.isclose(row["margin"], 1 - (2 * best - 1), atol=1e-5)
