@@ -1,5 +1,7 @@
 """Scoring a pool: the order of the results, the three kinds of answers, and dropout's noise."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from star_jax.acquisition import pool_scoring
-from star_jax.acquisition.measures import MEASURES
+from star_jax.acquisition.measures import MEASURES, sequence_measures
 from star_jax.acquisition.pool_scoring import (
     PoolScores,
     Sampling,
@@ -20,15 +22,18 @@ from star_jax.acquisition.pool_scoring import (
 )
 from star_jax.config import ConfigError
 from star_jax.data import batching
-from star_jax.data.batching import Encoder, Limits, Row
+from star_jax.data.batching import Encoder, Limits, Row, pack
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks.task import Task
+from star_jax.inference.mc_dropout import mc_score_responses
+from star_jax.inference.scoring import score_responses
 from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
 from star_jax.models.lora import Adapter
+from star_jax.models.sequences import sequence_inputs
 from star_jax.models.transformer import Decoder, TransformerConfig
 
 WORDS = ["</s>", *"abcdefghijkl"]
-CANDIDATES = (" a", " b c", " d e f")
+CANDIDATES = (" a", " b c", " d e")
 SIZE = 11
 SAMPLING = Sampling(3, 0.3, "tied")
 SHAPE = TransformerConfig(
@@ -93,30 +98,53 @@ def prompts() -> list[Prompt]:
 @pytest.fixture(scope="module")
 def proposals(encoder, prompts) -> list[Row]:
     rng = np.random.default_rng(3)
-    answers = [rng.integers(1, len(WORDS), rng.integers(2, 4)) for _ in prompts]
-    return [
-        Row(np.concatenate([tokens, answer]).astype(np.int32), len(tokens))
-        for tokens, answer in zip(encoder.prompts(prompts), answers, strict=True)
-    ]
+    answers = [rng.integers(1, len(WORDS), rng.integers(2, 4)).astype(np.int32) for _ in prompts]
+    return followed_by(encoder, prompts, answers)
 
 
-@pytest.fixture
-def several_buckets(monkeypatch) -> None:
-    """Cuts even these small limits into buckets, for the pools built from here on."""
-    monkeypatch.setattr(batching, "NARROW", 4)
+def followed_by(encoder, prompts, answers) -> list[Row]:
+    tokens = encoder.prompts(prompts)
+    return [Row(np.concatenate([one, answer]), len(one)) for one, answer in zip(tokens, answers, strict=True)]
 
 
-def shapes(pool) -> set[tuple[int, ...]]:
-    return {batch.tokens.shape for batch in pool.batches}
+@pytest.fixture(scope="module", autouse=True)
+def _several_buckets():
+    """Cuts even these small limits into buckets; prompts and rows fall into two of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "NARROW", 4)
+        yield
+
+
+KINDS = ("generated", "candidates", "proposed")
+
+
+@pytest.fixture(scope="module")
+def build(encoder, prompts, proposals):
+    """Makes the pool of a kind from the examples of the given numbers: batches of 4."""
+
+    def make(kind: str, chosen=range(SIZE)):
+        if kind == "generated":
+            return generated_pool(encoder, [prompts[i] for i in chosen], 4)
+        if kind == "candidates":
+            return candidate_pool(encoder, [prompts[i] for i in chosen], CANDIDATES, 4)
+        return proposed_pool(encoder, [proposals[i] for i in chosen], 4)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def short(encoder, prompts) -> list[int]:
+    """Numbers of the examples of one bucket."""
+    return [i for i, tokens in enumerate(encoder.prompts(prompts)) if len(tokens) == 3]
 
 
 def assert_close(one: PoolScores, other: PoolScores, order=slice(None)) -> None:
     """`one` equals `other` taken in `order`."""
-    assert tuple(one.measures) == tuple(other.measures)
-    assert set(one.measures) == set(MEASURES)
+    assert set(one.measures) == set(other.measures) == set(MEASURES)
     for name, values in one.measures.items():
-        assert values.shape == (SIZE,)
-        np.testing.assert_allclose(values, other.measures[name][order], rtol=1e-4, atol=1e-5, err_msg=name)
+        want = other.measures[name][order]
+        assert values.shape == want.shape
+        np.testing.assert_allclose(values, want, rtol=1e-4, atol=1e-5, err_msg=name)
     for left, right in ((one.responses, other.responses), (one.lengths, other.lengths)):
         assert (left is None) == (right is None)
         if left is not None:
@@ -126,63 +154,50 @@ def assert_close(one: PoolScores, other: PoolScores, order=slice(None)) -> None:
 # Order of the results
 
 
-@pytest.mark.parametrize("kind", ["generated", "candidates", "proposed", "proposed_sampled"])
-def test_results_stand_in_the_order_of_the_prompts(request, model, adapter, encoder, prompts, proposals, kind):
-    """One bucket and one batch, where the order cannot be lost, against several of both."""
-
-    def build(batch_size: int):
-        if kind == "generated":
-            return generated_pool(encoder, prompts, batch_size)
-        if kind == "candidates":
-            return candidate_pool(encoder, prompts, CANDIDATES, batch_size)
-        return proposed_pool(encoder, proposals, batch_size)
-
-    options = {"key": jax.random.key(1), "sampling": SAMPLING} if kind == "proposed_sampled" else {}
-    plain = build(SIZE)
-    request.getfixturevalue("several_buckets")
-    bucketed = build(4)
-    assert len(plain.batches) == len(shapes(plain)) == 1
-    assert len(bucketed.batches) > len(shapes(bucketed)) > 1
-    places = np.concatenate([batch.index[batch.row_mask] for batch in bucketed.batches])
-    assert (np.diff(places) < 0).any()
-    seen: list[int] = []
-    scores = score_pool(model, adapter, bucketed, on_batch=seen.append, **options)
-    assert_close(scores, score_pool(model, adapter, plain, **options))
-    group = len(CANDIDATES) if kind == "candidates" else 1
-    assert seen == [batch.row_mask.sum() // group for batch in bucketed.batches]
-    assert sum(seen) == SIZE
-
-
-def test_permuted_examples_have_permuted_scores(model, adapter, encoder, prompts, proposals):
+@pytest.mark.parametrize("kind", KINDS)
+def test_permuted_examples_have_permuted_scores(model, adapter, build, kind):
     order = np.random.default_rng(4).permutation(SIZE)
-    for build, items in (
-        (lambda items: generated_pool(encoder, items, SIZE), prompts),
-        (lambda items: proposed_pool(encoder, items, SIZE), proposals),
-        (lambda items: candidate_pool(encoder, items, CANDIDATES, SIZE), prompts),
-    ):
-        scores = score_pool(model, adapter, build(items))
-        permuted = score_pool(model, adapter, build([items[i] for i in order]))
-        assert_close(permuted, scores, order)
-        assert np.unique(scores.measures["sequence_nll"]).size == SIZE
+    pool = build(kind)
+    assert len(pool.batches) > len({batch.tokens.shape for batch in pool.batches}) > 1
+    places = np.concatenate([batch.index[batch.row_mask] for batch in pool.batches])
+    assert (np.diff(places) < 0).any()
+    scores = score_pool(model, adapter, pool)
+    assert all(values.shape == (SIZE,) for values in scores.measures.values())
+    assert np.unique(scores.measures["sequence_nll"]).size == SIZE
+    assert_close(score_pool(model, adapter, build(kind, order)), scores, order)
+
+
+def test_proposed_scores_stand_in_the_order_of_the_rows(model, adapter, encoder, build, proposals):
+    """Two buckets against one batch of all rows, where the order cannot be lost."""
+    whole = pack(proposals, range(SIZE), encoder.limits, SIZE)
+    inputs = sequence_inputs(whole.tokens, whole.prompt_lengths, whole.lengths)
+    statistics, mask = jax.jit(score_responses, static_argnames="width")(model, adapter, inputs, width=whole.width)
+    scores = score_pool(model, adapter, build("proposed"))
+    assert_close(scores, PoolScores(sequence_measures(statistics, mask)))
+    np.testing.assert_array_equal(
+        scores.measures["response_tokens"], [len(row.tokens) - row.prompt_length for row in proposals]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_counts_every_example_once(model, adapter, build, kind):
+    seen: list[int] = []
+    pool = build(kind)
+    score_pool(model, adapter, pool, on_batch=seen.append)
+    assert seen == [len(set(batch.index[batch.row_mask].tolist())) for batch in pool.batches]
+    assert sum(seen) == SIZE
 
 
 # Kinds of answers
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-def test_generated_responses_score_as_if_proposed(model, adapter, encoder, prompts, adapted):
-    full = adapter if adapted else None
-    generated = score_pool(model, full, generated_pool(encoder, prompts, SIZE))
-    lengths = np.asarray(generated.lengths)
-    assert generated.responses.shape == (SIZE, 4)
+def test_generated_responses_score_as_if_proposed(model, adapter, encoder, prompts, build):
+    generated = score_pool(model, adapter, build("generated"))
+    responses, lengths = np.asarray(generated.responses), np.asarray(generated.lengths)
+    assert responses.shape == (SIZE, 4)
     assert lengths.min() < lengths.max() == 4
-    rows = [
-        Row(np.concatenate([tokens, response[:length]]), len(tokens))
-        for tokens, response, length in zip(
-            encoder.prompts(prompts), np.asarray(generated.responses), lengths, strict=True
-        )
-    ]
-    proposed = score_pool(model, full, proposed_pool(encoder, rows, SIZE))
+    answers = [response[:length] for response, length in zip(responses, lengths, strict=True)]
+    proposed = score_pool(model, adapter, proposed_pool(encoder, followed_by(encoder, prompts, answers), 4))
     assert_close(PoolScores(generated.measures), proposed)
     np.testing.assert_array_equal(generated.measures["response_tokens"], lengths)
     # A greedy token is the most probable one, so the two statistics agree.
@@ -190,25 +205,23 @@ def test_generated_responses_score_as_if_proposed(model, adapter, encoder, promp
     np.testing.assert_allclose(generated.measures["least_confidence_max"], certain, rtol=1e-4, atol=1e-5)
 
 
-def test_generated_texts_leave_out_what_is_behind_the_end(model, adapter, encoder, prompts, proposals):
-    scores = score_pool(model, adapter, generated_pool(encoder, prompts, SIZE))
+def test_generated_texts_leave_out_what_is_behind_the_end(model, adapter, encoder, build):
+    scores = score_pool(model, adapter, build("generated"))
     want = []
     for row, length in zip(np.asarray(scores.responses), np.asarray(scores.lengths), strict=True):
         want.append(" ".join(WORDS[token] for token in row[:length] if token != encoder.eos_id))
     assert generated_texts(scores, encoder) == want
     with pytest.raises(ValueError, match="generated pool"):
-        generated_texts(score_pool(model, adapter, proposed_pool(encoder, proposals, SIZE)), encoder)
+        generated_texts(score_pool(model, adapter, build("proposed")), encoder)
 
 
-def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encoder, prompts):
-    scores = score_pool(model, adapter, candidate_pool(encoder, prompts, CANDIDATES, SIZE))
+def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encoder, prompts, build):
+    scores = score_pool(model, adapter, build("candidates"))
     nlls = []
     for text in CANDIDATES:
-        answer = [WORDS.index(word) for word in text.split()] + [encoder.eos_id]
-        rows = [
-            Row(np.concatenate([tokens, answer]).astype(np.int32), len(tokens)) for tokens in encoder.prompts(prompts)
-        ]
-        nlls.append(score_pool(model, adapter, proposed_pool(encoder, rows, SIZE)).measures["sequence_nll"])
+        answer = np.array([WORDS.index(word) for word in text.split()] + [encoder.eos_id], np.int32)
+        pool = proposed_pool(encoder, followed_by(encoder, prompts, [answer] * SIZE), 4)
+        nlls.append(score_pool(model, adapter, pool).measures["sequence_nll"])
     likelihood = np.exp(-np.asarray(nlls, np.float64).T)
     probs = likelihood / likelihood.sum(axis=1, keepdims=True)
     ordered = np.sort(probs, axis=1)
@@ -227,20 +240,20 @@ def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encod
         np.testing.assert_allclose(scores.measures[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_base_model_is_the_one_whose_adapter_adds_nothing(model, adapter, build, short):
+    pool = build("proposed", short)
+    base, full = (score_pool(model, one, pool) for one in (None, adapter))
+    silent = adapter._replace(weights=jax.tree.map(jnp.zeros_like, adapter.weights))
+    assert_close(base, score_pool(model, silent, pool))
+    assert (np.abs(full.measures["sequence_nll"] - base.measures["sequence_nll"]) > 1e-3).all()
+
+
 # Dropout
 
 
-def build_pools(encoder, prompts, proposals):
-    return {
-        "generated": generated_pool(encoder, prompts, SIZE),
-        "candidates": candidate_pool(encoder, prompts, CANDIDATES, SIZE),
-        "proposed": proposed_pool(encoder, proposals, SIZE),
-    }
-
-
-@pytest.mark.parametrize("kind", ["generated", "candidates", "proposed"])
-def test_samples_disagree_with_dropout_and_only_with_it(model, adapter, encoder, prompts, proposals, kind):
-    pool = build_pools(encoder, prompts, proposals)[kind]
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_disagree_with_dropout_and_only_with_it(model, adapter, build, short, kind):
+    pool = build(kind, short)
     plain, again = (score_pool(model, adapter, pool) for _ in range(2))
     one, same, other = (
         score_pool(model, adapter, pool, key=jax.random.key(seed), sampling=SAMPLING) for seed in (1, 1, 2)
@@ -259,37 +272,67 @@ def test_samples_disagree_with_dropout_and_only_with_it(model, adapter, encoder,
         np.testing.assert_array_equal(one.measures["response_tokens"], plain.lengths)
 
 
-def test_the_samples_of_an_example_share_their_masks_between_its_candidates(model, adapter, encoder):
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short, kind):
+    """The same examples with the same numbers, dealt out to the batches in another order."""
+    pool = build(kind, short)
+    first, second = pool.batches
+    group = len(CANDIDATES) if kind == "candidates" else 1
+    rows = len(first.row_mask)
+    dealt = np.roll(np.arange(2 * rows).reshape(-1, group), 3, axis=0).reshape(2, rows)
+    names = ("tokens", "prompt_lengths", "lengths", "index", "row_mask")
+    joined = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    mixed = tuple(
+        dataclasses.replace(first, **{name: values[places] for name, values in joined.items()}) for places in dealt
+    )
+    options = {"key": jax.random.key(1), "sampling": SAMPLING}
+    assert_close(
+        score_pool(model, adapter, pool._replace(batches=mixed), **options), score_pool(model, adapter, pool, **options)
+    )
+
+
+def test_samples_are_drawn_as_asked_for(model, adapter, build, short):
+    """Number, rate, mode, key and the example's place in the pool all reach the sampler."""
+    pool, key = build("proposed", short), jax.random.key(6)
+    scores = score_pool(model, adapter, pool, key=key, sampling=SAMPLING)
+    sample = jax.jit(mc_score_responses, static_argnames=("width", "samples", "rate", "mode"))
+    for batch in pool.batches:
+        inputs = sequence_inputs(batch.tokens, batch.prompt_lengths, batch.lengths)
+        statistics, mask = sample(
+            model, adapter, inputs, batch.width, key=key, index=batch.index, samples=3, rate=0.3, mode="tied"
+        )
+        for name, values in sequence_measures(statistics, mask).items():
+            got = scores.measures[name][batch.index[batch.row_mask]]
+            np.testing.assert_allclose(got, values[batch.row_mask], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_candidates_of_an_example_share_their_masks(model, adapter, encoder):
     """The same text as every candidate: one likelihood under each sample, so no disagreement is left."""
-    prompts = [Prompt(f"p{i}", "a b c") for i in range(SIZE)]
-    pool = candidate_pool(encoder, prompts, (" d", " d", " d"), SIZE)
+    pool = candidate_pool(encoder, [Prompt(f"p{i}", "a b c") for i in range(4)], (" d", " d", " d"), 4)
     scores = score_pool(model, adapter, pool, key=jax.random.key(3), sampling=SAMPLING)
     np.testing.assert_allclose(scores.measures["token_entropy"], np.log(3), rtol=1e-5)
     np.testing.assert_allclose(scores.measures["bald"], 0, atol=1e-5)
 
 
-def test_sampling_needs_an_adapter_and_a_key(model, adapter, encoder, proposals):
-    pool = proposed_pool(encoder, proposals, SIZE)
+def test_sampling_needs_an_adapter_and_a_key(model, adapter, build):
     for full, key in ((None, jax.random.key(0)), (adapter, None), (None, None)):
         with pytest.raises(ValueError, match="acts on an adapter and draws from a key; pass both"):
-            score_pool(model, full, pool, key=key, sampling=SAMPLING)
+            score_pool(model, full, build("proposed"), key=key, sampling=SAMPLING)
 
 
-def test_sampling_at_rate_0_is_refused(model, adapter, encoder, proposals):
-    pool = proposed_pool(encoder, proposals, SIZE)
+def test_sampling_at_rate_0_is_refused(model, adapter, build):
     with pytest.raises(ConfigError, match=r"lora\.dropout = 0"):
-        score_pool(model, adapter, pool, key=jax.random.key(0), sampling=SAMPLING._replace(rate=0.0))
+        score_pool(model, adapter, build("proposed"), key=jax.random.key(0), sampling=SAMPLING._replace(rate=0.0))
 
 
 # Programs
 
 
-def test_one_program_a_bucket(several_buckets, model, adapter, encoder, prompts, proposals):
-    pool = proposed_pool(encoder, proposals, 4)
+def test_one_program_a_bucket(model, adapter, build):
     program = pool_scoring._score_proposed
-    score_pool(model, adapter, pool)
+    score_pool(model, adapter, build("proposed"))
     programs = program._cache_size()
     other = jax.tree.map(lambda leaf: 2 * leaf, adapter)
-    for rows in (proposals[::-1], proposals[:7]):
-        score_pool(model, other, proposed_pool(encoder, rows, 4), key=jax.random.key(5))
+    for chosen in (range(SIZE)[::-1], range(7)):
+        score_pool(model, other, build("proposed", chosen), key=jax.random.key(5))
     assert program._cache_size() == programs

@@ -96,9 +96,7 @@ def test_padding_rows_are_not_waited_for(small_model, small_adapter, numpy_logit
             return self.decoder.apply(variables, tokens, *rest)
 
     counted = small_model.replace(decoder=Counting(small_model.decoder))
-    lengths = generate(
-        counted, small_adapter, prompts, np.array(LENGTHS), width=WIDTH, eos_id=eos_id, row_mask=one_real
-    )[1]
+    _, lengths = run(counted, small_adapter, prompts, np.array(LENGTHS), width=WIDTH, eos_id=eos_id, row_mask=one_real)
     jax.effects_barrier()
     assert lengths.tolist() == [1, 0, 0, 0, 0]
     assert steps == [5, 1]

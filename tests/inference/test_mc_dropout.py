@@ -61,9 +61,8 @@ def test_rate_0_is_refused(small_model, small_adapter, draw_sequences):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_samples_are_passes_with_a_key_each(small_model, small_adapter, draw_sequences, mode):
-    inputs, index = draw_sequences(2, 5, 6, 4), jnp.array([7, 0, 3, 3, 11])
+def test_samples_are_passes_with_a_key_each(small_model, small_adapter, draw_sequences):
+    mode, inputs, index = "per_token", draw_sequences(2, 5, 6, 4), jnp.array([7, 0, 3, 3, 11])
     mask, targets = response_mask(inputs, WIDTH), response_targets(inputs, WIDTH)
 
     @jax.jit
@@ -101,15 +100,16 @@ def test_a_tied_sample_is_one_model(small_model, small_adapter, draw_sequences, 
             np.testing.assert_allclose(statistics.log_prob[sample, row, place], want, atol=2e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_scores_do_not_depend_on_the_batch_or_its_width(small_model, small_adapter, draw_sequences, mode):
+@pytest.mark.parametrize(("mode", "wider"), [("tied", 0), ("per_token", 3)])
+def test_scores_do_not_depend_on_the_batch_or_its_width(small_model, small_adapter, draw_sequences, mode, wider):
     inputs, index = draw_sequences(4, 5, 6, 4), np.array([10, 11, 12, 13, 14])
     statistics, _ = sampled(small_model, small_adapter, inputs, index=index, mode=mode)
     others = draw_sequences(5, 5, 6, 4)
-    mixed = SequenceInputs(*(jnp.concatenate([b[:1], a[2:4][::-1]]) for a, b in zip(inputs, others, strict=True)))
-    wide = mixed._replace(tokens=jnp.pad(mixed.tokens, ((0, 0), (0, 3)), constant_values=5))
-    again, _ = sampled(small_model, small_adapter, wide, index=[99, 13, 12], mode=mode, width=7)
-    for place, row in ((1, 3), (2, 2)):
+    mixed = SequenceInputs(*(jnp.concatenate([b[:3], a[2:4][::-1]]) for a, b in zip(inputs, others, strict=True)))
+    mixed = mixed._replace(tokens=jnp.pad(mixed.tokens, ((0, 0), (0, wider)), constant_values=5))
+    index = [99, 14, 10, 13, 12]
+    again, _ = sampled(small_model, small_adapter, mixed, index=index, mode=mode, width=WIDTH + wider)
+    for place, row in ((3, 3), (4, 2)):
         for name in FIELDS:
             left, right = (np.asarray(getattr(s, name)) for s in (again, statistics))
             np.testing.assert_allclose(left[..., place, :WIDTH], right[..., row, :], atol=1e-5, err_msg=name)

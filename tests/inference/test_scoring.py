@@ -19,6 +19,7 @@ from star_jax.models.sequences import SequenceInputs, sequence_inputs
 
 FIELDS = TokenStatistics._fields
 score = jax.jit(score_responses, static_argnames="width")
+of_candidates = jax.jit(candidate_statistics, static_argnames="candidates")
 
 
 def softmax(scores) -> np.ndarray:
@@ -119,7 +120,7 @@ def test_mixture_over_samples_equals_enumeration(monkeypatch, samples, chunked):
 
 
 def test_one_sample_mixes_to_itself():
-    statistics = statistics_of(*draw_hidden(6, 1))
+    statistics = jax.jit(statistics_of)(*draw_hidden(6, 1))
     np.testing.assert_array_equal(statistics.mixture_entropy, statistics.entropy[0])
 
 
@@ -127,7 +128,7 @@ def test_zero_probabilities_make_no_nan():
     probs = np.array([[[0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75]], [[1, 0, 0, 0], [1, 0, 0, 0]]])
     with np.errstate(divide="ignore"):
         log_probs = np.log(probs).astype(np.float32)
-    statistics = distribution_statistics(jnp.asarray(log_probs), jnp.array([3, 0]))
+    statistics = jax.jit(distribution_statistics)(jnp.asarray(log_probs), jnp.array([3, 0]))
     for position, token in enumerate((3, 0)):
         want = of_position(probs[position], token)
         for name in FIELDS:
@@ -137,7 +138,7 @@ def test_zero_probabilities_make_no_nan():
 
 def test_certain_distributions_make_no_nan():
     hidden, targets, mask, weight = draw_hidden(7, 2)
-    statistics = statistics_of(hidden, targets, mask, 1e4 * weight)
+    statistics = jax.jit(statistics_of)(hidden, targets, mask, 1e4 * weight)
     for name in FIELDS:
         assert np.isfinite(getattr(statistics, name)).all(), name
     np.testing.assert_allclose(statistics.entropy, 0, atol=1e-6)
@@ -152,7 +153,7 @@ def test_candidates_equal_enumeration_of_the_answer_set(samples):
     mask = np.arange(width) < rng.integers(1, width + 1, batch * candidates)[:, None]
     others = np.full_like(log_prob, np.nan)  # nothing but the log-probabilities may be read
     given = TokenStatistics(jnp.where(mask, log_prob, 99.0), others, others, others, others[0])
-    statistics, choice_mask, choice = candidate_statistics(given, jnp.asarray(mask), candidates)
+    statistics, choice_mask, choice = of_candidates(given, jnp.asarray(mask), candidates=candidates)
     assert statistics.log_prob.shape == (samples, batch, 1)
     assert statistics.mixture_entropy.shape == choice_mask.shape == (batch, 1)
     assert choice.shape == (batch,)
@@ -175,7 +176,7 @@ def test_candidates_of_the_model_equal_enumeration(small_model, small_adapter, n
     tokens = np.stack([np.pad(row, (0, 10 - len(row))) for row in rows]).astype(np.int32)
     lengths = np.array([[len(prompt), len(prompt + answer)] for prompt in prompts for answer in answers], np.int32)
     statistics, mask = score(small_model, small_adapter, sequence_inputs(tokens, *lengths.T), width=4)
-    statistics, _, choice = candidate_statistics(statistics, mask, 3)
+    statistics, _, choice = of_candidates(statistics, mask, candidates=3)
     for number, prompt in enumerate(prompts):
         likelihoods = []
         for answer in answers:

@@ -119,7 +119,6 @@ def test_gradient_is_of_the_adapter_alone(
         value_and_grad(jax.tree.map(lambda x, g, s=sign: x + np.float32(s * step) * g, weights, gradient))[0]
         for sign in (1, -1)
     )
-    print('FD', float(ahead - behind) / (2 * step)/norm**2, norm)
     assert float(ahead - behind) / (2 * step) == pytest.approx(norm**2, rel=0.03)
 
     at_start = jax.tree_util.tree_map_with_path(lambda path, x: x * (path[-1].key != "b"), weights)

@@ -113,12 +113,12 @@ def test_cache_token_by_token_equals_one_pass(
     prefill = tokens[:, :prompt_width]
     got, cache = read(tiny_model, adapter, prefill, positions_of(prompt_lengths, prompt_width), cache)
     real = np.arange(prompt_width) < prompt_lengths[:, None]
-    np.testing.assert_allclose(got[real], whole[:, :prompt_width][real], atol=1e-5)
+    np.testing.assert_allclose(got[real], whole[:, :prompt_width][real], atol=1e-4)
     for step in range(new):
         places = (prompt_lengths + step)[:, None]
         got, cache = read(tiny_model, adapter, np.take_along_axis(tokens, places, 1), places, cache)
         want = np.take_along_axis(np.asarray(whole), places[..., None], 1)
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        np.testing.assert_allclose(got, want, atol=1e-4)
     assert int(cache.used) == prompt_width + new
     held = [sorted(p for p in row if p >= 0) for row in cache.positions.tolist()]
     assert held == [list(range(length)) for length in lengths]
@@ -141,18 +141,28 @@ def test_what_is_read_at_no_position_leaves_the_cache_as_it_was(
     assert (difference[~ended[:, 0]] > 1e-4).all()
 
 
-def test_bfloat16_is_close(make_model: MakeModel, tiny_config: TransformerConfig, forward: Forward, rows: Rows) -> None:
+@pytest.mark.parametrize("adapted", [False, True])
+def test_bfloat16_is_close(
+    make_model: MakeModel,
+    make_adapter: Callable[..., Adapter],
+    tiny_config: TransformerConfig,
+    forward: Forward,
+    rows: Rows,
+    adapted: bool,
+) -> None:
     wide = make_model(tiny_config)
+    adapter = make_adapter(tiny_config) if adapted else None
     narrow_params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wide.params)
     narrow = LanguageModel(Decoder(dataclasses.replace(tiny_config, dtype="bfloat16")), narrow_params)
     tokens, lengths = rows
     real = np.arange(tokens.shape[1]) < lengths[:, None]
-    hidden, _ = jax.eval_shape(narrow.decoder.apply, {"params": narrow_params}, tokens, positions_of(lengths, 11))
+    variables = with_adapter(narrow_params, adapter)
+    hidden, _ = jax.eval_shape(narrow.decoder.apply, variables, tokens, positions_of(lengths, tokens.shape[1]))
     assert hidden.dtype == jnp.bfloat16
-    got, want = (np.asarray(forward(model, None, tokens, lengths))[real] for model in (narrow, wide))
+    got, want = (np.asarray(forward(model, adapter, tokens, lengths))[real] for model in (narrow, wide))
     assert got.dtype == np.float32
-    assert np.sqrt(np.mean((got - want) ** 2)) < 0.05 * want.std()
-    assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.998
+    assert 0 < np.sqrt(np.mean((got - want) ** 2)) < 0.1 * want.std()
+    assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.995
 
 
 def test_rms_norm_is_the_formula(rng: np.random.Generator) -> None:
