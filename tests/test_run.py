@@ -40,7 +40,7 @@ def workplace(tmp_path_factory):
     """A config, a pool and a test file. Programs are optimised and kept, as they are for a person."""
     folder = tmp_path_factory.mktemp("run")
     names = ("jax_disable_most_optimizations", "jax_enable_compilation_cache", "jax_compilation_cache_dir")
-    before = {name: getattr(jax.config, name) for name in names}
+    before = {name: jax.config.values[name] for name in names}
     for name, value in zip(names, (False, True, str(folder / "programs")), strict=True):
         jax.config.update(name, value)
     patch = pytest.MonkeyPatch()
