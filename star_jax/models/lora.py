@@ -57,7 +57,7 @@ class Dropout:
 
     Attributes:
       keys: `B` PRNG keys, one a row, so that a row's masks do not depend on the batch it rides in.
-      rate: probability that an entry is dropped, > 0.
+      rate: probability that an entry is dropped, > 0; rounded to a multiple of 2⁻¹⁶.
       mode: `tied` draws one mask a row, shared by its tokens, which makes the pass one sample
         A_k = diag(m_k) A / (1 - rate) of A's weights (Gal & Ghahramani 2016, arXiv 1512.05287);
         `per_token` draws one a token, as PEFT does in training.
