@@ -120,7 +120,7 @@ def test_help_shows_every_flag_and_its_documentation(capsys):
     shown = capsys.readouterr().out
     for name in ["config", *(name for name, _ in fields(ExperimentConfig))]:
         assert f"--{name.replace('_', '-')} " in shown
-    for text in ("Longer prompts are an error that names", "a seed fixes pool draw", "PATH/TO/Llama-2-7b-hf"):
+    for text in ("Longest response trained on", "a seed fixes pool draw", "PATH/TO/Llama-2-7b-hf"):
         assert text in " ".join(shown.replace("│", " ").split())
 
 

@@ -35,7 +35,7 @@ def random_value(hint, rng):
         return rng.choice(arguments)
     return {
         int: rng.randrange(1, 99),
-        float: rng.choice([0.5, 1e-5, 1.0]),
+        float: rng.choice([0.5, 1e-5, 0.25]),
         str: rng.choice(["off", "1e-4", "010", "7", "1:30", "x"]),
     }[hint]
 

@@ -61,8 +61,10 @@ def load_pool_and_test(config: DataConfig, seed: int) -> LoadedData:
         pool = skills_benchmark.pool_examples(config.regime, seed, config.pool_size)
         test = skills_benchmark.test_examples()
     else:
-        pool = load_examples(task, _required(config.train, "train", task), "train")
-        test = load_examples(task, _required(config.test, "test", task), "test")
+        sources = _required(config.train, "train", task), _required(config.test, "test", task)
+        pool, test = (
+            load_examples(task, source, split) for source, split in zip(sources, ("train", "test"), strict=True)
+        )
     pool = _draw(pool, config.pool_limit, seed)
     test = _draw(test, config.test_limit, TEST_DRAW_SEED)
     test_texts = {example.prompt.text for example in test}
