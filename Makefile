@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	$(python) -m star_jax.run
 
 test: $(VENV)/installed-test
-	$(python) -m pytest -n $(WORKERS) -m "not parity"
+	$(python) -m pytest -n $(WORKERS) --dist loadscope -m "not parity"
 
 parity: $(VENV)/installed-test $(VENV)/installed-parity
 	$(python) -m pytest -m parity

@@ -17,7 +17,7 @@ from star_jax.data import skills_benchmark as skills
 from star_jax.data.batching import Encoder, Limits
 from star_jax.data.tasks import get_task
 from star_jax.evaluation.evaluator import base_uncertainty, evaluate, prepare_test_set
-from star_jax.experiment import enable_compilation_cache, load_replay
+from star_jax.experiment import configure_jax, load_replay
 from star_jax.models.checkpoint_hf import load_model, load_tokenizer
 from star_jax.training.trainer import fit
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args, overrides = parser.parse_known_args()
     config = parse_experiment(overrides)
-    enable_compilation_cache()
+    configure_jax()
 
     task = get_task("skills")
     encoder = Encoder(

@@ -205,10 +205,26 @@ def guarded_main(
     except (ConfigError, DataError, FloatingPointError) as error:
         print(f"star_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"star_jax: error: out of memory ({error}); lower the batch sizes", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"star_jax: {when_interrupted}", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        # What JAX raises when an accelerator's memory is full; its own class would need JAX imported here.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        print(
+            f"star_jax: error: out of device memory; lower the batch sizes or token limits ({first})", file=sys.stderr
+        )
+        return 2
     except BrokenPipeError:
         # `| head` has seen enough. What is still buffered goes nowhere, or the flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"star_jax: error: {error.strerror or error}{place}; what was finished is kept", file=sys.stderr)
+        return 2

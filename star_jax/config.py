@@ -34,7 +34,7 @@ class ModelConfig:
     path: str = "embedded:skills"
     """Hugging Face folder or hub name; `embedded:skills` is the small model that ships with the package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type the frozen weights are stored and multiplied in; softmax, norms and the adapter stay float32."""
+    """Type of the frozen weights and of products; softmax, norms, losses and the adapter's own copy are float32."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LoraConfig:
     targets: tuple[str, ...] = PROJECTIONS
     """Projections that get an adapter, comma separated."""
     init: Literal["gaussian", "kaiming_uniform"] = "gaussian"
-    """Initial A: N(0, 1/rank) as in the LoRA paper's code path, or PEFT's default. B always starts at 0."""
+    """Initial A: Gaussian with variance 1/rank, or PEFT's default U(-1/sqrt(in), 1/sqrt(in)). B always starts at 0."""
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, f"lora.rank is {self.rank}; it must be at least 1")
@@ -77,7 +77,7 @@ class TrainingConfig:
     warmup_fraction: float = 0.0
     """Share of the steps over which the rate rises from 0."""
     decay_fraction: float = 1.0
-    """Share of the steps, at the end, over which the rate falls."""
+    """Share of the steps, at the end, over which the rate falls; as far as the warm-up leaves them."""
     epochs: int = 3
     """Passes over the labelled set."""
     batch_size: int = 8
@@ -115,10 +115,12 @@ class TrainingConfig:
         for name in ("warmup_fraction", "decay_fraction"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"training.{name} is {value}; it must be in [0, 1]")
+        clip, floor = self.gradient_clip, self.entropy_floor
+        _require(clip is None or clip > 0, f"training.gradient_clip is {clip}; it must be positive, or none")
+        _require(floor is None or floor > 0, f"training.entropy_floor is {floor}; it must be positive, or none")
         _require(
-            self.warmup_fraction + self.decay_fraction <= 1 or self.schedule == "constant" or self.warmup_fraction == 0,
-            f"training.warmup_fraction + training.decay_fraction is "
-            f"{self.warmup_fraction + self.decay_fraction}; together they may be at most 1",
+            floor is None or self.confidence_penalty > 0,
+            "training.entropy_floor does nothing at training.confidence_penalty 0; set both or neither",
         )
         for name in ("decay_a", "decay_b", "l2_b", "confidence_penalty"):
             value = getattr(self, name)
@@ -203,13 +205,14 @@ class DataConfig:
     """Pool, test set and limits."""
 
     task: str = "skills"
-    """Template, parser and correctness: gsm8k, boolq, openbookqa, skills, released."""
+    """Template, parser and correctness: gsm8k, boolq, boolq_passage, openbookqa, skills, released."""
     train: str | None = None
     """The pool: JSONL, CSV or Parquet file, or a hub name; the task's own generator when none (skills)."""
     test: str | None = None
     """The test set, likewise."""
     regime: Literal["R0", "R1", "R2", "R3", "R4"] = "R1"
-    """Pool of the skills benchmark: R0 balanced, R1 Zipf, R2 mostly known, R3 unlearnable fifth, R4 Zipf from few."""
+    """Pool of the skills benchmark: R0 balanced, R1 Zipf, R2 mostly known, R3 a fifth unlearnable, R4 as R1, meant for
+    loop.initial_labels 20."""
     pool_size: int = 1500
     """Items the skills generator puts into the pool."""
     pool_limit: int | None = None

@@ -5,14 +5,16 @@ The shell around the loop: loads what a run needs, times its phases, writes its 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ from star_jax.acquisition.pool_scoring import Pool, candidate_pool, generated_po
 from star_jax.acquisition.strategies import Strategy, get_strategy, resolve
 from star_jax.active.loop import LoopState, Problem, RoundInfo, init, step
 from star_jax.active.oracles import SimulatedOracle
+from star_jax.active.pool import available
 from star_jax.config import ConfigError, ExperimentConfig
 from star_jax.data.batching import Encoder, Limits, Row
 from star_jax.data.examples import Example
@@ -107,31 +110,43 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[st
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
     encoder = Encoder(load_tokenizer(config.model.path), task, limits)
     model = load_model(config.model.path, config.model.dtype)
+    _check_context(config, model)
     bench = Workbench(config, model, encoder, task, load_replay(config, task, encoder), progress)
-    summaries = {}
+    # A seed's pool is loaded once for all strategies, which must see the same one. Everything that can be refused
+    # is refused before the first training: data of all seeds, then all run folders.
+    data = {seed: _load(bench, seed) for seed in config.seeds}
     for seed in config.seeds:
-        # A seed's pool is loaded once for all strategies, which must see the same one.
-        data = load_pool_and_test(config.data, seed)
-        if data.duplicate_prompts or data.test_overlap:
-            progress.log(
-                f"seed {seed}: {data.duplicate_prompts} pool prompts repeat an earlier one, "
-                f"{data.test_overlap} are also in the test set"
-            )
-        pool, test = encoder.within_limits(data.pool), encoder.within_limits(data.test)
-        _check_sizes(config, len(pool), len(test))
         for strategy in strategies:
-            summaries[strategy.name, seed] = _run(bench, strategy, seed, pool, test)
+            with _open(bench, strategy, seed, data[seed]):
+                pass
+    summaries = {(s.name, seed): _run(bench, s, seed, data[seed]) for seed in config.seeds for s in strategies}
     return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
 
 
 def _check(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
     for strategy in strategies:
         resolved = resolve(strategy, config.acquisition)
+        if strategy.normaliser not in (None, "minmax") and config.acquisition.arithmetic == "released":
+            raise ConfigError(
+                f"strategy {strategy.name} blends on a {strategy.normaliser} scale, which the released code does not "
+                "have; set acquisition.arithmetic to standard, or choose entropy_dynamic or pe_dynamic"
+            )
         if resolved.monte_carlo and config.lora.dropout == 0:
             raise ConfigError(
                 f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
                 f"the same; set lora.dropout above 0 or choose another strategy"
             )
+        if (resolved.measure or "").startswith("bald") and config.scoring.mc_samples < 2:
+            raise ConfigError(
+                f"strategy {strategy.name} measures how dropout samples disagree and scoring.mc_samples is "
+                f"{config.scoring.mc_samples}; set it to 2 or more"
+            )
+    replay = config.training.replay
+    if replay is not None and replay.startswith(EMBEDDED) and (config.model.path, task.name) != (replay, "skills"):
+        raise ConfigError(
+            f"training.replay is {replay}, rows of that model's own past, and the run is model {config.model.path} on "
+            f"task {task.name}; set training.replay to none and training.replay_rows to 0, or name a file of yours"
+        )
     if config.lora.training_dropout != "off" and config.lora.dropout == 0:
         raise ConfigError(
             f"lora.training_dropout is {config.lora.training_dropout} and lora.dropout is 0; "
@@ -140,6 +155,15 @@ def _check(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task)
     if config.scoring.answers == "candidates" and task.candidates is None:
         raise ConfigError(
             f"scoring.answers is candidates, but task {task.name} has no closed answer set; choose generated"
+        )
+
+
+def _check_context(config: ExperimentConfig, model: LanguageModel) -> None:
+    asked, most = config.data.max_prompt_tokens + config.data.max_response_tokens, model.config.max_position_embeddings
+    if asked > most:
+        raise ConfigError(
+            f"data.max_prompt_tokens + data.max_response_tokens is {asked} and the model reads {most} tokens "
+            f"(max_position_embeddings); lower one of the two"
         )
 
 
@@ -162,26 +186,68 @@ def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[
     return encoder.examples(encoder.within_limits(load_examples(task, path, "train")))
 
 
-def _run(
-    bench: Workbench, strategy: Strategy, seed: int, pool: Sequence[Example], test: Sequence[Example]
-) -> dict[str, Any]:
-    config, progress = bench.config, bench.progress
+class RunData(NamedTuple):
+    """What a seed runs on: pool and test set within the limits, and figures that identify them (data.json)."""
+
+    pool: list[Example]
+    test: list[Example]
+    facts: dict[str, Any]
+
+
+def _load(bench: Workbench, seed: int) -> RunData:
+    config, encoder = bench.config, bench.encoder
+    loaded = load_pool_and_test(config.data, seed)
+    pool, test = encoder.within_limits(loaded.pool), encoder.within_limits(loaded.test)
+    _check_sizes(config, len(pool), len(test))
+    facts = {
+        "pool": _fingerprint(pool),
+        "test": _fingerprint(test),
+        "pool_examples": len(pool),
+        "test_examples": len(test),
+        "left_out_of_pool": len(loaded.pool) - len(pool),
+        "left_out_of_test": len(loaded.test) - len(test),
+        "pool_prompts_cut": encoder.count_cut(pool),
+        "test_prompts_cut": encoder.count_cut(test),
+        "duplicate_prompts": loaded.duplicate_prompts,
+        "test_overlap": loaded.test_overlap,
+    }
+    if loaded.duplicate_prompts or loaded.test_overlap:
+        bench.progress.log(
+            f"seed {seed}: {loaded.duplicate_prompts} pool prompts repeat an earlier one, "
+            f"{loaded.test_overlap} are also in the test set"
+        )
+    return RunData(pool, test, facts)
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+    """Hash of ids and prompts: a state holds places in the pool, and means nothing for another one."""
+    text = json.dumps([(example.id, example.prompt.text) for example in examples])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _open(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> RunFolder:
+    config = bench.config
     device = jax.devices()[0].device_kind
-    with RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device) as folder:
+    return RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device, data.facts)
+
+
+def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> dict[str, Any]:
+    config, progress = bench.config, bench.progress
+    with _open(bench, strategy, seed, data) as folder:
         title = f"{strategy.name} seed {seed}"
         if folder.finished:
             progress.log(f"{title}: finished already, in {folder.path}")
             return folder.summary()
         state = load_state(folder.path)
-        if state is not None:
-            progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
         folder.drop_rounds_from(0 if state is None else state.round)
-        problem = _problem(bench, pool)
-        measure = resolve(strategy, config.acquisition).measure
-        place = (measure, *(example.prompt for example in pool))
+        problem = _problem(bench, data.pool)
+        place = (resolve(strategy, config.acquisition).measure, data.facts["pool"])
         if state is None:
-            state = init(len(pool), bench.base_measures.get(place))
-        test_set = prepare_test_set(bench.encoder, test, config.evaluation.batch_size)
+            state = init(len(data.pool), bench.base_measures.get(place))
+        else:
+            progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
+            state = state._replace(labels=_labels(folder, data.pool, state.round))
+        test_set = prepare_test_set(bench.encoder, data.test, config.evaluation.batch_size)
         while state.round < config.loop.rounds:
             state = _round(bench, strategy, seed, problem, test_set, state, folder, title)
             if state.base is not None:
@@ -189,6 +255,13 @@ def _run(
         summary = _summary(strategy.name, seed, folder.metrics())
         folder.write_summary(summary)
         return summary
+
+
+def _labels(folder: RunFolder, pool: Sequence[Example], rounds: int) -> dict[int, str]:
+    """The labels bought so far, from the run folder: nobody is asked twice."""
+    place = {example.id: index for index, example in enumerate(pool)}
+    rows = [row for number in range(rounds) for row in folder.queried(number)]
+    return dict(sorted((place[row["id"]], row["response"]) for row in rows))
 
 
 def _problem(bench: Workbench, pool: Sequence[Example]) -> Problem:
@@ -218,6 +291,7 @@ def _round(
 ) -> LoopState:
     """One round and its files; the checkpoint is written last, and makes the round count."""
     config, number = bench.config, state.round
+    candidates = np.asarray(available(state.pool))
     timed = Timed(bench.progress, f"{title}, round {number + 1}/{config.loop.rounds}")
     state, info = step(config, strategy, problem, state, jax.random.key(seed), timed)
     assert state.adapter is not None
@@ -233,7 +307,7 @@ def _round(
             base=base,
             on_batch=tick,
         )
-    queried = _queried(bench.task, problem, info)
+    queried = _queried(bench.task, problem, info, state.labels)
     row = {
         "round": number,
         "labelled": info.labelled,
@@ -241,7 +315,7 @@ def _round(
         "lora_b_norm": float(b_norm(state.adapter)),
         "train_loss": info.train_loss,
         **{f"{name}_seconds": round(timed.seconds.get(name, 0.0), 3) for name in ("train", "score", "evaluate")},
-        "score_length_correlation": _length_correlation(info),
+        "score_length_correlation": _length_correlation(info, candidates),
         "picked_groups": _counts([entry["group"] for entry in queried]),
     }
     folder.write_round(number, queried, predictions)
@@ -266,7 +340,7 @@ def _base_on_test(bench: Workbench, test: TestSet) -> np.ndarray:
     return bench.base_tests[place]
 
 
-def _queried(task: Task, problem: Problem, info: RoundInfo) -> list[dict[str, Any]]:
+def _queried(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[int, str]) -> list[dict[str, Any]]:
     def at(values: np.ndarray | None, index: int) -> float | None:
         return None if values is None else float(values[index])
 
@@ -278,6 +352,7 @@ def _queried(task: Task, problem: Problem, info: RoundInfo) -> list[dict[str, An
             "full_uncertainty": at(info.full, index),
             "rank": rank,
             "group": task.group(problem.prompts[index]),
+            "response": labels[index],
         }
         for rank, index in enumerate(info.picked.tolist())
     ]
@@ -287,13 +362,17 @@ def _counts(groups: Sequence[str]) -> dict[str, int]:
     return {group: groups.count(group) for group in sorted(set(groups))}
 
 
-def _length_correlation(info: RoundInfo) -> float | None:
-    """Pearson correlation of the full model's measure and response length: is uncertainty more than length?"""
+def _length_correlation(info: RoundInfo, candidates: np.ndarray) -> float | None:
+    """Pearson correlation of the full model's measure and response length over what could be picked.
+
+    It asks whether uncertainty is more than length; None where either is constant or was not computed.
+    """
     if info.full is None or info.response_tokens is None:
         return None
-    if np.ptp(info.full) == 0 or np.ptp(info.response_tokens) == 0:
+    measure, tokens = info.full[candidates], info.response_tokens[candidates]
+    if np.ptp(measure) == 0 or np.ptp(tokens) == 0:
         return None
-    return float(np.corrcoef(info.full, info.response_tokens)[0, 1])
+    return float(np.corrcoef(measure, tokens)[0, 1])
 
 
 def _summary(strategy: str, seed: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -315,8 +394,10 @@ def configure_logging() -> None:
     logging.getLogger("star_jax").setLevel(logging.WARNING)
 
 
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs across processes, where the user has not chosen a place already."""
+def configure_jax() -> None:
+    """True float32 products, and compiled programs kept across processes unless the user chose a place for them."""
+    # Accelerators multiply float32 in fewer bits unless told otherwise; bfloat16 products are not affected.
+    jax.config.update("jax_default_matmul_precision", "highest")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "star_jax" / "xla"))

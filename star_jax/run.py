@@ -12,12 +12,12 @@ def main(argv: Sequence[str]) -> int:
     """Runs the experiment that `argv` describes; prints a table, a row a strategy, and the path of the report."""
     config = parse_experiment(argv)
     # Imported after parsing: JAX takes seconds to load, and `--help` or a mistyped flag should not wait for it.
-    from star_jax.experiment import configure_logging, enable_compilation_cache, run_experiment
+    from star_jax.experiment import configure_jax, configure_logging, run_experiment
     from star_jax.report import build_report
     from star_jax.runtime.progress import Progress, print_table
 
     configure_logging()
-    enable_compilation_cache()
+    configure_jax()
     summaries = run_experiment(config, Progress())
     print_table(summaries)
     print(f"report: {build_report(config.output_dir)}")

@@ -24,16 +24,18 @@ def main(argv: Sequence[str]) -> int:
     out = None if config.out == "-" else Path(config.out)
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out is {out}; there is no folder {out.parent}, make it first")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out is {out}, which is a folder; name a file in it")
     # Imported after parsing, for the same reason as in run.py.
-    from star_jax.experiment import configure_logging, enable_compilation_cache
+    from star_jax.experiment import configure_jax, configure_logging
     from star_jax.runtime.files import write_jsonl_atomic
 
     configure_logging()
-    enable_compilation_cache()
+    configure_jax()
     rows = score_file(config)
     if out is None:
         for row in rows:
-            print(json.dumps(row))
+            print(json.dumps(row, allow_nan=False))
     else:
         write_jsonl_atomic(out, rows)
         print(f"{len(rows)} examples scored, in {out}")
@@ -51,6 +53,7 @@ def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
 
     from star_jax.acquisition.measures import MEASURES
     from star_jax.acquisition.pool_scoring import Sampling, score_pool
+    from star_jax.acquisition.strategies import check_finite
     from star_jax.data.batching import Encoder, Limits
     from star_jax.data.tasks import get_task
     from star_jax.models.checkpoint_hf import load_model, load_tokenizer
@@ -67,12 +70,18 @@ def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
         adapter, raw = load_adapter(Path(config.adapter), model.config)
         if config.mc_samples > 1:
             rate = raw.get("lora_dropout", 0.0) if config.dropout_rate is None else config.dropout_rate
+            if rate == 0:
+                raise ConfigError(
+                    f"{config.adapter} says lora_dropout 0, where all --mc-samples are the same; pass --dropout-rate"
+                )
             sampling = Sampling(config.mc_samples, rate, config.dropout)
     with Progress().task("score", len(prompts), "examples") as tick:
         key = jax.random.key(config.seed)
         scores = score_pool(model, adapter, pool, key=key, sampling=sampling, on_batch=tick)
     names = [name for name in MEASURES if sampling is not None or not name.startswith(("bald", "jensen"))]
     columns = {name: np.asarray(scores.measures[name]).tolist() for name in names}
+    for name in ("sequence_nll", "token_entropy"):
+        check_finite(scores.measures[name], [prompt.id for prompt in prompts])
     texts = _responses(scores, task, encoder)
     return [
         {"id": prompt.id}

@@ -17,7 +17,10 @@ import yaml
 from star_jax import run
 from star_jax.command_line import guarded_main
 from star_jax.data import skills_benchmark as skills
+from star_jax.data.tasks import boolq
+from star_jax.runtime.run_folder import RunFolder
 
+GOLDEN_MODEL = Path(__file__).parent / "golden" / "llama" / "model"
 CONFIG = """
 model: {path: embedded:skills}
 lora: {rank: 4, alpha: 8, dropout: 0.1, training_dropout: tied, targets: [q_proj, v_proj]}
@@ -123,8 +126,9 @@ def test_star_picks_by_descending_score(finished):
         assert all(row["base_uncertainty"] >= 0 and row["full_uncertainty"] >= 0 for row in rows)
 
 
-@pytest.mark.parametrize("answers", ["generated"])
-def test_permuting_hidden_responses_leaves_all_picks_bit_identical(workplace, finished, answers):
+@pytest.fixture(scope="module")
+def permuted(workplace, finished):
+    """The pool with the responses that star never bought permuted among themselves."""
     bought = set(chain.from_iterable(picked_ids(finished / "star" / "seed-0")))
     rows = lines(workplace / "pool.jsonl")
     hidden = [i for i, row in enumerate(rows) if row["id"] not in bought]
@@ -135,19 +139,21 @@ def test_permuting_hidden_responses_leaves_all_picks_bit_identical(workplace, fi
     changed = sum(rows[i]["answer"] != responses[k] for k, i in enumerate(hidden))
     assert changed > len(hidden) / 2
     (workplace / "permuted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    output = workplace / f"permuted-{answers}"
-    assert run.main(flags(workplace, output, "--strategies", "star", pool="permuted.jsonl")) == 0
+    return "permuted.jsonl"
+
+
+def test_permuting_hidden_responses_leaves_all_picks_bit_identical(workplace, finished, permuted):
+    output = workplace / "permuted"
+    assert run.main(flags(workplace, output, "--strategies", "star", pool=permuted)) == 0
     assert picks(output / "star" / "seed-0") == picks(finished / "star" / "seed-0")
 
 
-def test_reference_answers_do_depend_on_hidden_responses(workplace, finished):
+def test_reference_answers_do_depend_on_hidden_responses(workplace, permuted):
     """The leak test can fail: with gold scoring, the same permutation changes the picks."""
-    for pool in ("pool.jsonl", "permuted.jsonl"):
+    for pool in ("pool.jsonl", permuted):
         extra = ("--strategies", "pe", "--scoring.answers", "reference")
         assert run.main(flags(workplace, workplace / f"gold-{pool}", *extra, pool=pool)) == 0
-    first, second = (
-        picked_ids(workplace / f"gold-{pool}" / "pe" / "seed-0") for pool in ("pool.jsonl", "permuted.jsonl")
-    )
+    first, second = (picked_ids(workplace / f"gold-{pool}" / "pe" / "seed-0") for pool in ("pool.jsonl", permuted))
     assert first != second
 
 
@@ -201,6 +207,10 @@ def test_changed_config_is_refused_by_key(workplace, finished, capfd):
         (("--scoring.answers", "candidates"), "no closed answer set"),
         (("--model.path", "missing/folder/here"), "missing/folder/here"),
         (("--data.train", "missing.jsonl"), "missing.jsonl"),
+        (("--strategies", "bald", "--scoring.mc-samples", "1"), "scoring.mc_samples"),
+        (("--data.max-prompt-tokens", "100"), "max_position_embeddings"),
+        (("--model.path", str(GOLDEN_MODEL)), "training.replay"),
+        (("--data.max-prompt-tokens", "5"), "the limit of 5"),
     ],
 )
 def test_what_the_user_can_put_right_is_one_sentence_and_exit_code_2(workplace, tmp_path, capfd, extra, sentence):
@@ -209,6 +219,61 @@ def test_what_the_user_can_put_right_is_one_sentence_and_exit_code_2(workplace, 
     assert sentence in error
     assert "Traceback" not in error
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_other_data_is_refused(workplace, finished, capfd, tmp_path):
+    rows = lines(workplace / "pool.jsonl")
+    rows[0]["question"], rows[1]["question"] = rows[1]["question"], rows[0]["question"]
+    before = (workplace / "pool.jsonl").read_text()
+    try:
+        (workplace / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert guarded_main(run.main, flags(workplace, finished, "--strategies", "star")) == 2
+    finally:
+        (workplace / "pool.jsonl").write_text(before)
+    assert "made with other data" in capfd.readouterr().err
+
+
+def test_a_config_may_change_before_a_round_is_finished(workplace, tmp_path):
+    folder = RunFolder.open(tmp_path, "random", 0, {"loop": {"rounds": 9}}, "cpu")
+    folder.close()
+    assert run.main(flags(workplace, tmp_path, "--strategies", "random", "--loop.rounds", "1")) == 0
+    assert len(lines(tmp_path / "random" / "seed-0" / "metrics.jsonl")) == 1
+
+
+def boolq_rows(folder, name, count, start=0):
+    """Rows in the released layout; the text says nothing of the answer."""
+    ask = f"{boolq.INSTRUCTION}is {{}} a number?{boolq.ANSWER_FORMAT}"
+    answers = ("the correct answer is true", "the correct answer is false")
+    rows = [{"question": ask.format(i), "answer": answers[i * 7 % 3 % 2]} for i in range(start, start + count)]
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def test_shipped_boolq_config_runs_and_its_picks_know_no_hidden_label(workplace, tmp_path):
+    """configs/boolq.yaml scores the closed answer set; flipping every unbought answer must change no pick."""
+    rows = boolq_rows(tmp_path, "train.jsonl", 40)
+    boolq_rows(tmp_path, "test.jsonl", 12, start=100)
+
+    def argv(output):
+        return [
+            *("--config", str(Path(__file__).parents[1] / "configs" / "boolq.yaml"), "--model.path", str(GOLDEN_MODEL)),
+            *("--data.train", str(tmp_path / "train.jsonl"), "--data.test", str(tmp_path / "test.jsonl")),
+            *("--loop.initial-labels", "8", "--loop.labels-per-round", "4", "--loop.rounds", "2"),
+            *("--data.max-response-tokens", "24", "--lora.rank", "2", "--strategies", "star"),
+            *("--output-dir", str(tmp_path / output), "--model.dtype", "float32", "--training.epochs", "1"),
+        ]
+
+    assert run.main(argv("first")) == 0
+    bought = set(chain.from_iterable(picked_ids(tmp_path / "first" / "star" / "seed-0")))
+    assert len(bought) == 12
+    flip = {"the correct answer is true": "the correct answer is false"}
+    flip |= {value: key for key, value in flip.items()}
+    for number, row in enumerate(rows, start=1):
+        if f"train-{number:06d}" not in bought:
+            row["answer"] = flip[row["answer"]]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run.main(argv("second")) == 0
+    assert picks(tmp_path / "second" / "star" / "seed-0") == picks(tmp_path / "first" / "star" / "seed-0")
 
 
 def test_stored_config_repeats_the_run(finished, tmp_path):

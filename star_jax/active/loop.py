@@ -7,7 +7,7 @@ round, so a run can be taken up after any round and goes on bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from star_jax.active.oracles import Annotator
 from star_jax.active.pool import PoolState, available, init_pool, label
 from star_jax.config import AcquisitionConfig, ExperimentConfig
 from star_jax.data.batching import Encoder, Row
-from star_jax.data.examples import Prompt
+from star_jax.data.examples import Example, Prompt
 from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter
 from star_jax.training.trainer import fit
@@ -75,12 +75,14 @@ class LoopState(NamedTuple):
     Attributes:
       round: trainings done.
       pool: what is labelled.
+      labels: index in the pool -> response, for everything labelled so far; each was asked for once.
       adapter: of the last training; None before the first.
       base: `N` the strategy's measure under the base model, on its own responses; computed at most once.
     """
 
     round: int
     pool: PoolState
+    labels: Mapping[int, str]
     adapter: Adapter | None = None
     base: Array | None = None
 
@@ -119,7 +121,7 @@ class Query(NamedTuple):
 
 def init(pool_size: int, base: Array | None = None) -> LoopState:
     """Before the first round; `base` may hand over base scores that an earlier run of the same pool computed."""
-    return LoopState(0, init_pool(pool_size), None, base)
+    return LoopState(0, init_pool(pool_size), {}, None, base)
 
 
 def step(
@@ -145,7 +147,7 @@ def step(
 
     Raises:
       ConfigError: Monte-Carlo samples at dropout 0.
-      ValueError: a score is not finite; the ids are named.
+      ScoreError: a score is not finite; the ids are named.
       FloatingPointError: training diverged.
     """
     observer = observer or Unobserved()
@@ -156,8 +158,11 @@ def step(
         query = make_query(config, strategy, problem, state, select_key, score_key, observer)
     pool = label(state.pool, query.picked, state.round)
 
-    labelled = np.flatnonzero(np.asarray(~available(pool))).tolist()
-    examples = problem.annotator.label([problem.prompts[i] for i in labelled])
+    picked = np.asarray(query.picked)
+    answers = problem.annotator.label([problem.prompts[i] for i in picked.tolist()])
+    bought = zip(picked.tolist(), (answer.response for answer in answers), strict=True)
+    labels = dict(sorted([*state.labels.items(), *bought]))
+    examples = [Example(problem.prompts[index], response) for index, response in labels.items()]
     with observer.phase("train", len(examples) * config.training.epochs, "examples") as tick:
         adapter, train_loss = fit(
             train_key,
@@ -171,9 +176,8 @@ def step(
         )
     scored = [None if leaf is None else np.asarray(leaf) for leaf in query[1:]]
     base = query.base if query.base is not None else state.base
-    return LoopState(state.round + 1, pool, adapter, base), RoundInfo(
-        np.asarray(query.picked), len(examples), train_loss, *scored
-    )
+    info = RoundInfo(picked, len(examples), train_loss, *scored)
+    return LoopState(state.round + 1, pool, labels, adapter, base), info
 
 
 def make_query(

@@ -100,7 +100,7 @@ class Encoder:
         """
         if not prompts:
             return []
-        encoded = self.tokenizer([prompt.text for prompt in prompts])["input_ids"]
+        encoded = self._tokenize([prompt.text for prompt in prompts])["input_ids"]
         return [self._fit_prompt(prompt, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
 
     def examples(self, examples: Sequence[Example]) -> list[Row]:
@@ -115,9 +115,8 @@ class Encoder:
         """
         if not examples:
             return []
-        encoded = self.tokenizer(
-            [example.prompt.text + example.response for example in examples], return_offsets_mapping=True
-        )
+        texts = [example.prompt.text + example.response for example in examples]
+        encoded = self._tokenize(texts, return_offsets_mapping=True)
         rows, cut = [], 0
         for example, ids, offsets in zip(examples, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             end = len(example.prompt.text)
@@ -148,7 +147,7 @@ class Encoder:
         """
         if not examples:
             return []
-        prompts = [len(ids) for ids in self.tokenizer([example.prompt.text for example in examples])["input_ids"]]
+        prompts = [len(ids) for ids in self._tokenize([example.prompt.text for example in examples])["input_ids"]]
         kept = list(examples)
         if self.limits.too_long == "error":
             self.examples(examples)
@@ -161,9 +160,24 @@ class Encoder:
             _log.warning("%d of %d prompts are over %d tokens and are %s", long, len(prompts), self.limits.prompt, verb)
         return kept
 
+    def count_cut(self, examples: Sequence[Example]) -> int:
+        """How many of the prompts are longer than the limit, and so are cut."""
+        if not examples:
+            return 0
+        encoded = self._tokenize([example.prompt.text for example in examples])["input_ids"]
+        return sum(len(ids) > self.limits.prompt for ids in encoded)
+
     def text(self, tokens: np.ndarray) -> str:
         """Text of response tokens, special tokens left out."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _tokenize(self, texts: list[str], **options: Any) -> Any:
+        try:
+            return self.tokenizer(texts, **options)
+        except Exception as error:  # The tokenizers library raises plain `Exception`.
+            raise DataError(
+                f"the model's tokenizer cannot read these texts ({error}); are model and task meant for each other?"
+            ) from error
 
     def _fit_prompt(self, prompt: Prompt, ids: Sequence[int]) -> np.ndarray:
         if not ids:
@@ -172,13 +186,15 @@ class Encoder:
         if len(ids) > limit:
             if self.limits.too_long != "truncate":
                 raise DataError(self._too_long(prompt.id, "prompt", len(ids), limit))
-            ids = ids[-limit:]
+            # The left is cut, but not the mark of the beginning, which a model is never without.
+            start = list(ids[:1]) if ids[0] == self.tokenizer.bos_token_id else []
+            ids = start + list(ids[len(ids) - limit + len(start) :])
         return np.asarray(ids, np.int32)
 
     def _too_long(self, name: str, part: str, length: int, limit: int) -> str:
         return (
-            f"example {name}: the {part} has {length} tokens, over data.max_{part}_tokens = {limit}; "
-            f"raise the limit, or set data.too_long to drop or truncate"
+            f"example {name}: the {part} has {length} tokens, over the limit of {limit}; raise max_{part}_tokens, "
+            f"or in a run set data.too_long to drop or truncate"
         )
 
 

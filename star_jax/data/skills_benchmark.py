@@ -82,7 +82,6 @@ SINGLE_SHARE = 0.55
 """Share of single skills in the pretraining corpus; the rest are compositions."""
 SINGLE_WEIGHTS = {"add": 2.0, "chain": 2.0}
 """How often a single skill is drawn, 1 for those not named: two are harder to learn than the rest."""
-"""Share of pretraining items with one keyword; the rest are compositions."""
 
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
 ZIPF_EXPONENT = 1.2

@@ -19,6 +19,7 @@ from star_jax.acquisition.pool_scoring import (
     proposed_pool,
     score_pool,
 )
+from star_jax.acquisition.strategies import check_finite
 from star_jax.config import EvaluationConfig
 from star_jax.data.batching import Encoder
 from star_jax.data.examples import Example
@@ -97,9 +98,14 @@ def evaluate(
       config: confidence and bins.
       base: `N` from `base_uncertainty`, for `auroc_base`.
       on_batch: told the number of examples of each batch.
+
+    Raises:
+      ScoreError: a likelihood is not finite; the examples are named.
     """
     scores = score_pool(model, adapter, test.prompts, on_batch=on_batch)
     gold = score_pool(model, adapter, test.gold).measures
+    for measures in (scores.measures, gold):
+        check_finite(measures["sequence_nll"], [example.id for example in test.examples])
     texts = generated_texts(scores, encoder)
     correct = judge(task, texts, [example.response for example in test.examples])
 

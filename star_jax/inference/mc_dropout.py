@@ -50,8 +50,8 @@ def mc_score_responses(
     """
     if rate == 0:
         raise ConfigError(
-            f"{samples} Monte-Carlo dropout samples were asked for at lora.dropout = 0, where all of them are the "
-            f"same; set lora.dropout above 0 or choose a strategy without them"
+            f"{samples} Monte-Carlo samples were asked for at dropout 0, where all of them are the same; "
+            f"set a dropout above 0 or take one pass"
         )
 
     def sample(sample_key: Array) -> Array:

@@ -62,8 +62,8 @@ def distribution_statistics(log_probs: Array, targets: Array) -> TokenStatistics
 
 
 def _entropy(probs: Array, log_probs: Array) -> Array:
-    # 0 · log 0 = 0: a probability that underflows must not meet its infinite logarithm.
-    return -jnp.sum(jnp.where(probs > 0, probs * log_probs, 0), axis=-1)
+    # 0 · log 0 = 0: a probability that underflows must not meet its infinite logarithm. NaN stays NaN.
+    return -jnp.sum(jnp.where(probs == 0, 0, probs * log_probs), axis=-1)
 
 
 def _mixture_entropy(probs: Array, log_probs: Array) -> Array:

@@ -55,13 +55,13 @@ def resolve_folder(path: str) -> Path:
     if path.startswith(EMBEDDED):
         folder = Path(__file__).parent.parent / "embedded" / path.removeprefix(EMBEDDED)
         if not folder.is_dir():
-            raise ConfigError(f"model.path is {path!r}; no model of that name ships with the package")
+            raise ConfigError(f"the model is {path!r}; no model of that name ships with the package")
         return folder
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
-        raise ConfigError(f"model.path is {path!r}; there is no such folder, and it is not a hub name OWNER/MODEL")
+        raise ConfigError(f"the model is {path!r}; there is no such folder, and it is not a hub name OWNER/MODEL")
     # Imported here: the hub client is slow to load and local folders do not need it.
     from huggingface_hub import snapshot_download
 
@@ -70,7 +70,7 @@ def resolve_folder(path: str) -> Path:
     except Exception as error:  # The client raises a dozen unrelated classes; the user needs one sentence.
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(
-            f"model.path is {path!r}; there is no such folder, and the hub did not give it: {reason}"
+            f"the model is {path!r}; there is no such folder, and the hub did not give it: {reason}"
         ) from error
 
 
@@ -78,7 +78,7 @@ def read_config(folder: Path, dtype: str) -> TransformerConfig:
     """Reads `config.json` of a model folder."""
     file = folder / "config.json"
     if not file.is_file():
-        raise ConfigError(f"{folder} has no config.json; model.path must be a Hugging Face model folder")
+        raise ConfigError(f"{folder} has no config.json; a model is a Hugging Face model folder")
     try:
         return TransformerConfig.from_hf(read_object(file), dtype)
     except KeyError as error:

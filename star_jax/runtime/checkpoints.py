@@ -35,7 +35,10 @@ def save_state(folder: Path, state: LoopState) -> None:
 
 
 def load_state(folder: Path) -> LoopState | None:
-    """The newest whole state of a run folder; None where there is none."""
+    """The newest whole state of a run folder; None where there is none.
+
+    The labels are not in it: the run folder has them, round by round.
+    """
     found = _finished(folder)
     if not found:
         return None
@@ -46,7 +49,7 @@ def load_state(folder: Path) -> LoopState | None:
         )
         tree = checkpointer.restore(path.absolute(), template)
     adapter = Adapter(tree["weights"], tree["scale"])
-    return LoopState(round_number, PoolState(tree["labelled_in"]), adapter, tree.get("base"))
+    return LoopState(round_number, PoolState(tree["labelled_in"]), {}, adapter, tree.get("base"))
 
 
 def _to_tree(state: LoopState) -> dict[str, Any]:

@@ -134,7 +134,15 @@ class RunFolder:
         self._lock: int | None = lock
 
     @classmethod
-    def open(cls, root: str | Path, strategy: str, seed: int, config: Mapping[str, Any], device: str) -> Self:
+    def open(
+        cls,
+        root: str | Path,
+        strategy: str,
+        seed: int,
+        config: Mapping[str, Any],
+        device: str,
+        data: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Creates or continues the folder of one run and locks it until `close`.
 
         config.yaml is the given configuration with `strategies` and `seeds` narrowed to this run, so that it
@@ -146,9 +154,11 @@ class RunFolder:
           seed: seed of the run.
           config: resolved configuration as nested dictionary (`ExperimentConfig.to_dict`).
           device: kind of accelerator, for environment.json.
+          data: what identifies pool and test set, and counts about them, for data.json.
 
         Raises:
-          ConfigError: another process holds the folder, or it was made with another configuration.
+          ConfigError: another process holds the folder, or a round was finished in it with another configuration or
+            other data.
         """
         path = Path(root) / strategy / f"seed-{seed}"
         try:
@@ -159,9 +169,13 @@ class RunFolder:
         try:
             clean(path)
             stored = path / "config.yaml"
-            if stored.exists():
+            # Before a round is finished nothing is lost by starting with another configuration.
+            if stored.exists() and (path / "metrics.jsonl").exists():
                 _refuse_changes(path, read_yaml(stored), config)
+                _refuse_other_data(path, data)
             else:
+                if data is not None:
+                    write_json_atomic(path / "data.json", data)
                 write_json_atomic(path / "environment.json", environment(device))
                 write_yaml_atomic(stored, {**config, "strategies": [strategy], "seeds": [seed]})
         except BaseException:
@@ -216,6 +230,10 @@ class RunFolder:
         write_jsonl_atomic(self.round_path(number) / "queried.jsonl", queried)
         write_jsonl_atomic(self.round_path(number) / "predictions.jsonl", predictions)
 
+    def queried(self, number: int) -> list[Row]:
+        """Rows of rounds/RRR/queried.jsonl."""
+        return read_jsonl(self.round_path(number) / "queried.jsonl")
+
     def drop_rounds_from(self, number: int) -> None:
         """Removes what rounds `number` and later wrote, so that no file runs ahead of the checkpoint resumed from."""
         rows = self.metrics()
@@ -256,6 +274,19 @@ def _refuse_changes(path: Path, stored: Mapping[str, Any], config: Mapping[str, 
         )
         raise ConfigError(
             f"{path} was made with another configuration ({listed}); choose another --output-dir or delete the folder"
+        )
+
+
+def _refuse_other_data(path: Path, data: Mapping[str, Any] | None) -> None:
+    stored = path / "data.json"
+    if data is None or not stored.exists():
+        return
+    before = read_json(stored)
+    changed = [name for name in ("pool", "test") if before.get(name) != data[name]]
+    if changed:
+        raise ConfigError(
+            f"{path} was made with other data (ids or prompts of the {' and the '.join(changed)} set have changed); "
+            "choose another --output-dir or delete the folder"
         )
 
 

@@ -26,6 +26,9 @@ from star_jax.training.optimizers import direction, learning_rate
 
 Array = jax.Array
 
+STEPS_AHEAD = 2
+"""Steps that may be queued on the device while an earlier one runs."""
+
 
 class TrainState(NamedTuple):
     """What the next step needs: the adapter's factors, Adam's moments, and the number of steps taken."""
@@ -175,6 +178,9 @@ def fit(
             model, scale, state, train_batch(batch), dropout_key, total, width=batch.width, lora=lora, config=config
         )
         infos.append(info)
+        if len(infos) > STEPS_AHEAD:
+            # Waits for the device, so that what is counted has been done and the queue stays short.
+            jax.block_until_ready(infos[-STEPS_AHEAD])
         on_step(len(chosen))
     final = jax.device_get(infos[-steps_an_epoch:])
     # Steps weigh by their tokens: the last of an epoch may be short.

@@ -1,7 +1,6 @@
 """The loop on the shipped model and a small pool, without files."""
 
 import dataclasses
-import inspect
 
 import jax
 import numpy as np
@@ -77,11 +76,10 @@ def test_budget_is_exact_and_picks_never_repeat(played):
         np.testing.assert_array_equal(np.asarray(state.pool.labelled_in)[info.picked], number)
 
 
-def test_only_picked_prompts_are_shown_to_the_annotator(problem, examples):
+def test_the_annotator_is_asked_for_what_is_picked_and_once(problem, examples):
     oracle = SimulatedOracle(examples)
     _, infos = play(dataclasses.replace(problem, annotator=oracle), "entropy", rounds=2)
-    picked = {examples[i].id for info in infos for i in info.picked}
-    assert set(oracle.asked) == picked
+    assert oracle.asked == [examples[i].id for info in infos for i in info.picked]
 
 
 def test_base_scores_are_computed_once_and_handed_on(problem, played):
@@ -129,7 +127,17 @@ def test_broken_scores_are_named(problem):
         )
 
 
-def test_the_scorer_has_no_place_for_a_gold_response():
-    """By type: a prompt has an id and a text, and pools are made of prompts."""
-    assert [field.name for field in dataclasses.fields(Prompt)] == ["id", "text"]
-    assert inspect.signature(generated_pool).parameters["prompts"].annotation == "Sequence[Prompt]"
+def test_broken_weights_are_noticed_by_the_default_strategy(problem, played):
+    """NaN must reach the check: an entropy of 0 · log 0 = 0 may not swallow it."""
+    state = played[0]._replace(round=1)
+    broken = jax.tree.map(lambda leaf: leaf * jax.numpy.nan, state.adapter.weights)
+    state = state._replace(adapter=state.adapter._replace(weights=broken))
+    with pytest.raises(ScoreError, match="not finite"):
+        step(CONFIG, get_strategy("star"), problem, state, jax.random.key(0))
+
+
+def test_a_prompt_has_no_place_for_a_gold_response():
+    with pytest.raises(TypeError):
+        Prompt("id", "text", response="gold")
+    with pytest.raises((AttributeError, TypeError)):
+        Prompt("id", "text").response = "gold"

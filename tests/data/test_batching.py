@@ -132,14 +132,13 @@ def test_empty_texts_are_named(words, pieces):
 def test_too_long_is_an_error_that_says_what_to_do(words):
     long = example("is the sea blue?", " no, not the whole sea", "e3")  # 5 and 6 tokens with <s> and </s>
     fits = example("is the", " sea", "e4")
-    advice = "raise the limit, or set data.too_long to drop or truncate"
-    with pytest.raises(DataError, match=rf"e3: the prompt has 5 tokens, over data\.max_prompt_tokens = 4; {advice}"):
+    prompt, response = "raise max_prompt_tokens", "raise max_response_tokens"
+    advice = "or in a run set data.too_long to drop or truncate"
+    with pytest.raises(DataError, match=rf"e3: the prompt has 5 tokens, over the limit of 4; {prompt}, {advice}"):
         encoder(words, prompt=4).examples([fits, long])
-    with pytest.raises(DataError, match=r"e3: the prompt has 5 tokens, over data\.max_prompt_tokens = 4"):
+    with pytest.raises(DataError, match=r"e3: the prompt has 5 tokens, over the limit of 4"):
         encoder(words, prompt=4).prompts([fits.prompt, long.prompt])
-    with pytest.raises(
-        DataError, match=rf"e3: the response has 6 tokens, over data\.max_response_tokens = 5; {advice}"
-    ):
+    with pytest.raises(DataError, match=rf"e3: the response has 6 tokens, over the limit of 5; {response}, {advice}"):
         encoder(words, response=5).within_limits([fits, long])
     exact = encoder(words, prompt=5, response=6)
     assert exact.within_limits([fits, long]) == [fits, long]
@@ -156,7 +155,7 @@ def test_truncation_cuts_prompts_on_the_left_and_responses_on_the_right(words, c
     with caplog.at_level(logging.WARNING):
         (row,) = short.examples([long])
     assert "1 of 1 responses are over 4 tokens and are cut on the right" in caplog.text
-    assert words.convert_ids_to_tokens(row.tokens.tolist()) == ["the", "sea", "blue?", "no,", "not", "the", "whole"]
+    assert words.convert_ids_to_tokens(row.tokens.tolist()) == ["<s>", "sea", "blue?", "no,", "not", "the", "whole"]
     assert row.prompt_length == 3
     (prompt,) = short.prompts([long.prompt])
     np.testing.assert_array_equal(prompt, row.tokens[:3])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from star_jax.config import ConfigError
 from star_jax.data.examples import DataError, Prompt
 from star_jax.data.tasks import TASKS, get_task
-from star_jax.data.tasks.boolq import BOOLQ
+from star_jax.data.tasks.boolq import BOOLQ, BOOLQ_PASSAGE
 from star_jax.data.tasks.gsm8k import GSM8K
 from star_jax.data.tasks.openbookqa import OPENBOOKQA
 from star_jax.data.tasks.released import RELEASED
@@ -48,9 +48,9 @@ ROWS = [
 
 
 def test_registry_finds_each_task_by_its_name():
-    assert set(TASKS) == {"gsm8k", "boolq", "openbookqa", "skills", "released"}
+    assert set(TASKS) == {"gsm8k", "boolq", "boolq_passage", "openbookqa", "skills", "released"}
     assert all(get_task(name).name == name for name in TASKS)
-    with pytest.raises(ConfigError, match=r"data\.task is 'obqa'; choose from gsm8k, boolq, openbookqa"):
+    with pytest.raises(ConfigError, match=r"data\.task is 'obqa'; choose from gsm8k, boolq, boolq_passage, openbookqa"):
         get_task("obqa")
 
 
@@ -79,9 +79,11 @@ def test_boolq_wraps_a_bare_question_with_one_question_mark(question):
 
 
 def test_boolq_passage_stands_before_the_question():
-    with_passage = BOOLQ.prompt(BOOLQ_HUB | {"passage": PASSAGE})
-    assert with_passage == "Passage: Some fish glide over the water.\n\n" + BOOLQ.prompt(BOOLQ_HUB)
-    assert BOOLQ.prompt(BOOLQ_HUB | {"passage": "  "}) == BOOLQ.prompt(BOOLQ_HUB)
+    row = BOOLQ_HUB | {"passage": PASSAGE}
+    assert BOOLQ.prompt(row) == BOOLQ.prompt(BOOLQ_HUB)
+    assert BOOLQ_PASSAGE.prompt(row) == "Passage: Some fish glide over the water.\n\n" + BOOLQ.prompt(BOOLQ_HUB)
+    with pytest.raises(DataError, match="field 'passage' is empty"):
+        BOOLQ_PASSAGE.prompt(BOOLQ_HUB | {"passage": "  "})
 
 
 @pytest.mark.parametrize(("answer", "expected"), [("True", "true"), ("false", "false"), (" FALSE ", "false")])
@@ -156,7 +158,7 @@ def test_a_row_without_a_label_has_a_prompt_and_no_response(task, row):
         (GSM8K, {"question": " \n"}, "field 'question' is empty"),
         (GSM8K, {"question": ["How many?"]}, "field 'question' is \\['How many\\?'\\]; it must be a string"),
         (GSM8K, {"question": "How \ud83d?"}, "field 'question' holds an unpaired surrogate"),
-        (BOOLQ, {"question": "is it", "passage": 3}, "field 'passage' is 3; it must be a string"),
+        (BOOLQ_PASSAGE, {"question": "is it", "passage": 3}, "field 'passage' is 3; it must be a string"),
         (OPENBOOKQA, {"question_stem": ""} | {"choices": OBQA_HUB["choices"]}, "field 'question_stem' is empty"),
         (OPENBOOKQA, {"question_stem": "A lamp"}, "field 'choices' is None; expected an object with lists"),
         (OPENBOOKQA, OBQA_HUB | {"choices": {"text": ["a"], "label": ["A"]}}, "four texts labelled A, B, C, D"),

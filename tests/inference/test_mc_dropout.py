@@ -1,5 +1,7 @@
 """Monte-Carlo dropout: that the passes differ, by how much they may, and what they must not depend on."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,15 +48,29 @@ def test_samples_differ_at_every_response_token_and_nowhere_else(small_model, sm
     assert (statistics.mixture_entropy - statistics.entropy.mean(axis=0))[mask].min() > 0  # entropy is concave
 
 
-def test_without_dropout_repeated_passes_agree_exactly(small_model, small_adapter, draw_sequences):
+def test_variance_over_samples_is_exactly_0_without_dropout(small_model, small_adapter, draw_sequences):
+    """The same samplers, keys and all, with the masks switched on and off."""
     inputs = draw_sequences(1, 5, 6, 4)
+
+    @partial(jax.jit, static_argnames="on")
+    def hidden(keys, *, on: bool):
+        def sample(key):
+            dropout = Dropout(row_keys(key, jnp.arange(5)), RATE, "tied") if on else None
+            # Added to what a sample returns, so that each one is computed for its own key.
+            return response_hidden(small_model, small_adapter, inputs, WIDTH, dropout) + 0 * jax.random.uniform(key)
+
+        return jax.vmap(sample)(keys)
+
+    keys = jax.random.split(jax.random.key(0), SAMPLES)
+    assert (np.ptp(hidden(keys, on=True), axis=0) > 0).any()
+    assert (np.ptp(hidden(keys, on=False), axis=0) == 0).all()
     passes = [score(small_model, small_adapter, inputs, width=WIDTH)[0] for _ in range(SAMPLES)]
     for name in FIELDS:
         assert (np.ptp([getattr(one, name) for one in passes], axis=0) == 0).all(), name
 
 
 def test_rate_0_is_refused(small_model, small_adapter, draw_sequences):
-    with pytest.raises(ConfigError, match=r"3 Monte-Carlo dropout samples .* lora\.dropout = 0.* set lora\.dropout"):
+    with pytest.raises(ConfigError, match=r"3 Monte-Carlo samples .* at dropout 0.* set a dropout above 0"):
         mc_score(
             small_model, small_adapter, draw_sequences(1, 5, 6, 4), width=WIDTH, key=jax.random.key(0),
             index=jnp.arange(5), samples=3, rate=0.0, mode="tied",

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 
+from star_jax.command_line import guarded_main
 from star_jax.config import ConfigError, ExperimentConfig, LoopConfig, ScoringConfig, TrainingConfig
 from star_jax.data.examples import DataError
 from star_jax.report import build_report, figures, page, read
@@ -309,13 +310,13 @@ def test_a_strategy_keeps_its_look_and_no_two_share_one():
 def test_users_errors_are_one_sentence_and_exit_code_2(tmp_path, capsys):
     with pytest.raises(ConfigError, match="holds no runs"):
         build_report(tmp_path / "nowhere")
-    assert main([str(tmp_path)]) == 2
+    assert guarded_main(main, [str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert "holds no runs" in captured.err
     with RunFolder.open(tmp_path, "star", 0, {}, device="cpu") as folder:
-        assert main([str(tmp_path)]) == 2
+        assert guarded_main(main, [str(tmp_path)]) == 2
         assert "none has finished a round" in capsys.readouterr().err
         (folder.path / "metrics.jsonl").write_text(json.dumps({"round": 0}) + "\n")
         with pytest.raises(DataError, match="line 1 has no whole number 'labelled'"):

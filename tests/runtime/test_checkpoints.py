@@ -14,7 +14,7 @@ def state_of(number, base):
     weights = {"layers": {"q_proj": {"a": jax.random.normal(a, (2, 3, 4)), "b": jax.random.normal(b, (2, 4, 5))}}}
     scale = {"layers": {"q_proj": {"scale": jnp.full(2, 0.5)}}}
     labelled_in = jnp.array([-1, 0, number], jnp.int32)
-    return LoopState(number, PoolState(labelled_in), Adapter(weights, scale), base)
+    return LoopState(number, PoolState(labelled_in), {}, Adapter(weights, scale), base)
 
 
 @pytest.mark.parametrize("base", [None, jnp.array([0.1, jnp.nan, 3.0])])

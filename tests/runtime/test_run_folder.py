@@ -88,7 +88,8 @@ def test_opened_again_it_keeps_its_files(tmp_path):
 
 
 def test_a_changed_configuration_is_refused_with_every_key(tmp_path):
-    open_folder(tmp_path).close()
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 1)
     changed = ExperimentConfig(loop=LoopConfig(rounds=5, initial_labels=7)).to_dict()
     del changed["evaluation"]["bins"]
     changed["data"]["pool_limit"] = 400

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from star_jax.config import ConfigError
-from star_jax.data.tasks.boolq import BOOLQ
+from star_jax.data.tasks.boolq import BOOLQ, BOOLQ_PASSAGE
 from star_jax.data.tasks.gsm8k import GSM8K
 from star_jax.data.tasks.openbookqa import OPENBOOKQA
 from star_jax.data.tasks.released import RELEASED
@@ -16,7 +16,7 @@ from star_jax.data.tasks.task import Task
 __all__ = ["TASKS", "Task", "get_task"]
 
 TASKS: Mapping[str, Task] = MappingProxyType(
-    {task.name: task for task in (GSM8K, BOOLQ, OPENBOOKQA, SKILLS, RELEASED)},
+    {task.name: task for task in (GSM8K, BOOLQ, BOOLQ_PASSAGE, OPENBOOKQA, SKILLS, RELEASED)},
 )
 """Name -> task."""
 

@@ -1,8 +1,8 @@
 """BoolQ: yes/no questions, answered with "the correct answer is true" or "... false".
 
 Two layouts: the released one has the question already wrapped in an instruction and the answer in words; the
-hub's `google/boolq` has the bare `question`, a `passage`, and the `answer` as a bool. Without a passage both give
-the same prompt, which is the paper's experiment; where a row has a passage, it stands before the question.
+hub's `google/boolq` has the bare `question`, a `passage`, and the `answer` as a bool. Task `boolq` is the paper's
+experiment, question only, and gives the same prompt from both; `boolq_passage` puts the passage before the question.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ _EITHER = re.compile(r"\btrue\s*(?:/|or)\s*false\b")
 
 
 def prompt(row: Mapping[str, Any]) -> str:
-    """Passage if there is one, then the wrapped question.
+    """The wrapped question.
 
     It ends in a line break: straight after "true/false" the response's first letters would run into that word.
     """
     question = text_field(row, "question").strip()
     if not question.startswith(INSTRUCTION):
         question = f"{INSTRUCTION}{question.rstrip('? ')}?{ANSWER_FORMAT}"
-    passage = optional_text_field(row, "passage")
-    return f"{question}\n" if passage is None else f"Passage: {passage.strip()}\n\n{question}\n"
+    return f"{question}\n"
+
+
+def prompt_with_passage(row: Mapping[str, Any]) -> str:
+    """The passage, then the wrapped question."""
+    return f"Passage: {text_field(row, 'passage').strip()}\n\n{prompt(row)}"
 
 
 def response(row: Mapping[str, Any]) -> str | None:
@@ -74,4 +78,12 @@ def group(prompt: Prompt) -> str:
     return next((word for word in _QUESTION_WORDS if question.startswith(f"{word} ")), "other")
 
 
+BOOLQ_PASSAGE = Task(
+    name="boolq_passage",
+    prompt=prompt_with_passage,
+    response=response,
+    parse=parse,
+    candidates=CANDIDATES,
+    group=group,
+)
 BOOLQ = Task(name="boolq", prompt=prompt, response=response, parse=parse, candidates=CANDIDATES, group=group)
