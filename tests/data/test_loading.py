@@ -82,7 +82,7 @@ def test_all_formats_give_the_same_examples(tmp_path):
 
 def test_parquet_keeps_bools_and_nested_choices(tmp_path):
     question = {"question": "can fish fly in water", "passage": "Some glide.", "answer": False}
-    [example] = load_examples(BOOLQ_PASSAGE, write_parquet(tmp_path / "b.parquet", [question]), "train")
+    [example] = load_examples(get_task("boolq_passage"), write_parquet(tmp_path / "b.parquet", [question]), "train")
     assert example.response == "the correct answer is false"
     assert example.prompt.text.startswith("Passage: Some glide.\n\nPlease answer")
     choices = {"text": ["light", "water", "sound", "heat"], "label": ["A", "B", "C", "D"]}
