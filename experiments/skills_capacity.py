@@ -1,7 +1,8 @@
 """What the embedded benchmark can show at best: `python experiments/skills_capacity.py`.
 
 Prints the base model's accuracy on the tested skills it knows and on those it has never seen, and that of a
-LoRA trained on a balanced pool of 2,000 labels with the settings of configs/quickstart.yaml.
+LoRA trained on a balanced pool of 2,000 labels. Settings are those of configs/quickstart.yaml but for `LONGER`:
+with so many labels there is more to fit. Flags of `star_jax.run` replace both.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from star_jax.models.checkpoint_hf import load_model, load_tokenizer
 from star_jax.training.trainer import fit
 
 
+LONGER = ("--training.epochs", "30", "--training.learning-rate", "2.5e-3", "--training.replay-rows", "24")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     args, overrides = parser.parse_known_args()
-    config = parse_experiment(overrides)
+    config = parse_experiment([*LONGER, *overrides])
     configure_jax()
 
     task = get_task("skills")
