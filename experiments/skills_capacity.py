@@ -22,7 +22,6 @@ from star_jax.experiment import configure_jax, load_replay
 from star_jax.models.checkpoint_hf import load_model, load_tokenizer
 from star_jax.training.trainer import fit
 
-
 LONGER = ("--training.epochs", "30", "--training.learning-rate", "2.5e-3", "--training.replay-rows", "24")
 
 
