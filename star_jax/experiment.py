@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 
 from star_jax.acquisition.pool_scoring import Pool, candidate_pool, generated_pool, proposed_pool
 from star_jax.acquisition.strategies import Strategy, get_strategy, resolve
-from star_jax.active.loop import LoopState, Problem, RoundInfo, init, step
+from star_jax.active.loop import LoopState, Problem, init, step
 from star_jax.active.oracles import SimulatedOracle
 from star_jax.active.pool import available
 from star_jax.config import ConfigError, ExperimentConfig
@@ -30,11 +30,11 @@ from star_jax.data.examples import Example
 from star_jax.data.loading import load_examples, load_pool_and_test
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
-from star_jax.evaluation.curves import aubc
 from star_jax.evaluation.evaluator import TestSet, base_uncertainty, evaluate, prepare_test_set
 from star_jax.models.checkpoint_hf import EMBEDDED, LanguageModel, load_model, load_tokenizer, resolve_folder
 from star_jax.models.lora import b_norm
 from star_jax.models.peft_format import save_adapter
+from star_jax.records import group_counts, length_correlation, queried_rows, summary_row
 from star_jax.runtime.checkpoints import load_state, save_state
 from star_jax.runtime.progress import Progress
 from star_jax.runtime.run_folder import RunFolder, replace_folder_atomic
@@ -252,7 +252,7 @@ def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> dict
             state = _round(bench, strategy, seed, problem, test_set, state, folder, title)
             if state.base is not None:
                 bench.base_measures[place] = state.base
-        summary = _summary(strategy.name, seed, folder.metrics())
+        summary = summary_row(strategy.name, seed, folder.metrics())
         folder.write_summary(summary)
         return summary
 
@@ -307,7 +307,7 @@ def _round(
             base=base,
             on_batch=tick,
         )
-    queried = _queried(bench.task, problem, info, state.labels)
+    queried = queried_rows(bench.task, problem, info, state.labels)
     row = {
         "round": number,
         "labelled": info.labelled,
@@ -315,8 +315,8 @@ def _round(
         "lora_b_norm": float(b_norm(state.adapter)),
         "train_loss": info.train_loss,
         **{f"{name}_seconds": round(timed.seconds.get(name, 0.0), 3) for name in ("train", "score", "evaluate")},
-        "score_length_correlation": _length_correlation(info, candidates),
-        "picked_groups": _counts([entry["group"] for entry in queried]),
+        "score_length_correlation": length_correlation(info, candidates),
+        "picked_groups": group_counts([entry["group"] for entry in queried]),
     }
     folder.write_round(number, queried, predictions)
     adapter = state.adapter
@@ -340,58 +340,12 @@ def _base_on_test(bench: Workbench, test: TestSet) -> np.ndarray:
     return bench.base_tests[place]
 
 
-def _queried(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[int, str]) -> list[dict[str, Any]]:
-    def at(values: np.ndarray | None, index: int) -> float | None:
-        return None if values is None else float(values[index])
-
-    return [
-        {
-            "id": problem.prompts[index].id,
-            "score": at(info.scores, index),
-            "base_uncertainty": at(info.base, index),
-            "full_uncertainty": at(info.full, index),
-            "rank": rank,
-            "group": task.group(problem.prompts[index]),
-            "response": labels[index],
-        }
-        for rank, index in enumerate(info.picked.tolist())
-    ]
-
-
-def _counts(groups: Sequence[str]) -> dict[str, int]:
-    return {group: groups.count(group) for group in sorted(set(groups))}
-
-
-def _length_correlation(info: RoundInfo, candidates: np.ndarray) -> float | None:
-    """Pearson correlation of the full model's measure and response length over what could be picked.
-
-    It asks whether uncertainty is more than length; None where either is constant or was not computed.
-    """
-    if info.full is None or info.response_tokens is None:
-        return None
-    measure, tokens = info.full[candidates], info.response_tokens[candidates]
-    if np.ptp(measure) == 0 or np.ptp(tokens) == 0:
-        return None
-    return float(np.corrcoef(measure, tokens)[0, 1])
-
-
-def _summary(strategy: str, seed: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    last = rows[-1]
-    return {
-        "strategy": strategy,
-        "seed": seed,
-        "rounds": len(rows),
-        "labelled": last["labelled"],
-        "accuracy": last["accuracy"],
-        "ece": last["ece"],
-        "aubc": aubc([row["labelled"] for row in rows], [row["accuracy"] for row in rows]),
-    }
-
-
 def configure_logging() -> None:
     """Warnings of this package as plain lines on stderr; those of libraries only when they are errors."""
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("star_jax").setLevel(logging.WARNING)
+    # Else it says at every start that PyTorch is missing, which is as it should be.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def configure_jax() -> None:

@@ -19,6 +19,7 @@ LAYERS = (
     "evaluation",
     "runtime",
     "report",
+    "records",
     "experiment",
     "command_line",
     "commands",
