@@ -133,7 +133,7 @@ def test_wrong_config_fields_are_named(folder: Path, changes: dict[str, Any], se
 
 def test_a_folder_without_a_config_is_refused(folder: Path) -> None:
     (folder / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"has no config.json; model.path must be a Hugging Face model folder"):
+    with pytest.raises(ConfigError, match=r"has no config.json; a model is a Hugging Face model folder"):
         load_model(str(folder))
 
 

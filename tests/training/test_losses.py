@@ -134,7 +134,6 @@ def test_b_square_sums_every_entry_of_b_and_none_of_a():
             {"confidence_penalty": 0.3, "entropy_floor": 2.0},
             lambda s, b: (s.cross_entropy + 0.3 * s.missing_entropy) / s.count,
         ),
-        ({"entropy_floor": 2.0}, lambda s, b: s.cross_entropy / s.count),
         ({"l2_b": 0.05}, lambda s, b: s.cross_entropy / s.count + 0.05 * b),
         (
             {"label_smoothing": 0.2, "confidence_penalty": 0.1, "l2_b": 0.01},
