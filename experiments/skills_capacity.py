@@ -18,8 +18,8 @@ from star_jax.data import skills_benchmark as skills
 from star_jax.data.batching import Encoder, Limits
 from star_jax.data.tasks import get_task
 from star_jax.evaluation.evaluator import base_uncertainty, evaluate, prepare_test_set
-from star_jax.experiment import configure_jax, load_replay
-from star_jax.models.checkpoint_hf import load_model, load_tokenizer
+from star_jax.experiment import configure_jax, load_base, load_replay
+from star_jax.models.folders import load_tokenizer
 from star_jax.training.trainer import fit
 
 LONGER = ("--training.epochs", "30", "--training.learning-rate", "2.5e-3", "--training.replay-rows", "24")
@@ -37,9 +37,9 @@ def main() -> None:
     encoder = Encoder(
         load_tokenizer(config.model.path), task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
     )
-    model = load_model(config.model.path)
+    model = load_base(config)
     test = prepare_test_set(encoder, skills.test_examples(), config.evaluation.batch_size)
-    base = base_uncertainty(model, test)
+    base = base_uncertainty(model, None, test)
 
     def report(title: str, adapter) -> None:
         figures = evaluate(model, adapter, test, task, encoder, config.evaluation, base=base).metrics

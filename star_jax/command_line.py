@@ -1,6 +1,6 @@
 """The commands' flags, and how a command's errors reach the user.
 
-Belongs here: what `run.py` and `score.py` share between `sys.argv` and their first line of work. Nothing here
+Belongs here: what the commands share between `sys.argv` and their first line of work. Nothing here
 imports JAX, so that `--help` and a mistyped flag answer at once.
 """
 
@@ -12,7 +12,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal
@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from star_jax.config import Answers, ConfigError, ExperimentConfig
+from star_jax.active.oracles import LabelsNeeded
+from star_jax.config import Answers, ConfigError, ExperimentConfig, FormatConfig, OnBadRow, TooLong, check_format
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.data.examples import DataError
 
@@ -29,7 +30,9 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "quickstar
 
 _RUN = "python -m star_jax.run"
 _SCORE = "python -m star_jax.score"
+_EXPORT = "python -m star_jax.export"
 _REGISTRY = ConstructorRegistry()
+_TYRO = (tyro.conf.FlagConversionOff,)  # `_switch` takes a value too, as every other flag does
 
 
 @_REGISTRY.primitive_rule
@@ -44,6 +47,26 @@ def _none(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None
         instance_from_str=lambda _: None,
         is_instance=lambda value: value is None,
         str_from_instance=lambda _: ["none"],
+    )
+
+
+@_REGISTRY.primitive_rule
+def _switch(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
+    """`--flag`, `--flag true` and `--flag false`, the values as in a YAML file."""
+    if type_info.type is not bool:
+        return None
+
+    def parse(arguments: list[str]) -> bool:
+        if len(arguments) > 1 or (arguments and arguments[0].lower() not in ("true", "false")):
+            raise ValueError(f"{' '.join(arguments)!r} is neither true nor false")
+        return not arguments or arguments[0].lower() == "true"
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[{true,false}]",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
     )
 
 
@@ -87,11 +110,7 @@ def parse_experiment(argv: Sequence[str]) -> ExperimentConfig:
       ConfigError: the file cannot be used, or the values contradict each other.
       SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be read, explained on stderr.
     """
-    file_parser = argparse.ArgumentParser(
-        _RUN, usage=f"{_RUN} [--config FILE] [OPTIONS]", add_help=False, allow_abbrev=False
-    )
-    file_parser.add_argument("--config", metavar="FILE")
-    chosen = file_parser.parse_known_args(argv)[0].config
+    chosen = _named_file(_RUN, argv)
     if chosen is not None or DEFAULT_CONFIG.is_file():
         loaded = config_from_mapping(*load_yaml(DEFAULT_CONFIG if chosen is None else chosen))
     elif {"-h", "--help"} & set(argv):
@@ -107,12 +126,22 @@ def parse_experiment(argv: Sequence[str]) -> ExperimentConfig:
         description="Run active-learning experiments: every strategy with every seed.",
         args=list(argv),
         default=Arguments(**_shallow(loaded)),
+        config=_TYRO,
         registry=_REGISTRY,
     )
     return ExperimentConfig(**{name: value for name, value in _shallow(parsed).items() if name != "config"})
 
 
-def _shallow(config: ExperimentConfig) -> dict[str, Any]:
+def _named_file(program: str, argv: Sequence[str]) -> str | None:
+    """What `--config` names."""
+    parser = argparse.ArgumentParser(
+        program, usage=f"{program} [--config FILE] [OPTIONS]", add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE")
+    return parser.parse_known_args(argv)[0].config
+
+
+def _shallow(config: Any) -> dict[str, Any]:
     return {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
 
 
@@ -125,7 +154,8 @@ class ScoreConfig:
     data: str
     """Examples: JSONL, CSV or Parquet file, or a hub name."""
     task: str
-    """Template and answer set: gsm8k, boolq, openbookqa, skills, released."""
+    """Template and answer set: gsm8k, boolq, boolq_passage, openbookqa, skills, released, or generic, which the format
+    section describes."""
     adapter: str | None = None
     """PEFT folder of a LoRA; the base model alone when none."""
     answers: Answers = "generated"
@@ -140,14 +170,24 @@ class ScoreConfig:
     """Prompts a device batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type the model's weights are stored and multiplied in."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Of the frozen projections, made when they are loaded."""
+    ignored_fields: tuple[str, ...] = ()
+    """Fields of the model's config.json that are not known here and known to you to be harmless, comma separated."""
     max_prompt_tokens: int = 1024
-    """Longer prompts are an error that names them."""
+    """Longest prompt."""
     max_response_tokens: int = 512
     """Longest response generated or scored, end-of-sequence included."""
+    too_long: TooLong = "error"
+    """Prompts over the limit: refuse, leave the example out, or cut on the left; gold responses: refuse, or cut on the
+    right (both)."""
+    on_bad_row: OnBadRow = "error"
+    """Rows that cannot be read, lack a field or repeat an id: refuse, or leave them out and count them."""
     dropout: Literal["tied", "per_token"] = "tied"
     """Masks of the MC passes; tied makes each pass one sample of A's weights."""
     dropout_rate: float | None = None
     """Dropout probability of the MC passes; the adapter's own when none."""
+    format: FormatConfig = field(default_factory=FormatConfig)
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -169,6 +209,15 @@ class ScoreConfig:
             raise ConfigError(f"--dropout-rate is {self.dropout_rate}; it must be between 0 and 1")
         if self.dropout_rate is not None and self.mc_samples == 1:
             raise ConfigError("--dropout-rate does nothing in a single pass; raise --mc-samples or leave it out")
+        check_format(self.task, self.format)
+
+
+@dataclass(frozen=True)
+class ScoreArguments(ScoreConfig):
+    """Uncertainty scores for the examples of a file, one JSON object a line."""
+
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML file of an experiment, whose model, pool, task and limits are the defaults of the other flags."""
 
 
 def parse_score(argv: Sequence[str]) -> ScoreConfig:
@@ -178,7 +227,60 @@ def parse_score(argv: Sequence[str]) -> ScoreConfig:
       ConfigError: values that make no sense, or contradict each other.
       SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be read, explained on stderr.
     """
-    return tyro.cli(ScoreConfig, prog=_SCORE, args=list(argv), registry=_REGISTRY)
+    chosen = _named_file(_SCORE, argv)
+    if chosen is None:
+        defaults = ScoreArguments(model=tyro.MISSING, data=tyro.MISSING, task=tyro.MISSING)
+    else:
+        defaults = _score_defaults(config_from_mapping(*load_yaml(chosen)))
+    parsed = tyro.cli(ScoreArguments, prog=_SCORE, args=list(argv), default=defaults, config=_TYRO, registry=_REGISTRY)
+    return ScoreConfig(**{name: value for name, value in _shallow(parsed).items() if name != "config"})
+
+
+def _score_defaults(experiment: ExperimentConfig) -> ScoreArguments:
+    model, data = experiment.model, experiment.data
+    return ScoreArguments(
+        model=model.path,
+        data=tyro.MISSING if data.train is None else data.train,
+        task=data.task,
+        adapter=model.adapter,
+        answers=experiment.scoring.answers,
+        batch_size=experiment.scoring.batch_size,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        ignored_fields=model.ignored_fields,
+        max_prompt_tokens=data.max_prompt_tokens,
+        max_response_tokens=data.max_response_tokens,
+        too_long=data.too_long,
+        on_bad_row=data.on_bad_row,
+        format=experiment.format,
+    )
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A base model with an adapter merged into its weights, as a Hugging Face folder of its own."""
+
+    adapter: str
+    """PEFT folder of a LoRA."""
+    out: str
+    """Folder to write, new or empty."""
+    model: str | None = None
+    """Hugging Face folder or hub name of the base model; the one that the adapter names when none."""
+    max_shard_size: float = 5.0
+    """Largest file of weights, in GB (1e9 bytes); larger models are written as several."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_shard_size < float("inf"):
+            raise ConfigError(f"--max-shard-size is {self.max_shard_size}; it must be a positive number of GB")
+
+
+def parse_export(argv: Sequence[str]) -> ExportConfig:
+    """What `python -m star_jax.export ARGV` is asked to do.
+
+    Raises:
+      SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be used, explained on stderr.
+    """
+    return tyro.cli(ExportConfig, prog=_EXPORT, args=list(argv), config=_TYRO, registry=_REGISTRY)
 
 
 def guarded_main(
@@ -195,8 +297,8 @@ def guarded_main(
 
     Returns:
       The exit code: what `main` returned, 2 after a `ConfigError`, a `DataError` or a
-      `FloatingPointError` (training or scores diverged), 130 after Ctrl-C, 141 when
-      the reader of stdout went away.
+      `FloatingPointError` (training or scores diverged), 3 where a person has to label first,
+      130 after Ctrl-C, 141 when the reader of stdout went away.
     """
     try:
         code = main(sys.argv[1:] if argv is None else argv)
@@ -208,6 +310,9 @@ def guarded_main(
     except MemoryError as error:
         print(f"star_jax: error: out of memory ({error}); lower the batch sizes", file=sys.stderr)
         return 2
+    except LabelsNeeded as needed:
+        print(f"star_jax: {needed}")
+        return 3
     except KeyboardInterrupt:
         print(f"star_jax: {when_interrupted}", file=sys.stderr)
         return 130

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from typing import Any, Literal
 
 Dropout = Literal["off", "tied", "per_token"]
 Answers = Literal["generated", "candidates", "reference"]
 Reduction = Literal["sum", "mean", "max"]
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TooLong = Literal["error", "drop", "truncate-left"]
+OnBadRow = Literal["error", "skip"]
+Match = Literal["exact", "numeric", "choice"]
 
 
 class ConfigError(ValueError):
@@ -35,6 +37,13 @@ class ModelConfig:
     """Hugging Face folder or hub name; `embedded:skills` is the small model that ships with the package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the frozen weights and of products; softmax, norms, losses and the adapter's own copy are float32."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Of the frozen projections, made when they are loaded; the adapter on top is not quantised (QLoRA)."""
+    ignored_fields: tuple[str, ...] = ()
+    """Fields of the model's config.json that are not known here and known to you to be harmless, comma separated."""
+    adapter: str | None = None
+    """PEFT folder of a LoRA to start from: base and adapter together are then the model that is scored first, and each
+    training continues from it instead of a fresh adapter. Rank, alpha, targets and init are the folder's."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +58,19 @@ class LoraConfig:
     """Probability that an entry of A's input is dropped."""
     training_dropout: Dropout = "per_token"
     """Masks in training: off, one per token (as PEFT), or one per row shared by its tokens (tied)."""
-    targets: tuple[str, ...] = PROJECTIONS
-    """Projections that get an adapter, comma separated."""
-    init: Literal["gaussian", "kaiming_uniform"] = "gaussian"
-    """Initial A: Gaussian with variance 1/rank, or PEFT's default U(-1/sqrt(in), 1/sqrt(in)). B always starts at 0."""
+    rslora: bool = False
+    """Scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA)."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Modules that get an adapter, comma separated: all-linear, names or ends of paths (q_proj, layers.3.mlp.up_proj),
+    or regular expressions for whole paths."""
+    init: Literal["kaiming_uniform", "gaussian"] = "kaiming_uniform"
+    """Initial A: PEFT's default U(-1/sqrt(in), 1/sqrt(in)), or Gaussian with variance 1/rank. B always starts at 0."""
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, f"lora.rank is {self.rank}; it must be at least 1")
         _require(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
         _require(0 <= self.dropout < 1, f"lora.dropout is {self.dropout}; it must be in [0, 1)")
-        _require(bool(self.targets), "lora.targets is empty; name at least one of " + ", ".join(PROJECTIONS))
-        unknown = [name for name in self.targets if name not in PROJECTIONS]
-        _require(
-            not unknown,
-            f"lora.targets names {', '.join(unknown)}, which no layer is called; choose from {', '.join(PROJECTIONS)}",
-        )
+        _require(bool(self.targets), "lora.targets is empty; name at least one module, or all-linear")
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,8 @@ class TrainingConfig:
     """Hinge form: only entropy missing below this many nats is penalised; none for the plain form."""
     label_smoothing: float = 0.0
     """Share of the target mass spread evenly over the vocabulary."""
+    validation_fraction: float = 0.0
+    """Share of the labelled set that is held out of training and measured on; an example stays on its side."""
     replay: str | None = None
     """JSONL of already mastered rows mixed into each batch; `embedded:skills` for the shipped file."""
     replay_rows: int = 0
@@ -125,10 +134,9 @@ class TrainingConfig:
         for name in ("decay_a", "decay_b", "l2_b", "confidence_penalty"):
             value = getattr(self, name)
             _require(value >= 0, f"training.{name} is {value}; it must not be negative")
-        _require(
-            0 <= self.label_smoothing < 1,
-            f"training.label_smoothing is {self.label_smoothing}; it must be in [0, 1)",
-        )
+        for name in ("label_smoothing", "validation_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"training.{name} is {value}; it must be in [0, 1)")
         _require(self.replay_rows >= 0, f"training.replay_rows is {self.replay_rows}; it must not be negative")
         _require(
             (self.replay_rows > 0) == (self.replay is not None),
@@ -205,7 +213,8 @@ class DataConfig:
     """Pool, test set and limits."""
 
     task: str = "skills"
-    """Template, parser and correctness: gsm8k, boolq, boolq_passage, openbookqa, skills, released."""
+    """Template, parser and correctness: gsm8k, boolq, boolq_passage, openbookqa, skills, released, or generic, which
+    the format section describes."""
     train: str | None = None
     """The pool: JSONL, CSV or Parquet file, or a hub name; the task's own generator when none (skills)."""
     test: str | None = None
@@ -223,13 +232,59 @@ class DataConfig:
     """Longest prompt."""
     max_response_tokens: int = 256
     """Longest response trained on, generated and scored, end-of-sequence included."""
-    too_long: Literal["error", "drop", "truncate"] = "error"
-    """Prompts over the limit: refuse, leave the example out, or cut on the left; responses: refuse, or cut (both)."""
+    too_long: TooLong = "error"
+    """Prompts over the limit: refuse, leave the example out, or cut on the left; responses: refuse, or cut on the right
+    (both)."""
+    on_bad_row: OnBadRow = "error"
+    """Rows that cannot be read, lack a field or repeat an id: refuse, or leave them out and count them."""
 
     def __post_init__(self) -> None:
         for name in ("pool_size", "pool_limit", "test_limit", "max_prompt_tokens", "max_response_tokens"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"data.{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class FormatConfig:
+    """Prompt and response of data.task generic, from the columns of a row; the other tasks have their own."""
+
+    prompt: str = "{{ prompt }}"
+    """Jinja template over the row's columns; row['A name'] is a column whose name is no single word."""
+    response: str = "{{ response }}"
+    """Jinja template of what the model is to write after the prompt; a row in which one of its columns is absent or
+    empty is unlabelled."""
+    id: str = "id"
+    """Column of ids, unique in a file; rows are named by their line where the file has no column id."""
+    group: str | None = None
+    """Column whose values the reports of what was picked are grouped by; none for one group."""
+    chat: bool = False
+    """Whether the prompt becomes the user's message in the tokenizer's chat template."""
+    system: str | None = None
+    """System message before it; none for none."""
+    answers: tuple[str, ...] = ()
+    """All possible answers where there are only a few; a label must be one of them, and it is what the model is
+    trained to write. Empty for free answers. A comma in an answer needs a file."""
+    match: Match = "exact"
+    """When a prediction is right: the same text but for blanks and capitals, the same last number, or the same choice
+    named by its letter or its text."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "response", "id", "group"):
+            value = getattr(self, name)
+            _require(value is None or bool(value.strip()), f"format.{name} is empty; give it a text or leave it out")
+        _require(self.system is None or self.chat, "format.system is set and format.chat is false; set both or neither")
+        _require(len(self.answers) != 1, "format.answers names only one; name at least two, or none for free answers")
+        for answer in self.answers:
+            _require(
+                bool(answer) and answer == answer.strip(),
+                f"format.answers holds {answer!r}; leave out the blanks around an answer, and where one must stand "
+                "before it let format.prompt end in it",
+            )
+        most = len(ascii_uppercase)
+        _require(
+            self.match != "choice" or 2 <= len(self.answers) <= most,
+            f"format.match is choice and format.answers names {len(self.answers)}; name 2 to {most} answers",
+        )
 
 
 @dataclass(frozen=True)
@@ -246,6 +301,18 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"evaluation.batch_size is {self.batch_size}; it must be at least 1")
         _require(self.bins >= 1, f"evaluation.bins is {self.bins}; it must be at least 1")
+
+
+def check_format(task: str, format: FormatConfig) -> None:
+    """Refuses a format section beside a task that does not read it.
+
+    Raises:
+      ConfigError: `format` differs from the default and the task is not generic.
+    """
+    _require(
+        task == "generic" or format == FormatConfig(),
+        f"format is the section of data.task generic, and data.task is {task}; leave it out, or change the task",
+    )
 
 
 @dataclass(frozen=True)
@@ -265,6 +332,7 @@ class ExperimentConfig:
     acquisition: AcquisitionConfig = field(default_factory=AcquisitionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    format: FormatConfig = field(default_factory=FormatConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -273,6 +341,7 @@ class ExperimentConfig:
         _require(len(set(self.strategies)) == len(self.strategies), "strategies names one twice; name each once")
         _require(len(set(self.seeds)) == len(self.seeds), "seeds names one twice; name each once")
         _require(all(seed >= 0 for seed in self.seeds), "seeds must not be negative")
+        check_format(self.data.task, self.format)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionary, ready for YAML."""

@@ -205,6 +205,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+_LIST_OF_NAMES = "a list of names such as [a, b], in quotes what is no name: ['1', 'true']"
+
+
 def _expected(hint: Any) -> str:
     """A declared type in the user's words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -213,7 +216,7 @@ def _expected(hint: Any) -> str:
     if origin is typing.Literal:
         return f"one of {', '.join(arguments)}"
     if origin is tuple:
-        return "a list of whole numbers such as [0, 1]" if int in arguments else "a list of names such as [a, b]"
+        return "a list of whole numbers such as [0, 1]" if int in arguments else _LIST_OF_NAMES
     if dataclasses.is_dataclass(hint):
         return "a section: indented keys below it"
-    return {int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}[hint]
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}[hint]

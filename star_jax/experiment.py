@@ -5,16 +5,15 @@ The shell around the loop: loads what a run needs, times its phases, writes its 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,22 +21,28 @@ import numpy as np
 from star_jax.acquisition.pool_scoring import Pool, candidate_pool, generated_pool, proposed_pool
 from star_jax.acquisition.strategies import Strategy, get_strategy, resolve
 from star_jax.active.loop import LoopState, Problem, init, step
-from star_jax.active.oracles import SimulatedOracle
+from star_jax.active.oracles import Annotator, LabelsNeeded, SimulatedOracle
 from star_jax.active.pool import available
-from star_jax.config import ConfigError, ExperimentConfig
+from star_jax.checks import check_data, check_experiment, check_model
+from star_jax.config import ExperimentConfig
 from star_jax.data.batching import Encoder, Limits, Row
-from star_jax.data.examples import Example
-from star_jax.data.loading import load_examples, load_pool_and_test
+from star_jax.data.examples import Prompt
+from star_jax.data.loading import load_examples
+from star_jax.data.prepared import RunData, examples_within_limits, prepare
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
 from star_jax.evaluation.evaluator import TestSet, base_uncertainty, evaluate, prepare_test_set
-from star_jax.models.checkpoint_hf import EMBEDDED, LanguageModel, load_model, load_tokenizer, resolve_folder
-from star_jax.models.lora import b_norm
-from star_jax.models.peft_format import save_adapter
+from star_jax.models.checkpoint_hf import LanguageModel, load_model
+from star_jax.models.folders import EMBEDDED, load_tokenizer, resolve_folder
+from star_jax.models.lora import Adapter, b_norm
+from star_jax.models.peft_format import load_adapter, save_adapter
 from star_jax.records import group_counts, length_correlation, queried_rows, summary_row
+from star_jax.report.model_card import model_card
+from star_jax.runtime.annotation import LABELS_FILE, FileAnnotator
 from star_jax.runtime.checkpoints import load_state, save_state
+from star_jax.runtime.files import replace_folder_atomic, write_text_atomic
 from star_jax.runtime.progress import Progress
-from star_jax.runtime.run_folder import RunFolder, replace_folder_atomic
+from star_jax.runtime.run_folder import RunFolder
 
 REPLAY_FILE = "replay.jsonl"
 """Name of the replay rows beside a model that ships with the package."""
@@ -76,6 +81,7 @@ class Workbench:
       task: format and correctness.
       replay: tokenised replay rows.
       progress: where to show what is going on.
+      start: the adapter the user starts from, or None.
       base_measures: (pool, measure) -> the base model's scores, computed by the first run that needs them.
       base_tests: test set -> the base model's uncertainty on it.
     """
@@ -86,6 +92,7 @@ class Workbench:
     task: Task
     replay: Sequence[Row]
     progress: Progress
+    start: Adapter | None = None
     base_measures: dict[tuple[Any, ...], jax.Array] = field(default_factory=dict)
     base_tests: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
 
@@ -102,16 +109,19 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[st
 
     Raises:
       ConfigError, DataError: something the user can put right.
+      LabelsNeeded: every run has gone as far as its labels go, and a person has to give some.
       FloatingPointError: a training or a score diverged.
     """
     strategies = [get_strategy(name) for name in config.strategies]
-    task = get_task(config.data.task)
-    _check(config, strategies, task)
+    tokenizer = load_tokenizer(config.model.path)
+    task = get_task(config.data.task, config.format, tokenizer)
+    check_experiment(config, strategies, task)
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
-    encoder = Encoder(load_tokenizer(config.model.path), task, limits)
-    model = load_model(config.model.path, config.model.dtype)
-    _check_context(config, model)
-    bench = Workbench(config, model, encoder, task, load_replay(config, task, encoder), progress)
+    encoder = Encoder(tokenizer, task, limits)
+    model = load_base(config)
+    check_model(config, model)
+    start = _starting_adapter(config, model, progress)
+    bench = Workbench(config, model, encoder, task, load_replay(config, task, encoder), progress, start)
     # A seed's pool is loaded once for all strategies, which must see the same one. Everything that can be refused
     # is refused before the first training: data of all seeds, then all run folders.
     data = {seed: _load(bench, seed) for seed in config.seeds}
@@ -119,62 +129,38 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[st
         for strategy in strategies:
             with _open(bench, strategy, seed, data[seed]):
                 pass
-    summaries = {(s.name, seed): _run(bench, s, seed, data[seed]) for seed in config.seeds for s in strategies}
+    summaries, waiting = {}, []
+    for seed in config.seeds:
+        for strategy in strategies:
+            try:
+                summaries[strategy.name, seed] = _run(bench, strategy, seed, data[seed])
+            except LabelsNeeded as needed:
+                waiting.append(str(needed))
+    if waiting:
+        raise LabelsNeeded("; ".join(waiting))
     return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
 
 
-def _check(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
-    for strategy in strategies:
-        resolved = resolve(strategy, config.acquisition)
-        if strategy.normaliser not in (None, "minmax") and config.acquisition.arithmetic == "released":
-            raise ConfigError(
-                f"strategy {strategy.name} blends on a {strategy.normaliser} scale, which the released code does not "
-                "have; set acquisition.arithmetic to standard, or choose entropy_dynamic or pe_dynamic"
-            )
-        if resolved.monte_carlo and config.lora.dropout == 0:
-            raise ConfigError(
-                f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
-                f"the same; set lora.dropout above 0 or choose another strategy"
-            )
-        if (resolved.measure or "").startswith("bald") and config.scoring.mc_samples < 2:
-            raise ConfigError(
-                f"strategy {strategy.name} measures how dropout samples disagree and scoring.mc_samples is "
-                f"{config.scoring.mc_samples}; set it to 2 or more"
-            )
-    replay = config.training.replay
-    if replay is not None and replay.startswith(EMBEDDED) and (config.model.path, task.name) != (replay, "skills"):
-        raise ConfigError(
-            f"training.replay is {replay}, rows of that model's own past, and the run is model {config.model.path} on "
-            f"task {task.name}; set training.replay to none and training.replay_rows to 0, or name a file of yours"
-        )
-    if config.lora.training_dropout != "off" and config.lora.dropout == 0:
-        raise ConfigError(
-            f"lora.training_dropout is {config.lora.training_dropout} and lora.dropout is 0; "
-            f"set lora.dropout above 0 or lora.training_dropout to off"
-        )
-    if config.scoring.answers == "candidates" and task.candidates is None:
-        raise ConfigError(
-            f"scoring.answers is candidates, but task {task.name} has no closed answer set; choose generated"
-        )
+def load_base(config: ExperimentConfig) -> LanguageModel:
+    """The frozen base model of an experiment."""
+    return load_model(
+        config.model.path,
+        config.model.dtype,
+        quantization=config.model.quantization,
+        longest=config.data.max_prompt_tokens + config.data.max_response_tokens,
+        ignored_fields=config.model.ignored_fields,
+    )
 
 
-def _check_context(config: ExperimentConfig, model: LanguageModel) -> None:
-    asked, most = config.data.max_prompt_tokens + config.data.max_response_tokens, model.config.max_position_embeddings
-    if asked > most:
-        raise ConfigError(
-            f"data.max_prompt_tokens + data.max_response_tokens is {asked} and the model reads {most} tokens "
-            f"(max_position_embeddings); lower one of the two"
-        )
-
-
-def _check_sizes(config: ExperimentConfig, pool: int, test: int) -> None:
-    if config.loop.budget > pool:
-        raise ConfigError(
-            f"loop asks for {config.loop.budget} labels (initial_labels + (rounds - 1) * labels_per_round) and the "
-            f"pool has {pool} examples; lower one of the three or enlarge the pool"
-        )
-    if test == 0:
-        raise ConfigError("no test example is within data.max_prompt_tokens; raise it or set data.too_long to truncate")
+def _starting_adapter(config: ExperimentConfig, model: LanguageModel, progress: Progress) -> Adapter | None:
+    if config.model.adapter is None:
+        return None
+    adapter, raw = load_adapter(Path(config.model.adapter), model.config)
+    progress.log(
+        f"starts from the adapter in {config.model.adapter}: rank {raw['r']}, alpha {raw['lora_alpha']}, on "
+        f"{', '.join(adapter.weights['layers'])}; lora.rank, alpha, rslora, targets and init are not used"
+    )
+    return adapter
 
 
 def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[Row]:
@@ -183,46 +169,28 @@ def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[
     if source is None:
         return []
     path = str(resolve_folder(source) / REPLAY_FILE) if source.startswith(EMBEDDED) else source
-    return encoder.examples(encoder.within_limits(load_examples(task, path, "train")))
-
-
-class RunData(NamedTuple):
-    """What a seed runs on: pool and test set within the limits, and figures that identify them (data.json)."""
-
-    pool: list[Example]
-    test: list[Example]
-    facts: dict[str, Any]
+    examples = load_examples(task, path, "train", config.data.on_bad_row)
+    return encoder.examples(examples_within_limits(encoder, examples)[0])
 
 
 def _load(bench: Workbench, seed: int) -> RunData:
-    config, encoder = bench.config, bench.encoder
-    loaded = load_pool_and_test(config.data, seed)
-    pool, test = encoder.within_limits(loaded.pool), encoder.within_limits(loaded.test)
-    _check_sizes(config, len(pool), len(test))
-    facts = {
-        "pool": _fingerprint(pool),
-        "test": _fingerprint(test),
-        "pool_examples": len(pool),
-        "test_examples": len(test),
-        "left_out_of_pool": len(loaded.pool) - len(pool),
-        "left_out_of_test": len(loaded.test) - len(test),
-        "pool_prompts_cut": encoder.count_cut(pool),
-        "test_prompts_cut": encoder.count_cut(test),
-        "duplicate_prompts": loaded.duplicate_prompts,
-        "test_overlap": loaded.test_overlap,
-    }
-    if loaded.duplicate_prompts or loaded.test_overlap:
+    data = prepare(bench.config.data, bench.task, bench.encoder, seed)
+    check_data(bench.config, data)
+    if data.facts["duplicate_prompts"] or data.facts["test_overlap"]:
         bench.progress.log(
-            f"seed {seed}: {loaded.duplicate_prompts} pool prompts repeat an earlier one, "
-            f"{loaded.test_overlap} are also in the test set"
+            f"seed {seed}: {data.facts['duplicate_prompts']} pool prompts repeat an earlier one, "
+            f"{data.facts['test_overlap']} are also in the test set"
         )
-    return RunData(pool, test, facts)
+    if data.unlabelled:
+        bench.progress.log(f"seed {seed}: {data.unlabelled} of {len(data.pool)} pool prompts have no response yet")
+    return data
 
 
-def _fingerprint(examples: Sequence[Example]) -> str:
-    """Hash of ids and prompts: a state holds places in the pool, and means nothing for another one."""
-    text = json.dumps([(example.id, example.prompt.text) for example in examples])
-    return hashlib.sha256(text.encode()).hexdigest()
+def _annotator(bench: Workbench, data: RunData, folder: RunFolder) -> Annotator:
+    """Who labels what is picked: the file that the pool is from, and a person where it has no responses."""
+    if data.unlabelled:
+        return FileAnnotator(data.labels, folder.path / LABELS_FILE, bench.task)
+    return SimulatedOracle(data.labelled())
 
 
 def _open(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> RunFolder:
@@ -240,7 +208,7 @@ def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> dict
             return folder.summary()
         state = load_state(folder.path)
         folder.drop_rounds_from(0 if state is None else state.round)
-        problem = _problem(bench, data.pool)
+        problem = _problem(bench, data, folder)
         place = (resolve(strategy, config.acquisition).measure, data.facts["pool"])
         if state is None:
             state = init(len(data.pool), bench.base_measures.get(place))
@@ -249,40 +217,42 @@ def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> dict
             state = state._replace(labels=_labels(folder, data.pool, state.round))
         test_set = prepare_test_set(bench.encoder, data.test, config.evaluation.batch_size)
         while state.round < config.loop.rounds:
-            state = _round(bench, strategy, seed, problem, test_set, state, folder, title)
+            state = _round(bench, strategy, seed, data, problem, test_set, state, folder, title)
             if state.base is not None:
                 bench.base_measures[place] = state.base
-        summary = summary_row(strategy.name, seed, folder.metrics())
+        summary = summary_row(strategy.name, seed, folder.metrics(), data.counts())
         folder.write_summary(summary)
         return summary
 
 
-def _labels(folder: RunFolder, pool: Sequence[Example], rounds: int) -> dict[int, str]:
+def _labels(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> dict[int, str]:
     """The labels bought so far, from the run folder: nobody is asked twice."""
-    place = {example.id: index for index, example in enumerate(pool)}
+    place = {prompt.id: index for index, prompt in enumerate(pool)}
     rows = [row for number in range(rounds) for row in folder.queried(number)]
     return dict(sorted((place[row["id"]], row["response"]) for row in rows))
 
 
-def _problem(bench: Workbench, pool: Sequence[Example]) -> Problem:
-    prompts = [example.prompt for example in pool]
-    oracle = SimulatedOracle(pool)
+def _problem(bench: Workbench, data: RunData, folder: RunFolder) -> Problem:
+    prompts = data.pool
+    annotator = _annotator(bench, data, folder)
     batch_size = bench.config.scoring.batch_size
     tokens: Pool
     if bench.config.scoring.answers == "candidates":
         assert bench.task.candidates is not None
         tokens = candidate_pool(bench.encoder, prompts, bench.task.candidates, batch_size)
     elif bench.config.scoring.answers == "reference":
-        tokens = proposed_pool(bench.encoder, bench.encoder.examples(oracle.reveal(prompts)), batch_size)
+        gold = SimulatedOracle(data.labelled()).reveal(prompts)
+        tokens = proposed_pool(bench.encoder, bench.encoder.examples(gold), batch_size)
     else:
         tokens = generated_pool(bench.encoder, prompts, batch_size)
-    return Problem(bench.model, bench.encoder, prompts, tokens, oracle, bench.replay)
+    return Problem(bench.model, bench.encoder, prompts, tokens, annotator, bench.replay, bench.start)
 
 
 def _round(
     bench: Workbench,
     strategy: Strategy,
     seed: int,
+    data: RunData,
     problem: Problem,
     test: TestSet,
     state: LoopState,
@@ -308,10 +278,12 @@ def _round(
             on_batch=tick,
         )
     queried = queried_rows(bench.task, problem, info, state.labels)
+    adapter = state.adapter
     row = {
         "round": number,
         "labelled": info.labelled,
         **figures,
+        **_validate(bench, adapter, info.validation),
         "lora_b_norm": float(b_norm(state.adapter)),
         "train_loss": info.train_loss,
         **{f"{name}_seconds": round(timed.seconds.get(name, 0.0), 3) for name in ("train", "score", "evaluate")},
@@ -319,10 +291,8 @@ def _round(
         "picked_groups": group_counts([entry["group"] for entry in queried]),
     }
     folder.write_round(number, queried, predictions)
-    adapter = state.adapter
     replace_folder_atomic(
-        folder.adapter,
-        lambda path: save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout),
+        folder.adapter, partial(_write_adapter, config, strategy.name, seed, adapter, row, data.facts)
     )
     folder.append_metrics(row)
     save_state(folder.path, state)
@@ -332,11 +302,38 @@ def _round(
     return state
 
 
+def _write_adapter(
+    config: ExperimentConfig,
+    strategy: str,
+    seed: int,
+    adapter: Adapter,
+    metrics: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """A PEFT folder with its model card."""
+    save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=config.lora.rslora)
+    write_text_atomic(path / "README.md", model_card(config, strategy, seed, metrics, facts))
+
+
+def _validate(bench: Workbench, adapter: Adapter, examples: Sequence[Example]) -> dict[str, Any]:
+    """Accuracy and NLL on the labelled examples that were held out, where there are some."""
+    if not examples:
+        return {}
+    config = bench.config.evaluation
+    held_out = prepare_test_set(bench.encoder, examples, config.batch_size)
+    unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
+    figures = evaluate(bench.model, adapter, held_out, bench.task, bench.encoder, config, base=unasked).metrics
+    return {"validation_examples": len(examples)} | {
+        f"validation_{name}": figures[name] for name in ("accuracy", "nll")
+    }
+
+
 def _base_on_test(bench: Workbench, test: TestSet) -> np.ndarray:
     place = tuple(example.id for example in test.examples)
     if place not in bench.base_tests:
         with bench.progress.task("base model on the test set", len(place), "examples") as tick:
-            bench.base_tests[place] = base_uncertainty(bench.model, test, tick)
+            bench.base_tests[place] = base_uncertainty(bench.model, bench.start, test, tick)
     return bench.base_tests[place]
 
 

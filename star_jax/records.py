@@ -50,8 +50,8 @@ def length_correlation(info: RoundInfo, candidates: np.ndarray) -> float | None:
     return float(np.corrcoef(measure, tokens)[0, 1])
 
 
-def summary_row(strategy: str, seed: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """summary.json of a finished run, from its rows of metrics.jsonl."""
+def summary_row(strategy: str, seed: int, rows: Sequence[dict[str, Any]], data: Mapping[str, int]) -> dict[str, Any]:
+    """summary.json of a finished run, from its rows of metrics.jsonl and the counts of its data."""
     last = rows[-1]
     return {
         "strategy": strategy,
@@ -61,4 +61,5 @@ def summary_row(strategy: str, seed: int, rows: Sequence[dict[str, Any]]) -> dic
         "accuracy": last["accuracy"],
         "ece": last["ece"],
         "aubc": aubc([row["labelled"] for row in rows], [row["accuracy"] for row in rows]),
+        "data": dict(data),
     }

@@ -56,15 +56,23 @@ def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
     from star_jax.acquisition.strategies import check_finite
     from star_jax.data.batching import Encoder, Limits
     from star_jax.data.tasks import get_task
-    from star_jax.models.checkpoint_hf import load_model, load_tokenizer
+    from star_jax.models.checkpoint_hf import load_model
+    from star_jax.models.folders import load_tokenizer
     from star_jax.models.peft_format import load_adapter
     from star_jax.runtime.progress import Progress
 
-    task = get_task(config.task)
-    limits = Limits(config.max_prompt_tokens, config.max_response_tokens)
-    encoder = Encoder(load_tokenizer(config.model), task, limits)
+    tokenizer = load_tokenizer(config.model)
+    task = get_task(config.task, config.format, tokenizer)
+    limits = Limits(config.max_prompt_tokens, config.max_response_tokens, config.too_long)
+    encoder = Encoder(tokenizer, task, limits)
     prompts, pool = _pool(config, task, encoder)
-    model = load_model(config.model, config.dtype)
+    model = load_model(
+        config.model,
+        config.dtype,
+        quantization=config.quantization,
+        longest=config.max_prompt_tokens + config.max_response_tokens,
+        ignored_fields=config.ignored_fields,
+    )
     adapter, sampling = None, None
     if config.adapter is not None:
         adapter, raw = load_adapter(Path(config.adapter), model.config)
@@ -94,17 +102,26 @@ def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
 def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Prompt], Pool]:
     from star_jax.acquisition.pool_scoring import candidate_pool, generated_pool, proposed_pool
     from star_jax.data.loading import load_examples, load_prompts
+    from star_jax.data.prepared import examples_within_limits
 
     if config.answers == "reference":
-        examples = load_examples(task, config.data, "train")
+        loaded = load_examples(task, config.data, "train", config.on_bad_row)
+        examples = examples_within_limits(encoder, loaded)[0]
         prompts = [example.prompt for example in examples]
+        _require_some(prompts)
         return prompts, proposed_pool(encoder, encoder.examples(examples), config.batch_size)
-    prompts = load_prompts(task, config.data, "train")
+    prompts = encoder.within_limits(load_prompts(task, config.data, "train", config.on_bad_row), labels={}).kept
+    _require_some(prompts)
     if config.answers == "candidates":
         if task.candidates is None:
             raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
         return prompts, candidate_pool(encoder, prompts, task.candidates, config.batch_size)
     return prompts, generated_pool(encoder, prompts, config.batch_size)
+
+
+def _require_some(prompts: Sequence[Prompt]) -> None:
+    if not prompts:
+        raise ConfigError("no example is within --max-prompt-tokens; raise it, or set --too-long to truncate-left")
 
 
 def _responses(scores: PoolScores, task: Task, encoder: Encoder) -> list[str] | None:

@@ -2,18 +2,18 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import random_adapter, random_model
 
-from star_jax.config import PROJECTIONS
-from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
-from star_jax.models.head import logits, output_weight
+from star_jax.models.checkpoint_hf import LanguageModel
+from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, Dropout, with_adapter
-from star_jax.models.transformer import Decoder, TransformerConfig, positions_of
+from star_jax.models.rotary import Rope
+from star_jax.models.transformer import TransformerConfig, positions_of
 
 # In the environment too, for the commands that tests start as processes of their own.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -53,7 +53,7 @@ def tiny_config() -> TransformerConfig:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-        rope_theta=500.0,
+        ropes=(Rope(500.0),),
         rms_norm_eps=1e-5,
         max_position_embeddings=128,
     )
@@ -61,28 +61,8 @@ def tiny_config() -> TransformerConfig:
 
 @pytest.fixture
 def make_model(rng: np.random.Generator) -> Callable[[TransformerConfig], LanguageModel]:
-    """Makes models of fresh random weights, with norms away from 1 and logits of a few units."""
-
-    def make(config: TransformerConfig) -> LanguageModel:
-        def normal(*shape: int) -> jax.Array:
-            return jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[-2]), config.dtype)
-
-        def scale(*shape: int) -> dict[str, jax.Array]:
-            return {"scale": jnp.asarray(rng.uniform(0.5, 1.5, shape), config.dtype)}
-
-        depth, width, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
-        layers = {name: {"kernel": normal(depth, *shape)} for name, shape in projection_shapes(config).items()}
-        layers |= {name: scale(depth, width) for name in ("input_norm", "post_attention_norm")}
-        params: dict[str, Any] = {
-            "embed_tokens": {"embedding": normal(width, vocabulary).T},
-            "layers": layers,
-            "norm": scale(width),
-        }
-        if not config.tie_word_embeddings:
-            params["lm_head"] = normal(width, vocabulary).T
-        return LanguageModel(Decoder(config), params)
-
-    return make
+    """Makes models of fresh random weights."""
+    return partial(random_model, rng)
 
 
 @pytest.fixture
@@ -94,20 +74,8 @@ def tiny_model(
 
 @pytest.fixture
 def make_adapter(rng: np.random.Generator) -> Callable[..., Adapter]:
-    """Makes adapters whose two factors are both random, strong enough to change the logits plainly."""
-
-    def make(config: TransformerConfig, *, targets: tuple[str, ...] = PROJECTIONS, rank: int = 3) -> Adapter:
-        depth = config.num_hidden_layers
-        weights, scale = {}, {}
-        for name in targets:
-            width, features = projection_shapes(config)[name]
-            a = rng.normal(size=(depth, width, rank)) / np.sqrt(width)
-            b = rng.normal(size=(depth, rank, features)) / np.sqrt(rank)
-            weights[name] = {"a": jnp.asarray(a, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
-            scale[name] = {"scale": jnp.full((depth,), 0.75)}
-        return Adapter({"layers": weights}, {"layers": scale})
-
-    return make
+    """Makes adapters whose two factors are both random."""
+    return partial(random_adapter, rng)
 
 
 @jax.jit
@@ -117,7 +85,7 @@ def _forward(
     hidden, _ = model.decoder.apply(
         with_adapter(model.params, adapter), tokens, positions_of(lengths, tokens.shape[1]), dropout=dropout
     )
-    return logits(hidden, output_weight(model.params))
+    return logits(hidden, output_head(model))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 
 from star_jax import command_line
 from star_jax.command_line import ScoreConfig, guarded_main, parse_experiment, parse_score
-from star_jax.config import ConfigError, ExperimentConfig
+from star_jax.config import ConfigError, ExperimentConfig, FormatConfig
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.data.examples import DataError
 
@@ -62,7 +62,8 @@ def test_every_shipped_config_is_its_own_experiment_record(name):
 def test_paper_configs_have_the_papers_settings(name):
     config = parse_experiment(["--config", str(CONFIGS / f"{name}.yaml")])
     assert (config.loop.initial_labels, config.loop.labels_per_round, config.loop.budget) == (500, 500, 5000)
-    assert (config.lora.rank, config.lora.alpha, config.lora.dropout, len(config.lora.targets)) == (64, 16, 0.1, 7)
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 16, 0.1)
+    assert config.lora.targets == ("all-linear",)
     assert (config.training.learning_rate, config.training.epochs, config.training.batch_size) == (1.5e-4, 3, 8)
     assert (config.model.dtype, config.data.max_prompt_tokens, config.data.task) == ("bfloat16", 128, name)
     assert config.scoring.answers != "reference"
@@ -135,11 +136,15 @@ def test_help_shows_every_flag_and_its_documentation(capsys):
         (["--seeds", "0,x"], "'x' is not a whole number"),
         (["--strategies", ""], "strategies is empty"),
         (["--strategies", "star,star"], "names one twice"),
-        (["--lora.targets", "q_proj,qproj"], "lora.targets names qproj"),
+        (["--lora.targets", ""], "lora.targets is empty"),
         (["--model.dtype", "float16"], "float16"),
         (["--training.replay", "none"], "training.replay and training.replay_rows go together"),
         (["--data.pool-limit", "many"], "--data.pool-limit"),
         (["--acquisition.schedule", "never"], "--acquisition.schedule"),
+        (["--lora.rslora", "yes"], "'yes' is neither true nor false"),
+        (["--format.match", "close"], "--format.match"),
+        (["--format.group", "kind"], "format is the section of data.task generic, and data.task is skills"),
+        (["--data.task", "generic", "--format.answers", "yes"], "format.answers names only one"),
         (["stray"], "stray"),
         (["--config"], "--config"),
         (["--conf", "x"], "--conf"),
@@ -174,7 +179,8 @@ def test_score_flags():
     assert parse_score(SCORE) == ScoreConfig(model="m", data="d.jsonl", task="gsm8k")
     argv = (
         "--adapter a --answers candidates --mc-samples 4 --seed 7 --out scores.jsonl --batch-size 2 --dtype bfloat16 "
-        "--max-prompt-tokens 9 --max-response-tokens 8 --dropout per_token --dropout-rate 0.25"
+        "--max-prompt-tokens 9 --max-response-tokens 8 --dropout per_token --dropout-rate 0.25 --quantization nf4 "
+        "--ignored-fields a,b --too-long drop --on-bad-row skip"
     )
     assert parse_score([*SCORE, *argv.split()]) == ScoreConfig(
         model="m",
@@ -191,6 +197,10 @@ def test_score_flags():
         max_response_tokens=8,
         dropout="per_token",
         dropout_rate=0.25,
+        quantization="nf4",
+        ignored_fields=("a", "b"),
+        too_long="drop",
+        on_bad_row="skip",
     )
 
 
@@ -207,12 +217,69 @@ def test_score_flags():
         ),
         (["--adapter", "a", "--dropout-rate", "0.1"], "--dropout-rate does nothing in a single pass"),
         (["--answers", "gold"], "gold"),
+        (["--quantization", "int4"], "int4"),
+        (["--format.prompt", "{{ q }}"], "format is the section of data.task generic, and data.task is gsm8k"),
     ],
 )
 def test_score_refuses_values_that_make_no_sense(capsys, argv, message):
     with pytest.raises(SystemExit, match="2"):
         parse_score([*SCORE, *argv])
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+SCORE_FILE = """
+model: {path: m, dtype: bfloat16, quantization: int8, adapter: a}
+scoring: {answers: candidates, batch_size: 3}
+data: {task: generic, train: pool.csv, max_prompt_tokens: 9, max_response_tokens: 8, too_long: drop, on_bad_row: skip}
+format: {prompt: "{{ q }} ", response: "{{ a }}", answers: ["yes, indeed", "no"], chat: true}
+"""
+
+
+def test_score_takes_an_experiments_file_and_flags_over_it(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(SCORE_FILE)
+    config = parse_score(["--config", str(path), "--seed", "3"])
+    assert config == ScoreConfig(
+        model="m",
+        data="pool.csv",
+        task="generic",
+        adapter="a",
+        answers="candidates",
+        seed=3,
+        batch_size=3,
+        dtype="bfloat16",
+        quantization="int8",
+        max_prompt_tokens=9,
+        max_response_tokens=8,
+        too_long="drop",
+        on_bad_row="skip",
+        format=FormatConfig("{{ q }} ", "{{ a }}", answers=("yes, indeed", "no"), chat=True),
+    )
+    argv = "--model other --data b.jsonl --adapter none --format.chat false --too-long error --format.answers x,y"
+    other = parse_score([f"--config={path}", *argv.split()])
+    assert (other.model, other.data, other.adapter, other.too_long) == ("other", "b.jsonl", None, "error")
+    assert other.format == dataclasses.replace(config.format, chat=False, answers=("x", "y"))
+
+
+def test_score_asks_for_the_pool_that_a_file_does_not_name(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {path: m}")
+    with pytest.raises(SystemExit, match="2"):
+        parse_score(["--config", str(path)])
+    shown = capsys.readouterr().err
+    assert "--data" in shown
+    assert "--model" not in shown
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read the configuration file"):
+        parse_score(["--config", "nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "value"),
+    [([], True), (["true"], True), (["False"], False), (["--seeds", "1"], True)],
+)
+def test_switches_are_flags_and_take_a_value(argv, value):
+    quickstart = parse_experiment(["--lora.rslora", *argv])
+    assert quickstart.lora.rslora is value
 
 
 def test_score_names_the_required_flags(capsys):

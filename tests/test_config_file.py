@@ -7,8 +7,9 @@ import typing
 
 import pytest
 import yaml
+from random_models import PROJECTIONS
 
-from star_jax.config import PROJECTIONS, ConfigError, ExperimentConfig, LoopConfig, TrainingConfig
+from star_jax.config import ConfigError, ExperimentConfig, FormatConfig, LoopConfig, TrainingConfig
 from star_jax.config_file import Source, config_from_mapping, load_yaml
 
 
@@ -33,7 +34,10 @@ def random_value(hint, rng):
         return rng.choice([None, random_value(arguments[0], rng)])
     if typing.get_origin(hint) is typing.Literal:
         return rng.choice(arguments)
+    if typing.get_origin(hint) is tuple:
+        return tuple(rng.sample(["off", "1e-4", "x, y", "true"], rng.choice([0, 2, 3])))
     return {
+        bool: rng.choice([True, False]),
         int: rng.randrange(1, 99),
         float: rng.choice([0.5, 1e-5, 0.25]),
         str: rng.choice(["off", "1e-4", "010", "7", "1:30", "x"]),
@@ -52,7 +56,11 @@ def random_config(rng):
                 values |= rng.choice([{"replay": None, "replay_rows": 0}, {"replay": "rows.jsonl", "replay_rows": 3}])
             if "targets" in hints:
                 values |= {"dropout": 0.5, "targets": tuple(rng.sample(PROJECTIONS, rng.randrange(1, 8)))}
+            if section is FormatConfig:
+                values |= {"system": random_value(str, rng) if values["chat"] else None}
+                values |= {"match": rng.choice(["exact", "choice"]) if values["answers"] else "numeric"}
             sections[name] = section(**values)
+    sections["data"] = dataclasses.replace(sections["data"], task="generic")
     seeds = tuple(rng.sample(range(100), rng.randrange(1, 4)))
     return ExperimentConfig("out", ("star", "random"), seeds, **sections)
 
@@ -116,6 +124,18 @@ def test_yaml_traps_are_read_as_meant(write):
             "acquisition.selection is 'best'; it must be one of top_k, power or null",
         ),
         ("strategies: star", 1, "strategies is 'star'; it must be a list of names such as [a, b]"),
+        (
+            "format: {answers: [1, 2]}",
+            1,
+            "format.answers is [1, 2]; it must be a list of names such as [a, b], in quotes",
+        ),
+        ("format: {chat: yes}", 1, "format.chat is 'yes'; it must be true or false"),
+        (
+            "data: {task: boolq}\nformat:\n  prompt: x",
+            2,
+            "format is the section of data.task generic, and data.task is boolq",
+        ),
+        ("format: {prompt: {{ question }}}", 1, "not valid YAML"),
         ("seeds: 0", 1, "seeds is 0; it must be a list of whole numbers such as [0, 1]"),
         ("seeds: [0, x]", 1, "seeds is [0, 'x']; it must be a list of whole numbers such as [0, 1]"),
         ("seeds: [true]", 1, "seeds is [True]; it must be a list of whole numbers such as [0, 1]"),

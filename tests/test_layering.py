@@ -20,13 +20,14 @@ LAYERS = (
     "runtime",
     "report",
     "records",
+    "checks",
     "experiment",
     "command_line",
     "commands",
 )
 """A module may import from its own layer and from those before it."""
 
-COMMANDS = ("run", "score")
+COMMANDS = ("run", "score", "export")
 """What a person starts with `python -m`; so is every `__main__` of a folder."""
 
 

@@ -25,6 +25,7 @@ from star_jax.active.pool import PoolState, available, init_pool, label
 from star_jax.config import AcquisitionConfig, ExperimentConfig
 from star_jax.data.batching import Encoder, Row
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.splits import hold_out
 from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter
 from star_jax.training.trainer import fit
@@ -59,6 +60,7 @@ class Problem:
       pool: the same, tokenised, with the kind of answer that is scored.
       annotator: who labels what is picked.
       replay: tokenised rows mixed into training.
+      start: an adapter the user starts from, part of the base model and of every training's beginning; None for none.
     """
 
     model: LanguageModel
@@ -67,6 +69,7 @@ class Problem:
     pool: Pool
     annotator: Annotator
     replay: Sequence[Row] = ()
+    start: Adapter | None = None
 
 
 class LoopState(NamedTuple):
@@ -92,12 +95,13 @@ class RoundInfo(NamedTuple):
 
     Attributes:
       picked: `k` indices labelled in this round, first pick first.
-      labelled: labels trained on.
+      labelled: labels bought so far.
       train_loss: mean cross-entropy of the last epoch, nats a token.
       scores: `N` acquisition scores; None where none were computed.
       base: `N` the base model's measure, or None.
       full: `N` the full model's measure, or None.
       response_tokens: `N` tokens of the responses the full model was scored on, or None.
+      validation: labelled examples that were not trained on.
     """
 
     picked: np.ndarray
@@ -107,6 +111,7 @@ class RoundInfo(NamedTuple):
     base: np.ndarray | None = None
     full: np.ndarray | None = None
     response_tokens: np.ndarray | None = None
+    validation: Sequence[Example] = ()
 
 
 class Query(NamedTuple):
@@ -147,6 +152,7 @@ def step(
 
     Raises:
       ConfigError: Monte-Carlo samples at dropout 0.
+      LabelsNeeded: the annotator waits for a person; the same call later goes on.
       ScoreError: a score is not finite; the ids are named.
       FloatingPointError: training diverged.
     """
@@ -163,20 +169,22 @@ def step(
     bought = zip(picked.tolist(), (answer.response for answer in answers), strict=True)
     labels = dict(sorted([*state.labels.items(), *bought]))
     examples = [Example(problem.prompts[index], response) for index, response in labels.items()]
-    with observer.phase("train", len(examples) * config.training.epochs, "examples") as tick:
+    training, validation = hold_out(examples, config.training.validation_fraction)
+    with observer.phase("train", len(training) * config.training.epochs, "examples") as tick:
         adapter, train_loss = fit(
             train_key,
             problem.model,
-            problem.encoder.examples(examples),
+            problem.encoder.examples(training),
             problem.replay,
             limits=problem.encoder.limits,
             lora=config.lora,
             config=config.training,
+            start=problem.start,
             on_step=tick,
         )
     scored = [None if leaf is None else np.asarray(leaf) for leaf in query[1:]]
     base = query.base if query.base is not None else state.base
-    info = RoundInfo(picked, len(examples), train_loss, *scored)
+    info = RoundInfo(picked, len(examples), train_loss, *scored)._replace(validation=validation)
     return LoopState(state.round + 1, pool, labels, adapter, base), info
 
 
@@ -199,7 +207,7 @@ def make_query(
             assert resolved.measure is not None
             base = state.base
             if base is None:
-                base = score_pool(problem.model, None, problem.pool, on_batch=tick).measures[resolved.measure]
+                base = score_pool(problem.model, problem.start, problem.pool, on_batch=tick).measures[resolved.measure]
         if resolved.needs_full:
             assert resolved.measure is not None
             sampling = None

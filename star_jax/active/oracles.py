@@ -16,6 +16,10 @@ class Annotator(Protocol):
         ...
 
 
+class LabelsNeeded(Exception):
+    """A person has to label before a run can go on; the message says what, and where."""
+
+
 class SimulatedOracle:
     """Answers from a labelled file, and counts what it was asked: `asked` holds the ids, in order."""
 

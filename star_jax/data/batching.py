@@ -9,12 +9,13 @@ Shapes: `B` batch, `P` prompt tokens, `T` tokens of prompt and response, `R` res
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from star_jax.config import TooLong
 from star_jax.data.examples import DataError, Example, Prompt
 from star_jax.data.tasks.task import Task
 
@@ -24,7 +25,6 @@ BUCKETS = 4
 NARROW = 64
 """Limits up to this many tokens get one bucket: splitting them saves less time than a compilation costs."""
 
-TooLong = Literal["error", "drop", "truncate"]
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +82,22 @@ def _edges(limit: int) -> tuple[int, ...]:
     return tuple(-(-limit * part // BUCKETS) for part in range(1, BUCKETS + 1))
 
 
+class Fitting(NamedTuple):
+    """What the limits leave of some prompts and their responses.
+
+    Attributes:
+      kept: the prompts that are used, in order.
+      prompts_left_out: over the limit and dropped.
+      prompts_cut: over the limit and cut on the left.
+      responses_cut: of the prompts kept, those whose response is known, over the limit and cut on the right.
+    """
+
+    kept: list[Prompt]
+    prompts_left_out: int
+    prompts_cut: int
+    responses_cut: int
+
+
 class Encoder:
     """A tokenizer with a task's format and the limits of a run."""
 
@@ -89,13 +105,14 @@ class Encoder:
         self.tokenizer = tokenizer
         self.limits = limits
         self.append_eos = task.append_eos
+        self.add_special_tokens = task.add_special_tokens
         self.eos_id: int = tokenizer.eos_token_id
 
     def prompts(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """Tokens of each prompt, special tokens as the tokenizer adds them.
+        """Tokens of each prompt, with special tokens as the tokenizer adds them, unless the text has its own.
 
         Raises:
-          DataError: a prompt is longer than the limit and `too_long` is not `truncate`; `within_limits`
+          DataError: a prompt is longer than the limit and `too_long` is not `truncate-left`; `within_limits`
             leaves such prompts out beforehand where it is `drop`.
         """
         if not prompts:
@@ -113,8 +130,48 @@ class Encoder:
         Raises:
           DataError: a prompt or a response is empty, or over its limit where that is an error.
         """
+        rows, cut = self._rows(examples)
+        if cut:
+            self._say_cut(cut, len(rows))
+        return rows
+
+    def within_limits(self, prompts: Sequence[Prompt], labels: Mapping[str, str]) -> Fitting:
+        """Applies `too_long` before a run starts, so that no round fails over a length; counts are logged too.
+
+        Where it is `drop`, prompts over the limit are left out. A response over the limit is cut when it is trained
+        on: leaving its example out would let a hidden response decide what the pool is.
+
+        Args:
+          prompts: all of them, labelled or not.
+          labels: id -> response, for as many as are known.
+
+        Raises:
+          DataError: `too_long` is `error` and a prompt or a response is over its limit, or one has no tokens.
+        """
+        kept, long = list(prompts), 0
+        if prompts:
+            encoded = self._tokenize([prompt.text for prompt in prompts])["input_ids"]
+            over = [len(ids) > self.limits.prompt for ids in encoded]
+            long = sum(over)
+            if self.limits.too_long == "drop":
+                kept = [prompt for prompt, leave in zip(prompts, over, strict=True) if not leave]
+                encoded = [ids for ids, leave in zip(encoded, over, strict=True) if not leave]
+            for prompt, ids in zip(kept, encoded, strict=True):
+                self._fit_prompt(prompt, ids)
+        if long:
+            verb = "left out" if self.limits.too_long == "drop" else "cut on the left"
+            _log.warning("%d of %d prompts are over %d tokens and are %s", long, len(prompts), self.limits.prompt, verb)
+        labelled = [Example(prompt, labels[prompt.id]) for prompt in kept if prompt.id in labels]
+        responses_cut = self._rows(labelled)[1]
+        if responses_cut:
+            self._say_cut(responses_cut, len(labelled))
+        left_out = len(prompts) - len(kept)
+        return Fitting(kept, left_out, long - left_out, responses_cut)
+
+    def _rows(self, examples: Sequence[Example]) -> tuple[list[Row], int]:
+        """The rows, and how many responses were cut."""
         if not examples:
-            return []
+            return [], 0
         texts = [example.prompt.text + example.response for example in examples]
         encoded = self._tokenize(texts, return_offsets_mapping=True)
         rows, cut = [], 0
@@ -130,42 +187,11 @@ class Encoder:
                 response, cut = response[: self.limits.response], cut + 1
             prompt = self._fit_prompt(example.prompt, ids[:start])
             rows.append(Row(np.concatenate([prompt, np.asarray(response, np.int32)]), len(prompt)))
-        if cut:
-            _log.warning(
-                "%d of %d responses are over %d tokens and are cut on the right", cut, len(rows), self.limits.response
-            )
-        return rows
+        return rows, cut
 
-    def within_limits(self, examples: Sequence[Example]) -> list[Example]:
-        """Applies `too_long` before a run starts, so that no round fails over a length; counts are logged.
-
-        Where it is `drop`, examples with a prompt over the limit are left out. A response over the limit is cut
-        when it is trained on: leaving its example out would let a hidden response decide what the pool is.
-
-        Raises:
-          DataError: `too_long` is `error` and an example is over a limit.
-        """
-        if not examples:
-            return []
-        prompts = [len(ids) for ids in self._tokenize([example.prompt.text for example in examples])["input_ids"]]
-        kept = list(examples)
-        if self.limits.too_long == "error":
-            self.examples(examples)
-            return kept
-        if self.limits.too_long == "drop":
-            kept = [e for e, length in zip(examples, prompts, strict=True) if length <= self.limits.prompt]
-        long = sum(length > self.limits.prompt for length in prompts)
-        if long:
-            verb = "left out" if self.limits.too_long == "drop" else "cut on the left"
-            _log.warning("%d of %d prompts are over %d tokens and are %s", long, len(prompts), self.limits.prompt, verb)
-        return kept
-
-    def count_cut(self, examples: Sequence[Example]) -> int:
-        """How many of the prompts are longer than the limit, and so are cut."""
-        if not examples:
-            return 0
-        encoded = self._tokenize([example.prompt.text for example in examples])["input_ids"]
-        return sum(len(ids) > self.limits.prompt for ids in encoded)
+    def _say_cut(self, cut: int, of: int) -> None:
+        limit = self.limits.response
+        _log.warning("%d of %d responses are over %d tokens and are cut on the right", cut, of, limit)
 
     def text(self, tokens: np.ndarray) -> str:
         """Text of response tokens, special tokens left out."""
@@ -173,7 +199,7 @@ class Encoder:
 
     def _tokenize(self, texts: list[str], **options: Any) -> Any:
         try:
-            return self.tokenizer(texts, **options)
+            return self.tokenizer(texts, add_special_tokens=self.add_special_tokens, **options)
         except Exception as error:  # The tokenizers library raises plain `Exception`.
             raise DataError(
                 f"the model's tokenizer cannot read these texts ({error}); are model and task meant for each other?"
@@ -184,7 +210,7 @@ class Encoder:
             raise DataError(f"example {prompt.id}: the prompt has no tokens; give it a text or leave the row out")
         limit = self.limits.prompt
         if len(ids) > limit:
-            if self.limits.too_long != "truncate":
+            if self.limits.too_long != "truncate-left":
                 raise DataError(self._too_long(prompt.id, "prompt", len(ids), limit))
             # The left is cut, but not the mark of the beginning, which a model is never without.
             start = list(ids[:1]) if ids[0] == self.tokenizer.bos_token_id else []
@@ -194,7 +220,7 @@ class Encoder:
     def _too_long(self, name: str, part: str, length: int, limit: int) -> str:
         return (
             f"example {name}: the {part} has {length} tokens, over the limit of {limit}; raise max_{part}_tokens, "
-            f"or in a run set data.too_long to drop or truncate"
+            "or set too_long to drop or truncate-left"
         )
 
 

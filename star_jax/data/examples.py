@@ -16,10 +16,12 @@ class Prompt:
     Attributes:
       id: unique name within the pool; ties between scores break by it.
       text: what the model reads, template applied.
+      group: what the data say of its kind, where a task reads that from a field; for reports alone.
     """
 
     id: str
     text: str
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

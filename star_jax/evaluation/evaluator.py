@@ -70,10 +70,20 @@ def prepare_test_set(encoder: Encoder, examples: Sequence[Example], batch_size: 
 
 
 def base_uncertainty(
-    model: LanguageModel, test: TestSet, on_batch: Callable[[int], None] = lambda rows: None
+    model: LanguageModel,
+    start: Adapter | None,
+    test: TestSet,
+    on_batch: Callable[[int], None] = lambda rows: None,
 ) -> np.ndarray:
-    """The base model's uncertainty `N` on its own greedy responses, nats; the same in every round."""
-    return np.asarray(score_pool(model, None, test.prompts, on_batch=on_batch).measures[UNCERTAINTY])
+    """The base model's uncertainty `N` on its own greedy responses, nats; the same in every round.
+
+    Args:
+      model: decoder and frozen weights.
+      start: the adapter a run starts from, as part of the base model; None for none.
+      test: the test set.
+      on_batch: told the number of examples of each batch.
+    """
+    return np.asarray(score_pool(model, start, test.prompts, on_batch=on_batch).measures[UNCERTAINTY])
 
 
 def evaluate(

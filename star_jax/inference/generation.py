@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from star_jax.models.checkpoint_hf import LanguageModel
-from star_jax.models.head import logits, output_weight
+from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.models.transformer import KVCache, empty_cache, positions_of
 
@@ -53,12 +53,12 @@ def generate(
     """
     batch, prompt_width = prompts.shape
     variables = with_adapter(model.params, adapter)
-    weight = output_weight(model.params)
+    head = output_head(model)
     cache = empty_cache(model.config, batch, prompt_width + width)
 
     hidden, cache = _advance(model, variables, prompts, positions_of(prompt_lengths, prompt_width), cache)
     last = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
-    first = jnp.argmax(logits(last, weight), axis=-1).astype(jnp.int32)
+    first = jnp.argmax(logits(last, head), axis=-1).astype(jnp.int32)
     done = jnp.zeros(batch, bool) if row_mask is None else ~row_mask
 
     def unfinished(step: _Step) -> Array:
@@ -71,7 +71,7 @@ def generate(
         done = step.done | (token == eos_id)
         positions = jnp.where(done, -1, prompt_lengths + step.number)[:, None]
         hidden, cache = _advance(model, variables, token[:, None], positions, step.cache)
-        following = jnp.argmax(logits(hidden[:, 0], weight), axis=-1).astype(jnp.int32)
+        following = jnp.argmax(logits(hidden[:, 0], head), axis=-1).astype(jnp.int32)
         return _Step(step.number + 1, following, done, tokens, lengths, cache)
 
     start = _Step(

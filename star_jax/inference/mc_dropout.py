@@ -10,7 +10,7 @@ import jax
 from star_jax.config import ConfigError
 from star_jax.inference.scoring import TokenStatistics, statistics_of
 from star_jax.models.checkpoint_hf import LanguageModel
-from star_jax.models.head import output_weight
+from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter, Dropout, row_keys
 from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
 
@@ -60,4 +60,4 @@ def mc_score_responses(
 
     hidden = jax.vmap(sample)(jax.random.split(key, samples))
     mask, targets = response_mask(inputs, width), response_targets(inputs, width)
-    return statistics_of(hidden, targets, mask, output_weight(model.params)), mask
+    return statistics_of(hidden, targets, mask, output_head(model)), mask

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from star_jax.models.checkpoint_hf import LanguageModel
-from star_jax.models.head import logits, map_positions, output_weight
+from star_jax.models.head import OutputHead, logits, map_positions, output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
 
@@ -75,22 +75,22 @@ def _mixture_entropy(probs: Array, log_probs: Array) -> Array:
     return _entropy(mixture, log_mixture)
 
 
-def statistics_of(hidden: Array, targets: Array, mask: Array, weight: Array) -> TokenStatistics:
+def statistics_of(hidden: Array, targets: Array, mask: Array, head: OutputHead) -> TokenStatistics:
     """Token statistics from hidden states.
 
     Args:
       hidden: `K×B×R×D`, K passes.
       targets: `B×R` response tokens.
       mask: `B×R`, True at response tokens.
-      weight: output projection `V×D`.
+      head: output projection.
     """
     samples, batch, width, features = hidden.shape
     flat = hidden.transpose(1, 2, 0, 3).reshape(batch * width, samples, features)
 
     def chunk(states: Array, tokens: Array) -> TokenStatistics:
-        return distribution_statistics(jax.nn.log_softmax(logits(states, weight)), tokens)
+        return distribution_statistics(jax.nn.log_softmax(logits(states, head)), tokens)
 
-    rows: Any = map_positions(chunk, weight, flat, targets.reshape(-1), samples=samples)
+    rows: Any = map_positions(chunk, head, flat, targets.reshape(-1), samples=samples)
 
     def unflatten(leaf: Array) -> Array:
         shaped = leaf.reshape(batch, width, *leaf.shape[1:])
@@ -113,7 +113,7 @@ def score_responses(
     """
     mask, targets = response_mask(inputs, width), response_targets(inputs, width)
     hidden = response_hidden(model, adapter, inputs, width, None)[None]
-    return statistics_of(hidden, targets, mask, output_weight(model.params)), mask
+    return statistics_of(hidden, targets, mask, output_head(model)), mask
 
 
 def candidate_statistics(

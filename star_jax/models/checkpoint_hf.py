@@ -1,13 +1,15 @@
-"""Hugging Face folders: config.json and safetensors in, and out again.
+"""Hugging Face checkpoints: safetensors in, tensor by tensor, and out again.
 
-One table says where each weight of a block lives in a checkpoint; stacking over layers happens here and
-nowhere else.
+Layers are stacked and kernels transposed here and nowhere else. Each tensor is read, cast, perhaps quantised, and
+written to its place on the device before the next one is read, so that the host never holds more than one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Sharding
 
 from star_jax.config import ConfigError
+from star_jax.models.families import norm_paths, read_config
+from star_jax.models.folders import first_line, read_object, resolve_folder, weight_files
+from star_jax.models.modules import PROJECTION_PATHS, module_path
+from star_jax.models.quantization import Quantization, quantize
+from star_jax.models.rotary import Rope
 from star_jax.models.transformer import Decoder, TransformerConfig
 
-EMBEDDED = "embedded:"
+INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 
-MODULE_PATHS = {
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj",
-    "gate_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "down_proj": "mlp.down_proj",
-}
-NORM_PATHS = {"input_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
+Placement = Callable[[str, tuple[int, ...]], Sharding | None]
+"""Parameter, such as `layers.q_proj.kernel`, and shape -> where it is put; None for the default device."""
 
 
 @struct.dataclass
@@ -46,203 +46,253 @@ class LanguageModel:
         return self.decoder.config
 
 
-def resolve_folder(path: str) -> Path:
-    """Folder of a model: a local one, one that ships with the package, or a hub name downloaded.
+class TensorReader:
+    """The tensors of a folder, read one at a time, and never mapped into memory, where they would stay.
+
+    Use as a context manager.
 
     Raises:
-      ConfigError: it is none of these.
+      ConfigError: a file cannot be read, or one that the index names is missing.
     """
-    if path.startswith(EMBEDDED):
-        folder = Path(__file__).parent.parent / "embedded" / path.removeprefix(EMBEDDED)
-        if not folder.is_dir():
-            raise ConfigError(f"the model is {path!r}; no model of that name ships with the package")
-        return folder
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
-        raise ConfigError(f"the model is {path!r}; there is no such folder, and it is not a hub name OWNER/MODEL")
-    # Imported here: the hub client is slow to load and local folders do not need it.
-    from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json"]))
-    except Exception as error:  # The client raises a dozen unrelated classes; the user needs one sentence.
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(
-            f"the model is {path!r}; there is no such folder, and the hub did not give it: {reason}"
-        ) from error
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = ExitStack()
+        self._handles: dict[str, Any] = {}
+        for file in self._files():
+            self._open(file)
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def names(self) -> list[str]:
+        """All tensors, sorted."""
+        return sorted(self._handles)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return tuple(self._handles[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in the type it is stored in."""
+        return self._handles[name].get_tensor(name)
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """One tensor that must be there, in that shape."""
+        if name not in self._handles:
+            raise ConfigError(f"{self.folder}: the tensor {name} is missing")
+        if self.shape(name) != shape:
+            raise ConfigError(
+                f"{self.folder}: the tensor {name} has shape {self.shape(name)}; config.json says {shape}"
+            )
+        return self.read(name)
+
+    def _files(self) -> Sequence[Path]:
+        # Some hub folders hold the same weights twice, under other names; the index says which are meant.
+        if (self.folder / INDEX_FILE).is_file():
+            named = sorted(set(read_object(self.folder / INDEX_FILE).get("weight_map", {}).values()))
+            missing = [name for name in named if not (self.folder / name).is_file()]
+            if missing:
+                raise ConfigError(f"{self.folder}: {INDEX_FILE} names {missing[0]}, which is not there; fetch it again")
+            return [self.folder / name for name in named]
+        single = self.folder / SINGLE_FILE
+        return [single] if single.is_file() else weight_files(self.folder)
+
+    def _open(self, file: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            handle = self._stack.enter_context(safe_open(file, framework="np", backend="pread"))
+        except (SafetensorError, OSError) as error:
+            self._stack.close()
+            raise ConfigError(f"{file} cannot be read: {first_line(error)}; fetch the whole file again") from error
+        self._handles |= dict.fromkeys(handle.keys(), handle)
 
 
-def read_config(folder: Path, dtype: str) -> TransformerConfig:
-    """Reads `config.json` of a model folder."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ConfigError(f"{folder} has no config.json; a model is a Hugging Face model folder")
-    try:
-        return TransformerConfig.from_hf(read_object(file), dtype)
-    except KeyError as error:
-        raise ConfigError(f"{file}: the field {error} is missing") from None
-
-
-def load_model(path: str, dtype: str = "float32") -> LanguageModel:
-    """Loads a Llama checkpoint.
+def load_model(
+    path: str,
+    dtype: str = "float32",
+    *,
+    quantization: Quantization = "none",
+    longest: int | None = None,
+    ignored_fields: Collection[str] = (),
+    placement: Placement | None = None,
+) -> LanguageModel:
+    """Loads a checkpoint of one of the families in `models.families`.
 
     Args:
       path: folder, hub name, or `embedded:NAME`.
       dtype: type the weights are stored and multiplied in.
+      quantization: of the projections' kernels; embedding, head, norms and biases keep `dtype`.
+      longest, ignored_fields: see `families.read_config`.
+      placement: where parameters are put; None for the default device.
 
     Returns:
-      The decoder and its parameters: kernels `L×in×out`, embeddings and head `V×D`.
+      The decoder and its parameters: kernels `L×in×out`, biases and norms `L×width`, embedding and head `V×D`.
 
     Raises:
-      ConfigError: a file or a tensor is missing, has the wrong shape, or is one this decoder does not read.
+      ConfigError: a file or a tensor is missing, has the wrong shape, or is one that the family does not have.
     """
     folder = resolve_folder(path)
-    config = read_config(folder, dtype)
-    tensors = _read_safetensors(folder)
-    target = jnp.dtype(dtype)
+    config = read_config(folder, dtype, longest, ignored_fields)
+    place: Placement = placement or (lambda name, shape: None)
+    width, depth = config.hidden_size, config.num_hidden_layers
+    with TensorReader(folder) as tensors:
+        _refuse_extra(folder, set(tensors.names), config)
 
-    def take(name: str, *shape: int) -> np.ndarray:
-        if name not in tensors:
-            raise ConfigError(f"{folder}: the tensor {name} is missing")
-        tensor = tensors.pop(name)
-        if tensor.shape != shape:
-            raise ConfigError(f"{folder}: the tensor {name} has shape {tensor.shape}; config.json says {shape}")
-        return tensor.astype(target)
+        def whole(name: str, tensor: str, *shape: int) -> jax.Array:
+            stored = tensors.expect(tensor, shape)
+            return _put(stored.astype(dtype, copy=False), place(name, shape))
 
-    def stack(suffix: str, *shape: int) -> np.ndarray:
-        layers = range(config.num_hidden_layers)
-        return np.stack([take(f"model.layers.{layer}.{suffix}.weight", *shape) for layer in layers])
+        def stack(name: str, suffix: str, *shape: int, kind: Quantization = "none") -> Any:
+            names = [f"model.layers.{layer}.{suffix}" for layer in range(depth)]
+            read = (tensors.expect(name, shape) for name in names)
+            return _stacked(read, depth, jnp.dtype(dtype), kind, partial(place, f"layers.{name}"))
 
-    width = config.hidden_size
-    layers: dict[str, Any] = {
-        name: {"kernel": jnp.asarray(stack(MODULE_PATHS[name], features, fan_in).swapaxes(1, 2))}
-        for name, (fan_in, features) in projection_shapes(config).items()
-    }
-    layers |= {name: {"scale": jnp.asarray(stack(path, width))} for name, path in NORM_PATHS.items()}
-    params: dict[str, Any] = {
-        "embed_tokens": {"embedding": jnp.asarray(take("model.embed_tokens.weight", config.vocab_size, width))},
-        "layers": layers,
-        "norm": {"scale": jnp.asarray(take("model.norm.weight", width))},
-    }
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    else:
-        params["lm_head"] = jnp.asarray(take("lm_head.weight", config.vocab_size, width))
-    left = [name for name in tensors if not name.endswith("rotary_emb.inv_freq")]
-    if left:
-        raise ConfigError(f"{folder}: the tensors {', '.join(sorted(left)[:4])} are not part of a Llama decoder")
+        params: dict[str, Any] = {
+            "embed_tokens": {"embedding": whole("embed_tokens", "model.embed_tokens.weight", config.vocab_size, width)}
+        }
+        if not config.tie_word_embeddings:
+            params["lm_head"] = whole("lm_head", "lm_head.weight", config.vocab_size, width)
+        params["norm"] = {"scale": whole("norm", "model.norm.weight", width)}
+        layers: dict[str, Any] = {
+            name: {"scale": stack(name, f"{suffix}.weight", norm_width(config, name))}
+            for name, suffix in norm_paths(config).items()
+        }
+        for name, (fan_in, features) in projection_shapes(config).items():
+            suffix = PROJECTION_PATHS[name]
+            layers[name] = {"kernel": stack(f"{name}.kernel", f"{suffix}.weight", features, fan_in, kind=quantization)}
+            if name in config.architecture.biases:
+                layers[name]["bias"] = stack(f"{name}.bias", f"{suffix}.bias", features)
+        params["layers"] = layers
     return LanguageModel(Decoder(config), params)
 
 
+def projection_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """(in, out) widths of the projections a block has, in the order of `PROJECTION_PATHS`."""
+    width, inner = config.hidden_size, config.intermediate_size
+    query = config.num_attention_heads * config.head_dim
+    shared = config.num_key_value_heads * config.head_dim
+    if config.architecture.fused:
+        attention, gated = {"qkv_proj": (width, query + 2 * shared)}, {"gate_up_proj": (width, 2 * inner)}
+    else:
+        attention = {"q_proj": (width, query), "k_proj": (width, shared), "v_proj": (width, shared)}
+        gated = {"gate_proj": (width, inner), "up_proj": (width, inner)}
+    return {**attention, "o_proj": (query, width), **gated, "down_proj": (inner, width)}
+
+
+def norm_width(config: TransformerConfig, name: str) -> int:
+    """Width of a norm of a block."""
+    if name not in ("q_norm", "k_norm"):
+        return config.hidden_size
+    heads = config.num_attention_heads if name == "q_norm" else config.num_key_value_heads
+    return config.head_dim * (heads if config.architecture.qk_norm == "width" else 1)
+
+
+def tensor_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a checkpoint."""
+    width = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, width)}
+    shapes |= {} if config.tie_word_embeddings else {"lm_head.weight": (config.vocab_size, width)}
+    shapes["model.norm.weight"] = (width,)
+    for layer in range(config.num_hidden_layers):
+        for name, suffix in norm_paths(config).items():
+            shapes[f"model.layers.{layer}.{suffix}.weight"] = (norm_width(config, name),)
+        for name, (fan_in, features) in projection_shapes(config).items():
+            shapes[f"{module_path(layer, name)}.weight"] = (features, fan_in)
+            if name in config.architecture.biases:
+                shapes[f"{module_path(layer, name)}.bias"] = (features,)
+    return shapes
+
+
 def save_model(model: LanguageModel, folder: Path) -> None:
-    """Writes config.json and model.safetensors; the inverse of `load_model`."""
+    """Writes config.json and model.safetensors of a plain Llama; for those, the inverse of `load_model`.
+
+    Raises:
+      ValueError: the model has parts that a plain Llama has not.
+    """
     from safetensors.flax import save_file
 
     config, params = model.config, model.params
+    same = (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"),
+        *("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "dtype"),
+    )
+    written, theta = {name: getattr(config, name) for name in same}, config.ropes[0].theta
+    if config != TransformerConfig(**written, ropes=(Rope(theta),)):
+        raise ValueError("only plain Llama models can be written")
     tensors = {
         "model.embed_tokens.weight": params["embed_tokens"]["embedding"],
         "model.norm.weight": params["norm"]["scale"],
     }
     for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}"
-        for name, path in MODULE_PATHS.items():
-            tensors[f"{prefix}.{path}.weight"] = params["layers"][name]["kernel"][layer].T
-        for name, path in NORM_PATHS.items():
-            tensors[f"{prefix}.{path}.weight"] = params["layers"][name]["scale"][layer]
+        for name in projection_shapes(config):
+            tensors[f"{module_path(layer, name)}.weight"] = params["layers"][name]["kernel"][layer].T
+        for name, suffix in norm_paths(config).items():
+            tensors[f"model.layers.{layer}.{suffix}.weight"] = params["layers"][name]["scale"][layer]
     if not config.tie_word_embeddings:
         tensors["lm_head.weight"] = params["lm_head"]
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: jnp.asarray(tensor) for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
-    fields = dataclasses.asdict(config)
-    theta = fields.pop("rope_theta")
+    save_file({name: jnp.asarray(tensor) for name, tensor in tensors.items()}, folder / SINGLE_FILE, {"format": "pt"})
     raw = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-        **fields,
+        **written,
     }
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
-def projection_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """(in, out) widths of the seven projections."""
-    width, inner = config.hidden_size, config.intermediate_size
-    query = config.num_attention_heads * config.head_dim
-    shared = config.num_key_value_heads * config.head_dim
-    return {
-        "q_proj": (width, query),
-        "k_proj": (width, shared),
-        "v_proj": (width, shared),
-        "o_proj": (query, width),
-        "gate_proj": (width, inner),
-        "up_proj": (width, inner),
-        "down_proj": (inner, width),
-    }
+def _refuse_extra(folder: Path, found: set[str], config: TransformerConfig) -> None:
+    # Old files repeat the rotary frequencies, and a tied head.
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    extra = {name for name in found - set(tensor_shapes(config)) - tied if not name.endswith("rotary_emb.inv_freq")}
+    if extra:
+        raise ConfigError(f"{folder}: the tensors {', '.join(sorted(extra)[:4])} are not part of what config.json says")
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`.
-
-    Raises:
-      ConfigError: it does not hold one.
-    """
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{file} holds no JSON object")
-    return raw
+def _put(tensor: np.ndarray, sharding: Sharding | None) -> jax.Array:
+    return jnp.asarray(tensor) if sharding is None else jax.device_put(tensor, sharding)
 
 
-def read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, on the host.
-
-    Raises:
-      ConfigError: the file is cut short, or is no safetensors file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with jax.default_device(jax.local_devices(backend="cpu")[0]), safe_open(file, framework="flax") as handle:
-            return {name: np.asarray(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ConfigError(f"{file} cannot be read: {error}; fetch the whole file again") from None
-
-
-def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{folder} has no *.safetensors file; pickled weights are not read because they can run code")
-    tensors: dict[str, np.ndarray] = {}
-    # Kept on the host: stacked and cast there, each parameter is moved to the device once.
-    for file in files:
-        tensors |= read_tensors(file)
-    return tensors
+def _stacked(
+    tensors: Iterable[np.ndarray],
+    depth: int,
+    dtype: Any,
+    kind: Quantization,
+    place: Callable[[tuple[int, ...]], Sharding | None],
+) -> Any:
+    """Layers' tensors as one array, matrices transposed, written layer by layer into their place."""
+    stack: Any = None
+    for layer, tensor in enumerate(tensors):
+        if stack is None:
+            one = jax.eval_shape(partial(_prepared, dtype=dtype, kind=kind), tensor)
+            stack = jax.tree.map(lambda leaf: _empty((depth, *leaf.shape), leaf.dtype, place), one)
+        stack = _written(stack, tensor, layer, dtype=dtype, kind=kind)
+        # Without waiting, the host would run ahead and hold what has not been written yet.
+        jax.block_until_ready(stack)
+    return stack
 
 
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a model folder, through transformers.
+def _empty(shape: tuple[int, ...], dtype: Any, place: Callable[[tuple[int, ...]], Sharding | None]) -> jax.Array:
+    return jnp.zeros(shape, dtype, device=place(shape))
 
-    Raises:
-      ConfigError: there is none, or it has no end-of-sequence token.
-    """
-    from transformers import AutoTokenizer
 
-    folder = resolve_folder(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder} has no tokenizer that transformers can read: {str(error).splitlines()[0]}"
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"{folder}: the tokenizer has no end-of-sequence token, so a response could not end")
-    return tokenizer
+def _prepared(tensor: jax.Array, dtype: Any, kind: Quantization) -> Any:
+    return quantize(tensor.T.astype(dtype), kind)
+
+
+@partial(jax.jit, donate_argnames=("stack",), static_argnames=("dtype", "kind"))
+def _written(stack: Any, tensor: jax.Array, layer: int, *, dtype: Any, kind: Quantization) -> Any:
+    # This update is in place for every type; an indexed one of bfloat16 would go through a copy of the whole stack.
+    return jax.tree.map(
+        lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0),
+        stack,
+        _prepared(tensor, dtype, kind),
+    )

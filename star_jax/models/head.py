@@ -8,11 +8,15 @@ Shapes: `D` model width, `V` vocabulary, `M` positions, `C` positions of a chunk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+
+if TYPE_CHECKING:
+    from star_jax.models.checkpoint_hf import LanguageModel
 
 Array = jax.Array
 Result = TypeVar("Result")
@@ -21,22 +25,38 @@ CHUNK_ELEMENTS = 1 << 22
 """Logits held at once: 4 Mi float32 numbers, 16 MiB."""
 
 
-def output_weight(params: Mapping[str, Any]) -> Array:
-    """The output projection `V×D`: the head, or the embedding where the two are tied."""
-    return params["lm_head"] if "lm_head" in params else params["embed_tokens"]["embedding"]
+@struct.dataclass
+class OutputHead:
+    """The output projection.
+
+    Attributes:
+      weight: `V×D`.
+      softcap: c in c · tanh(logit / c), as in Gemma 2; None for none.
+    """
+
+    weight: Array
+    softcap: float | None = struct.field(pytree_node=False, default=None)
 
 
-def logits(hidden: Array, weight: Array) -> Array:
+def output_head(model: LanguageModel) -> OutputHead:
+    """The model's head; its weight is the embedding where the two are tied."""
+    params = model.params
+    weight = params["lm_head"] if "lm_head" in params else params["embed_tokens"]["embedding"]
+    return OutputHead(weight, model.config.logit_softcap)
+
+
+def logits(hidden: Array, head: OutputHead) -> Array:
     """Float32 logits `…×V` of hidden states `…×D`, accumulated in float32."""
-    return jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)
+    products = jnp.einsum("...d,vd->...v", hidden, head.weight, preferred_element_type=jnp.float32)
+    return products if head.softcap is None else head.softcap * jnp.tanh(products / head.softcap)
 
 
-def map_positions(function: Callable[..., Result], weight: Array, *arrays: Array, samples: int = 1) -> Result:
+def map_positions(function: Callable[..., Result], head: OutputHead, *arrays: Array, samples: int = 1) -> Result:
     """Applies `function` to chunks of positions, one after another.
 
     Args:
       function: maps chunks `C×…` of the arrays to a pytree of `C×…` arrays.
-      weight: the output projection `V×D`, for the size of a chunk.
+      head: the output projection, for the size of a chunk.
       *arrays: `M×…` each, M positions.
       samples: logits vectors that `function` holds a position.
 
@@ -45,7 +65,7 @@ def map_positions(function: Callable[..., Result], weight: Array, *arrays: Array
       pass, so that they are not kept.
     """
     count = arrays[0].shape[0]
-    chunk = max(1, min(count, CHUNK_ELEMENTS // (weight.shape[0] * samples)))
+    chunk = max(1, min(count, CHUNK_ELEMENTS // (head.weight.shape[0] * samples)))
     if chunk == count:
         return function(*arrays)
     return jax.lax.map(lambda row: jax.checkpoint(_one(function))(*row), arrays, batch_size=chunk)

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from star_jax.config import PROJECTIONS, ConfigError, LoraConfig
+from star_jax.config import ConfigError, LoraConfig
+from star_jax.models.modules import PROJECTION_PATHS, choose_modules
+from star_jax.models.quantization import Kernel, matmul
 
 Array = jax.Array
 Factors = Mapping[str, Mapping[str, Mapping[str, Array]]]
@@ -26,7 +28,8 @@ class Adapter(NamedTuple):
     """A LoRA adapter.
 
     Attributes:
-      weights: `{"layers": {projection: {"a": L×in×r, "b": L×r×out}}}`, float32; what is trained.
+      weights: `{"layers": {projection: {"a": L×in×r, "b": L×r×out}}}`, float32; what is trained. Where layers differ
+        in rank, r is the largest; what a layer lacks is 0 in both factors, has no gradient, and stays 0.
       scale: `{"layers": {projection: {"scale": L}}}`, alpha / r of each layer; never trained.
     """
 
@@ -44,6 +47,14 @@ def with_adapter(params: Any, adapter: Adapter | None) -> dict[str, Any]:
 
 
 _DRAWS = 1 << 16
+
+_SITES = {
+    **{"q_proj": 0, "k_proj": 1, "v_proj": 2, "o_proj": 3, "gate_proj": 4, "up_proj": 5, "down_proj": 6},
+    **{"qkv_proj": 0, "gate_up_proj": 4},
+}
+"""Projection -> its number within a layer, which picks its dropout masks; no block has two of a number."""
+
+_SITES_A_LAYER = 7
 
 
 def row_keys(key: Array, index: Array) -> Array:
@@ -84,28 +95,36 @@ class Dropout:
 
 
 class LoraDense(nn.Module):
-    """A bias-free projection: x W, plus scale · (dropout(x) A) B where an adapter is present.
+    """A projection: x W, plus scale · (dropout(x) A) B where an adapter is present.
 
     Attributes:
       features: output width.
       dtype: type of the frozen kernel and of the product.
+      use_bias: whether a frozen bias is added.
     """
 
     features: int
     dtype: Any
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array, layer: Array, dropout: Dropout | None) -> Array:
         """Projects `x` `B×T×in` to `B×T×features`."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), self.dtype)
-        y = x @ kernel
+        kernel: Kernel
+        if self.has_variable("params", "kernel"):
+            kernel = self.get_variable("params", "kernel")  # an array, or a quantised kernel
+        else:
+            kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), self.dtype)
+        y = matmul(x, kernel)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.dtype)
         if not self.has_variable("lora", "a"):
             return y
         factors: dict[str, Array] = {name: self.get_variable("lora", name).astype(self.dtype) for name in ("a", "b")}
         scale: Array = self.get_variable("lora_scale", "scale").astype(self.dtype)
         if dropout is not None:
             assert self.name is not None
-            x = dropout(x, layer * len(PROJECTIONS) + PROJECTIONS.index(self.name))
+            x = dropout(x, layer * _SITES_A_LAYER + _SITES[self.name])
         return y + ((x @ factors["a"]) @ factors["b"]) * scale
 
 
@@ -116,7 +135,8 @@ def init_adapter(key: Array, params: Any, config: LoraConfig) -> Adapter:
       key: PRNG key.
       params: the decoder's parameters, for the widths.
       config: rank, scale, targets and A's distribution: N(0, 1/r), or Kaiming-uniform with a = √5, that
-        is U(−1/√in, 1/√in), which is PEFT's default.
+        is U(−1/√in, 1/√in), which is PEFT's default. With rsLoRA the scale is alpha / √r (Kalajdzievski 2023,
+        arXiv 2312.03732).
 
     Returns:
       The adapter, float32.
@@ -124,34 +144,27 @@ def init_adapter(key: Array, params: Any, config: LoraConfig) -> Adapter:
     Raises:
       ConfigError: a target matches no layer.
     """
-    layers = params["layers"]
-    missing = [name for name in config.targets if name not in layers]
-    if missing:
-        raise ConfigError(f"lora.targets names {', '.join(missing)}; this model has {', '.join(layers)}")
+    kernels = {name: layer["kernel"] for name, layer in params["layers"].items() if "kernel" in layer}
+    depth = next(iter(kernels.values())).shape[0]
+    chosen = choose_modules(depth, [name for name in PROJECTION_PATHS if name in kernels], config.targets)
+    strength = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
     weights: dict[str, dict[str, Array]] = {}
     scale: dict[str, dict[str, Array]] = {}
-    for name in config.targets:
-        depth, width, features = layers[name]["kernel"].shape
+    for name, layers in chosen.items():
+        _, width, features = kernels[name].shape
         key, a_key = jax.random.split(key)
         shape = (depth, width, config.rank)
         if config.init == "gaussian":
             a = jax.random.normal(a_key, shape) / jnp.sqrt(config.rank)
         else:
             a = jax.random.uniform(a_key, shape, minval=-1, maxval=1) / jnp.sqrt(width)
-        weights[name] = {"a": a, "b": jnp.zeros((depth, config.rank, features))}
-        scale[name] = {"scale": jnp.full((depth,), config.alpha / config.rank)}
+        here = jnp.asarray(layers)
+        weights[name] = {
+            "a": jnp.where(here[:, None, None], a, 0),
+            "b": jnp.zeros((depth, config.rank, features)),
+        }
+        scale[name] = {"scale": jnp.where(here, strength, 0.0)}
     return Adapter({"layers": weights}, {"layers": scale})
-
-
-def merge(params: Any, adapter: Adapter) -> Any:
-    """The base parameters with scale · A B added to the kernels; computed in float32, kept in the kernel's type."""
-    layers = dict(params["layers"])
-    for name, factors in adapter.weights["layers"].items():
-        kernel = layers[name]["kernel"]
-        delta = jnp.einsum("lir,lro->lio", factors["a"], factors["b"])
-        delta = delta * adapter.scale["layers"][name]["scale"][:, None, None]
-        layers[name] = {"kernel": (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)}
-    return {**params, "layers": layers}
 
 
 def b_norm(adapter: Adapter) -> Array:

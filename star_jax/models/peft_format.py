@@ -1,54 +1,98 @@
 """PEFT adapter folders: adapter_config.json and adapter_model.safetensors, in and out.
 
-PEFT stores A as r×in and B as out×r, one pair a module, under `base_model.model.<module path>`.
+PEFT stores A as r×in and B as out×r, one pair a module, under `base_model.model.<module path>`. Here a projection's
+pairs are stacked over the layers; layers that differ in rank are filled up with zeros, and layers without a pair are
+all zeros, which changes nothing.
+
+Shapes: `L` layers, `r` the largest rank of a projection.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from star_jax.config import ConfigError
-from star_jax.models.checkpoint_hf import MODULE_PATHS, projection_shapes, read_object, read_tensors
+from star_jax.models.checkpoint_hf import projection_shapes
+from star_jax.models.folders import first_line, read_object
 from star_jax.models.lora import Adapter
+from star_jax.models.modules import matches, module_path
 from star_jax.models.transformer import TransformerConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
-_REFUSED_WHEN_SET = (
-    "use_dora",
-    "use_rslora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layers_to_transform",
-    "layers_pattern",
-    "layer_replication",
-    "exclude_modules",
-    "target_parameters",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "monteclora_config",
-    "velora_config",
-    "kasa_config",
-    "lora_ga_config",
-)
+_PREFIX = "base_model.model."
+
+_READ = """
+peft_type bias r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules
+layers_to_transform layers_pattern init_lora_weights lora_dropout base_model_name_or_path
+"""
+
+_INERT = """
+task_type auto_mapping peft_version revision inference_mode runtime_config megatron_config megatron_core
+loftq_config eva_config corda_config lora_ga_config qalora_group_size ensure_weight_tying
+"""
+"""Fields that say how factors were made or are to be run, not what they mean."""
 
 _CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` under which the factors belong to a base model that was changed as well."""
 
 
+class Pair(NamedTuple):
+    """The factors of one module: A `r×in`, B `out×r`, and the scale of their product."""
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+
+
+class PeftAdapter(NamedTuple):
+    """A PEFT folder as it is: its configuration, and module path -> factors."""
+
+    raw: dict[str, Any]
+    pairs: dict[str, Pair]
+
+
+def read_peft(folder: Path) -> PeftAdapter:
+    """Reads a PEFT LoRA folder of any model.
+
+    Raises:
+      ConfigError: a file is missing or broken, or the adapter is of a kind that is not supported; the field is named.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder} has no {name}; an adapter is a PEFT folder with that file")
+    raw = read_object(folder / CONFIG_FILE)
+    _refuse_others(folder / CONFIG_FILE, raw)
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    pairs = {}
+    for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+        stem = key.removesuffix(".lora_A.weight")
+        path = stem.removeprefix(_PREFIX)
+        a, b = tensors.pop(key), tensors.pop(f"{stem}.lora_B.weight", None)
+        rank = _by_pattern(raw.get("rank_pattern"), path, raw["r"])
+        if b is None or a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
+            found = "missing" if b is None else f"of shape {b.shape}, beside A of shape {a.shape}"
+            raise ConfigError(
+                f"{folder / WEIGHTS_FILE}: {stem}.lora_B.weight is {found}; {CONFIG_FILE} says rank {rank}"
+            )
+        alpha = _by_pattern(raw.get("alpha_pattern"), path, raw["lora_alpha"])
+        pairs[path] = Pair(a, b, alpha / (rank**0.5 if raw.get("use_rslora") else rank))
+    if tensors or not pairs:
+        left = ", ".join(sorted(tensors)[:3]) or "none"
+        raise ConfigError(f"{folder / WEIGHTS_FILE}: tensors that are no LoRA factors: {left}")
+    return PeftAdapter(raw, pairs)
+
+
 def load_adapter(folder: Path, config: TransformerConfig) -> tuple[Adapter, dict[str, Any]]:
-    """Reads a PEFT LoRA folder.
+    """Reads a PEFT LoRA folder for a model.
 
     Args:
       folder: holds adapter_config.json and adapter_model.safetensors.
@@ -58,73 +102,63 @@ def load_adapter(folder: Path, config: TransformerConfig) -> tuple[Adapter, dict
       The adapter, float32, and PEFT's configuration as read.
 
     Raises:
-      ConfigError: a file is missing, or the adapter is of a kind that is not supported; the field is named.
+      ConfigError: as `read_peft`, or a module is not one of the model's, has other widths, or lacks its factors.
     """
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder} has no {name}; an adapter is a PEFT folder with that file")
-    raw = read_object(folder / CONFIG_FILE)
-    refused = [name for name in _REFUSED_WHEN_SET if raw.get(name)]
-    if raw.get("peft_type") != "LORA":
-        refused.append(f"peft_type {raw.get('peft_type')}")
-    if raw.get("bias", "none") != "none":
-        refused.append("bias")
-    if str(raw.get("init_lora_weights")).lower().startswith(_CHANGING_THE_BASE):
-        refused.append(f"init_lora_weights {raw['init_lora_weights']}")
-    if refused:
-        raise ConfigError(f"{folder / CONFIG_FILE}: {', '.join(refused)} is not supported; plain LoRA is")
-    missing = [name for name in ("r", "lora_alpha") if name not in raw]
-    if missing:
-        raise ConfigError(f"{folder / CONFIG_FILE}: the field {missing[0]!r} is missing")
-    tensors = read_tensors(folder / WEIGHTS_FILE)
-    rank, depth = raw["r"], config.num_hidden_layers
+    raw, pairs = read_peft(folder)
+    shapes, depth = projection_shapes(config), config.num_hidden_layers
     weights, scale = {}, {}
-
-    def take(name: str, shape: tuple[int, int]) -> np.ndarray:
-        tensor = tensors.pop(name, None)
-        if tensor is None or tensor.shape != shape:
-            found = "missing" if tensor is None else f"of shape {tensor.shape}"
-            raise ConfigError(f"{folder / WEIGHTS_FILE}: the tensor {name} is {found}; {shape} is expected")
-        return tensor.astype(np.float32).T
-
-    for name, (fan_in, features) in projection_shapes(config).items():
-        keys = [_keys(layer, name) for layer in range(depth)]
-        if keys[0][0] not in tensors:
+    for name, (fan_in, features) in shapes.items():
+        found = [pairs.pop(module_path(layer, name), None) for layer in range(depth)]
+        present = [pair for pair in found if pair is not None]
+        if not present:
             continue
-        a = np.stack([take(a_key, (rank, fan_in)) for a_key, _ in keys])
-        b = np.stack([take(b_key, (features, rank)) for _, b_key in keys])
+        for layer, pair in enumerate(found):
+            if pair is not None and (pair.a.shape[1], pair.b.shape[0]) != (fan_in, features):
+                raise ConfigError(
+                    f"{folder / WEIGHTS_FILE}: the factors of {module_path(layer, name)} are for a projection from "
+                    f"{pair.a.shape[1]} to {pair.b.shape[0]}; the model's is from {fan_in} to {features}"
+                )
+        rank = max(pair.a.shape[0] for pair in present)
+        a, b = np.zeros((depth, fan_in, rank), np.float32), np.zeros((depth, rank, features), np.float32)
+        for layer, pair in enumerate(found):
+            if pair is not None:
+                a[layer, :, : pair.a.shape[0]], b[layer, : pair.a.shape[0]] = pair.a.T, pair.b.T
         weights[name] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
-        scale[name] = {"scale": jnp.full((depth,), raw["lora_alpha"] / rank, jnp.float32)}
-    if tensors or not weights:
-        left = ", ".join(sorted(tensors)[:3]) or "none"
-        raise ConfigError(f"{folder / WEIGHTS_FILE}: tensors that match no projection of the model: {left}")
-    return Adapter({"layers": weights}, {"layers": scale}), raw
+        scale[name] = {"scale": jnp.asarray([0.0 if pair is None else pair.scale for pair in found], jnp.float32)}
+    if pairs:
+        raise ConfigError(
+            f"{folder / WEIGHTS_FILE}: factors for {', '.join(sorted(pairs)[:3])}, and the model has no such "
+            f"projection; it has {', '.join(shapes)}, with paths such as {module_path(0, next(iter(shapes)))}"
+        )
+    adapter = Adapter({"layers": weights}, {"layers": scale})
+    _refuse_gaps(folder, raw, adapter, config)
+    return adapter, raw
 
 
-def save_adapter(adapter: Adapter, folder: Path, *, base_model: str, dropout: float) -> None:
+def save_adapter(adapter: Adapter, folder: Path, *, base_model: str, dropout: float, rslora: bool = False) -> None:
     """Writes an adapter as a PEFT folder.
 
+    The rank and alpha that most modules have become `r` and `lora_alpha`; others go into the patterns.
+
     Args:
-      adapter: every layer of it must have the same scale, as PEFT's plain config can say.
+      adapter: to write.
       folder: made if it is not there.
       base_model: what `base_model_name_or_path` says.
       dropout: what `lora_dropout` says.
+      rslora: whether the scale is to be written as alpha / √r, with `use_rslora`.
     """
     from safetensors.numpy import save_file
 
-    layers = adapter.weights["layers"]
-    ranks = {factors["a"].shape[2] for factors in layers.values()}
-    scales = {float(value) for entry in adapter.scale["layers"].values() for value in entry["scale"]}
-    if len(ranks) != 1 or len(scales) != 1:
-        raise ConfigError("an adapter whose layers differ in rank or scale cannot be written as plain LoRA")
-    (rank,), (scale,) = ranks, scales
+    pairs = _pairs(adapter)
+    ranks = {path: pair.a.shape[0] for path, pair in pairs.items()}
+    alphas = {path: _alpha(pair, rslora) for path, pair in pairs.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    layers = adapter.scale["layers"]
+    everywhere = len(pairs) == sum(len(entry["scale"]) for entry in layers.values())
     tensors = {}
-    for name, factors in layers.items():
-        a, b = np.asarray(factors["a"]), np.asarray(factors["b"])
-        for layer in range(a.shape[0]):
-            a_key, b_key = _keys(layer, name)
-            tensors[a_key] = np.ascontiguousarray(a[layer].T)
-            tensors[b_key] = np.ascontiguousarray(b[layer].T)
+    for path, pair in pairs.items():
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = np.ascontiguousarray(pair.a)
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = np.ascontiguousarray(pair.b)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
     raw = {
@@ -132,9 +166,12 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_model: str, dropout: fl
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": rank,
-        "lora_alpha": scale * rank,
+        "lora_alpha": alpha,
+        "use_rslora": rslora,
+        "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
+        "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
         "lora_dropout": dropout,
-        "target_modules": list(layers),
+        "target_modules": list(layers) if everywhere else sorted(pairs),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -143,6 +180,72 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_model: str, dropout: fl
     (folder / CONFIG_FILE).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
-def _keys(layer: int, name: str) -> tuple[str, str]:
-    stem = f"base_model.model.model.layers.{layer}.{MODULE_PATHS[name]}"
-    return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+def _pairs(adapter: Adapter) -> dict[str, Pair]:
+    """Module path -> factors without their zero padding; modules whose scale is 0 have none."""
+    pairs = {}
+    for name, factors in adapter.weights["layers"].items():
+        a, b = np.asarray(factors["a"]), np.asarray(factors["b"])
+        for layer, scale in enumerate(np.asarray(adapter.scale["layers"][name]["scale"]).tolist()):
+            if scale == 0:
+                continue
+            used = np.flatnonzero(np.any(a[layer] != 0, axis=0) | np.any(b[layer] != 0, axis=1))
+            rank = int(used[-1]) + 1 if len(used) else a.shape[2]
+            pairs[module_path(layer, name)] = Pair(a[layer, :, :rank].T, b[layer, :rank].T, scale)
+    return pairs
+
+
+def _alpha(pair: Pair, rslora: bool) -> float:
+    # The scale is float32: what it was made from is the number with few digits next to it.
+    rank = pair.a.shape[0]
+    return float(f"{pair.scale * (rank**0.5 if rslora else rank):.6g}")
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    """The value of the first pattern that matches a path or its end, as PEFT looks it up."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
+
+
+def _refuse_others(file: Path, raw: Mapping[str, Any]) -> None:
+    known = {*_READ.split(), *_INERT.split()}
+    refused = [name for name, value in raw.items() if name not in known and value not in (None, False, [], {})]
+    if raw.get("peft_type") != "LORA":
+        refused.append(f"peft_type {raw.get('peft_type')}")
+    if raw.get("bias", "none") != "none":
+        refused.append("bias")
+    if str(raw.get("init_lora_weights")).lower().startswith(_CHANGING_THE_BASE):
+        refused.append(f"init_lora_weights {raw['init_lora_weights']}")
+    if refused:
+        raise ConfigError(f"{file}: {', '.join(refused)} is not supported; LoRA and rsLoRA with patterns are")
+    missing = [name for name in ("r", "lora_alpha") if name not in raw]
+    if missing:
+        raise ConfigError(f"{file}: the field {missing[0]!r} is missing")
+
+
+def _refuse_gaps(folder: Path, raw: Mapping[str, Any], adapter: Adapter, config: TransformerConfig) -> None:
+    """A module that `target_modules` names must have its factors; the fields that take some away again are rare."""
+    targets = raw.get("target_modules")
+    if not targets or any(raw.get(name) for name in ("exclude_modules", "layers_to_transform")):
+        return
+    targets = [targets] if isinstance(targets, str) else targets
+    for name in projection_shapes(config):
+        scales = np.asarray(adapter.scale["layers"].get(name, {"scale": np.zeros(config.num_hidden_layers)})["scale"])
+        for layer in np.flatnonzero(scales == 0).tolist():
+            path = module_path(layer, name)
+            if any(matches(path, target) for target in targets):
+                raise ConfigError(
+                    f"{folder / WEIGHTS_FILE}: the factors of {path} are missing, and {CONFIG_FILE} has it among "
+                    "target_modules"
+                )
+
+
+def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return {name: tensor.astype(np.float32) for name, tensor in load_file(file).items()}
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{file} cannot be read: {first_line(error)}; fetch the whole file again") from error

@@ -1,34 +1,76 @@
-"""The decoder: Llama's architecture in Linen, one block scanned over stacked parameters.
+"""The decoder in Linen: one block for all families, scanned over stacked parameters.
 
-Pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU. A call returns hidden states; the
-output projection is applied by the caller, to the positions it needs (`models.head`).
+What differs between families is data: `Architecture` for the parts a block has, `TransformerConfig` for numbers.
+Which family has which is in `models.families`. A call returns hidden states; the output projection is applied by
+the caller, to the positions it needs (`models.head`).
 
-Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary, `L` layers.
+Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary, `L` layers, `G` key-value heads,
+`d` head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from star_jax.config import ConfigError
-from star_jax.models.attention import attend, rotary_angles, rotate
+from star_jax.models.attention import attend
 from star_jax.models.lora import Dropout, LoraDense
+from star_jax.models.rotary import Angles, Rope, rotate
 
 Array = jax.Array
 
 UNROLLED_LAYERS = 4
 """Up to this many layers the scan is written out: a training step of the embedded model takes a quarter less time."""
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
+}
+"""Activations of the gate, by their Hugging Face names."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The parts of a block.
+
+    Attributes:
+      norms: those a block has, of `pre_attention_norm`, `post_attention_norm`, `pre_mlp_norm`, `post_mlp_norm`;
+        a post-norm is applied to what a sub-layer adds to the residual stream.
+      qk_norm: norm of queries and keys before the rotation: each head by itself, or all heads together.
+      norm_offset: added to a norm's weight before it multiplies.
+      biases: projections that add a bias.
+      fused: query, key and value are one projection, and so are gate and up.
+      scaled_embedding: embeddings are multiplied by √D.
+    """
+
+    norms: tuple[str, ...] = ("pre_attention_norm", "pre_mlp_norm")
+    qk_norm: Literal["none", "head", "width"] = "none"
+    norm_offset: float = 0.0
+    biases: tuple[str, ...] = ()
+    fused: bool = False
+    scaled_embedding: bool = False
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Shape and constants of a decoder; the names are those of a Hugging Face `config.json`."""
+    """Shape and constants of a decoder; names are those of a Hugging Face `config.json` where it has them.
+
+    Attributes:
+      windows: for each layer, the most recent positions a token sees, or None for all; empty where no layer has one.
+      ropes: the kinds of rotary positions there are.
+      layer_ropes: for each layer, its place in `ropes`; empty where there is one kind.
+      attention_scale: multiplies query · key; None for 1 / √d.
+      attention_softcap, logit_softcap: c in c · tanh(x / c) of attention scores and of logits; None for none.
+      dtype: of weights and products.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -37,48 +79,18 @@ class TransformerConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 2048
+    hidden_act: str = "silu"
+    windows: tuple[int | None, ...] = ()
+    ropes: tuple[Rope, ...] = (Rope(),)
+    layer_ropes: tuple[int, ...] = ()
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    architecture: Architecture = Architecture()
     dtype: str = "float32"
-
-    @classmethod
-    def from_hf(cls, raw: Mapping[str, Any], dtype: str = "float32") -> TransformerConfig:
-        """Reads a Hugging Face config.
-
-        Raises:
-          ConfigError: the model is of another family, or a field asks for mathematics this decoder does
-            not do; the message names the field.
-        """
-        if raw.get("model_type") != "llama":
-            raise ConfigError(f"config.json: model_type is {raw.get('model_type')!r}; this decoder reads llama")
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        unsupported = {
-            "rope_type": kind != "default",
-            "hidden_act": raw.get("hidden_act", "silu") != "silu",
-            "attention_bias": bool(raw.get("attention_bias")),
-            "mlp_bias": bool(raw.get("mlp_bias")),
-        }
-        refused = [name for name, flag in unsupported.items() if flag]
-        if refused:
-            raise ConfigError(f"config.json: {', '.join(refused)} asks for mathematics this decoder does not do")
-        heads = raw["num_attention_heads"]
-        return cls(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_hidden_layers=raw["num_hidden_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            max_position_embeddings=raw.get("max_position_embeddings", 2048),
-            dtype=dtype,
-        )
 
 
 class KVCache(NamedTuple):
@@ -97,6 +109,31 @@ class KVCache(NamedTuple):
     used: Array
 
 
+class Layer(NamedTuple):
+    """What a block is told about its place: scalars, or `L` of them before the scan takes them apart.
+
+    Attributes:
+      number: of the layer, from 0.
+      window: the most recent positions a token sees; None where no layer has one.
+      rope: place in `ropes`; None where there is one kind.
+    """
+
+    number: Array
+    window: Array | None
+    rope: Array | None
+
+
+def layers_of(config: TransformerConfig) -> Layer:
+    """What the blocks are told, `L` each."""
+    everything = np.iinfo(np.int32).max
+    windows = [everything if window is None else window for window in config.windows]
+    return Layer(
+        jnp.arange(config.num_hidden_layers),
+        jnp.asarray(windows, jnp.int32) if windows else None,
+        jnp.asarray(config.layer_ropes, jnp.int32) if config.layer_ropes else None,
+    )
+
+
 def empty_cache(config: TransformerConfig, batch: int, slots: int) -> KVCache:
     """A cache of `slots` free slots for `batch` rows."""
     shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
@@ -109,14 +146,16 @@ class RMSNorm(nn.Module):
 
     epsilon: float
     dtype: Any
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.dtype)
+        start = nn.initializers.constant(1 - self.offset)
+        scale = self.param("scale", start, (x.shape[-1],), self.dtype).astype(jnp.float32) + self.offset
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
-        return wide.astype(self.dtype) * scale
+        return (wide * scale).astype(self.dtype)
 
 
 class Block(nn.Module):
@@ -128,40 +167,95 @@ class Block(nn.Module):
     def __call__(
         self,
         carry: tuple[Array, KVCache | None],
-        layer: Array,
+        layer: Layer,
         positions: Array,
-        angles: tuple[Array, Array],
+        angles: Angles,
         dropout: Dropout | None,
     ) -> tuple[tuple[Array, KVCache | None], None]:
-        """Maps (`B×T×D`, cache) to the same; `layer` is its index, `positions` `B×T`."""
-        config = self.config
+        """Maps (`B×T×D`, cache) to the same; `positions` `B×T`, `angles` of each kind of rotary positions."""
         hidden, cache = carry
-        batch, length, width = hidden.shape
+        mixed, cache = self._attention(
+            self._norm("pre_attention_norm", hidden), cache, layer, positions, angles, dropout
+        )
+        hidden = hidden + self._norm("post_attention_norm", mixed)
+        added = self._mlp(self._norm("pre_mlp_norm", hidden), layer, dropout)
+        return (hidden + self._norm("post_mlp_norm", added), cache), None
 
-        def project(name: str, features: int, x: Array) -> Array:
-            return LoraDense(features, config.dtype, name=name)(x, layer, dropout)
+    def _norm(self, name: str, x: Array) -> Array:
+        """The norm of that name, where a block of this architecture has it."""
+        return self._rms(name, x) if name in self.config.architecture.norms else x
 
-        def heads(name: str, count: int, x: Array) -> Array:
-            return project(name, count * config.head_dim, x).reshape(batch, length, count, config.head_dim)
+    def _rms(self, name: str, x: Array) -> Array:
+        config = self.config
+        return RMSNorm(config.rms_norm_eps, config.dtype, config.architecture.norm_offset, name=name)(x)
 
-        x = RMSNorm(config.rms_norm_eps, config.dtype, name="input_norm")(hidden)
-        query = rotate(heads("q_proj", config.num_attention_heads, x), angles)
-        key = rotate(heads("k_proj", config.num_key_value_heads, x), angles)
-        value = heads("v_proj", config.num_key_value_heads, x)
+    def _project(self, name: str, features: int, x: Array, layer: Layer, dropout: Dropout | None) -> Array:
+        config = self.config
+        use_bias = name in config.architecture.biases
+        return LoraDense(features, config.dtype, use_bias, name=name)(x, layer.number, dropout)
+
+    def _attention(
+        self,
+        x: Array,
+        cache: KVCache | None,
+        layer: Layer,
+        positions: Array,
+        angles: Angles,
+        dropout: Dropout | None,
+    ) -> tuple[Array, KVCache | None]:
+        config = self.config
+        batch, length, width = x.shape
+        query, key, value = self._query_key_value(x, layer, dropout)
+        if layer.rope is not None:
+            angles = (angles[0][layer.rope], angles[1][layer.rope])
+        query, key = rotate(query, angles), rotate(key, angles)
         if cache is None:
-            mixed = attend(query, key, value, positions, positions)
+            keys, values, key_positions = key, value, positions
         else:
-            start = (layer, 0, cache.used, 0, 0)
-            keys = jax.lax.dynamic_update_slice(cache.keys, key[None], start)
-            values = jax.lax.dynamic_update_slice(cache.values, value[None], start)
-            cache = cache._replace(keys=keys, values=values)
-            mixed = attend(query, keys[layer], values[layer], positions, cache.positions)
-        hidden = hidden + project("o_proj", width, mixed.reshape(batch, length, -1))
+            start = (layer.number, 0, cache.used, 0, 0)
+            cache = cache._replace(
+                keys=jax.lax.dynamic_update_slice(cache.keys, key[None], start),
+                values=jax.lax.dynamic_update_slice(cache.values, value[None], start),
+            )
+            keys, values, key_positions = cache.keys[layer.number], cache.values[layer.number], cache.positions
+        mixed = attend(
+            query,
+            keys,
+            values,
+            positions,
+            key_positions,
+            scale=config.attention_scale,
+            window=layer.window,
+            softcap=config.attention_softcap,
+        )
+        return self._project("o_proj", width, mixed.reshape(batch, length, -1), layer, dropout), cache
 
-        x = RMSNorm(config.rms_norm_eps, config.dtype, name="post_attention_norm")(hidden)
-        gate = nn.silu(project("gate_proj", config.intermediate_size, x))
-        up = project("up_proj", config.intermediate_size, x)
-        return (hidden + project("down_proj", width, gate * up), cache), None
+    def _query_key_value(self, x: Array, layer: Layer, dropout: Dropout | None) -> tuple[Array, Array, Array]:
+        """`B×T×H×d` and twice `B×T×G×d`."""
+        config, architecture = self.config, self.config.architecture
+        counts = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        widths = [count * config.head_dim for count in counts]
+        if architecture.fused:
+            whole = self._project("qkv_proj", sum(widths), x, layer, dropout)
+            parts = jnp.split(whole, np.cumsum(widths)[:2].tolist(), axis=-1)
+        else:
+            names = ("q_proj", "k_proj", "v_proj")
+            parts = [self._project(name, wide, x, layer, dropout) for name, wide in zip(names, widths, strict=True)]
+        if architecture.qk_norm == "width":
+            parts[:2] = [self._rms(name, part) for name, part in zip(("q_norm", "k_norm"), parts, strict=False)]
+        heads = [part.reshape(*x.shape[:2], count, -1) for part, count in zip(parts, counts, strict=True)]
+        if architecture.qk_norm == "head":
+            heads[:2] = [self._rms(name, head) for name, head in zip(("q_norm", "k_norm"), heads, strict=False)]
+        return heads[0], heads[1], heads[2]
+
+    def _mlp(self, x: Array, layer: Layer, dropout: Dropout | None) -> Array:
+        config = self.config
+        inner = config.intermediate_size
+        if config.architecture.fused:
+            gate, up = jnp.split(self._project("gate_up_proj", 2 * inner, x, layer, dropout), 2, axis=-1)
+        else:
+            gate, up = (self._project(name, inner, x, layer, dropout) for name in ("gate_proj", "up_proj"))
+        return self._project("down_proj", x.shape[-1], ACTIVATIONS[config.hidden_act](gate) * up, layer, dropout)
 
 
 class Decoder(nn.Module):
@@ -184,10 +278,13 @@ class Decoder(nn.Module):
         Returns:
           Final hidden states `B×T×D`, normed, and the cache with this call's tokens in it.
         """
-        config = self.config
+        config, architecture = self.config, self.config.architecture
         embed = nn.Embed(config.vocab_size, config.hidden_size, param_dtype=config.dtype, name="embed_tokens")
         hidden = embed(tokens).astype(config.dtype)
-        angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+        if architecture.scaled_embedding:
+            hidden = hidden * jnp.asarray(config.hidden_size**0.5, config.dtype)
+        kinds = [rope.angles(positions, config.head_dim) for rope in config.ropes]
+        angles = jax.tree.map(lambda *parts: jnp.stack(parts), *kinds) if config.layer_ropes else kinds[0]
         if cache is not None:
             filled = jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.used))
             cache = cache._replace(positions=filled)
@@ -199,10 +296,10 @@ class Decoder(nn.Module):
             length=config.num_hidden_layers,
             unroll=config.num_hidden_layers if config.num_hidden_layers <= UNROLLED_LAYERS else 1,
         )(config, name="layers")
-        (hidden, cache), _ = layers((hidden, cache), jnp.arange(config.num_hidden_layers), positions, angles, dropout)
+        (hidden, cache), _ = layers((hidden, cache), layers_of(config), positions, angles, dropout)
         if cache is not None:
             cache = cache._replace(used=cache.used + tokens.shape[1])
-        hidden = RMSNorm(config.rms_norm_eps, config.dtype, name="norm")(hidden)
+        hidden = RMSNorm(config.rms_norm_eps, config.dtype, architecture.norm_offset, name="norm")(hidden)
         if not config.tie_word_embeddings:
             # Only declared here: the caller multiplies by it, at the positions it needs (`models.head`).
             shape = (config.vocab_size, config.hidden_size)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from star_jax.config import TrainingConfig
-from star_jax.models.head import logits, map_positions
+from star_jax.models.head import OutputHead, logits, map_positions
 from star_jax.models.lora import Factors
 
 Array = jax.Array
@@ -37,7 +37,7 @@ def token_losses(
     hidden: Array,
     targets: Array,
     mask: Array,
-    weight: Array,
+    head: OutputHead,
     *,
     label_smoothing: float = 0.0,
     entropy_floor: float | None = None,
@@ -48,20 +48,20 @@ def token_losses(
       hidden: `B×R×D` states that predict the response tokens.
       targets: `B×R` those tokens.
       mask: `B×R`, True at response tokens of real rows.
-      weight: output projection `V×D`.
+      head: output projection.
       label_smoothing: share of the target mass spread evenly over the vocabulary (Szegedy et al. 2016).
       entropy_floor: Γ of the hinge, nats.
     """
 
     def chunk(states: Array, tokens: Array) -> tuple[Array, Array]:
-        log_probs = jax.nn.log_softmax(logits(states, weight))
+        log_probs = jax.nn.log_softmax(logits(states, head))
         chosen = jnp.take_along_axis(log_probs, tokens[:, None], axis=1)[:, 0]
         nll = -(1 - label_smoothing) * chosen - label_smoothing * jnp.mean(log_probs, axis=-1)
         # 0 · log 0 = 0 holds without a guard here: log_softmax of finite logits is finite.
         return nll, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
     flat = hidden.reshape(-1, hidden.shape[-1])
-    nll, entropy = map_positions(chunk, weight, flat, targets.reshape(-1))
+    nll, entropy = map_positions(chunk, head, flat, targets.reshape(-1))
     keep = mask.reshape(-1)
     missing = jnp.zeros_like(entropy) if entropy_floor is None else jnp.maximum(0.0, entropy_floor - entropy)
     sums = [jnp.sum(jnp.where(keep, part, 0.0)) for part in (nll, entropy, missing)]

@@ -18,7 +18,7 @@ import optax
 from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.data.batching import Batch, Limits, Row, pack
 from star_jax.models.checkpoint_hf import LanguageModel
-from star_jax.models.head import output_weight
+from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter, Dropout, Factors, init_adapter, row_keys
 from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets, sequence_inputs
 from star_jax.training.losses import TokenLosses, objective, token_losses
@@ -62,10 +62,10 @@ class TrainBatch(NamedTuple):
 
 
 def init_state(
-    key: Array, model: LanguageModel, lora: LoraConfig, config: TrainingConfig
+    key: Array, model: LanguageModel, lora: LoraConfig, config: TrainingConfig, start: Adapter | None = None
 ) -> tuple[TrainState, Factors]:
-    """A fresh adapter's training state, and the adapter's scales."""
-    adapter = init_adapter(key, model.params, lora)
+    """The training state of a copy of `start`, or of a fresh adapter, and the adapter's scales."""
+    adapter = init_adapter(key, model.params, lora) if start is None else jax.tree.map(jnp.copy, start)
     state = TrainState(adapter.weights, direction(config).init(adapter.weights), jnp.zeros((), jnp.int32))
     return state, adapter.scale
 
@@ -110,7 +110,7 @@ def train_step(
             hidden,
             targets,
             mask,
-            output_weight(model.params),
+            output_head(model),
             label_smoothing=config.label_smoothing,
             entropy_floor=config.entropy_floor,
         )
@@ -142,9 +142,10 @@ def fit(
     limits: Limits,
     lora: LoraConfig,
     config: TrainingConfig,
+    start: Adapter | None = None,
     on_step: Callable[[int], None] = lambda rows: None,
 ) -> tuple[Adapter, float]:
-    """Trains a fresh adapter on `rows`.
+    """Trains an adapter on `rows`.
 
     Args:
       key: PRNG key of adapter, order, replay and dropout.
@@ -154,6 +155,7 @@ def fit(
       limits: buckets of the batches.
       lora: rank, scale, targets, dropout.
       config: loss, optimiser, epochs.
+      start: the adapter to go on from; None for a fresh one.
       on_step: told the number of labelled rows of each step.
 
     Returns:
@@ -165,7 +167,7 @@ def fit(
     if not rows:
         raise ValueError("fit needs at least one labelled row")
     adapter_key, order_key, replay_key, dropout_key = jax.random.split(key, 4)
-    state, scale = init_state(adapter_key, model, lora, config)
+    state, scale = init_state(adapter_key, model, lora, config, start)
     steps_an_epoch = math.ceil(len(rows) / config.batch_size)
     total = jnp.asarray(steps_an_epoch * config.epochs, jnp.int32)
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)

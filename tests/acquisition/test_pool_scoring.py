@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import random_adapter, random_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -27,10 +28,10 @@ from star_jax.data.examples import Prompt
 from star_jax.data.tasks.task import Task
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import score_responses
-from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
+from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import sequence_inputs
-from star_jax.models.transformer import Decoder, TransformerConfig
+from star_jax.models.transformer import TransformerConfig
 
 WORDS = ["</s>", *"abcdefghijkl"]
 CANDIDATES = (" a", " b c", " d e")
@@ -49,32 +50,12 @@ SHAPE = TransformerConfig(
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int):
-        return jnp.asarray(rng.normal(size=shape) * 0.4, jnp.float32)
-
-    depth, width = SHAPE.num_hidden_layers, SHAPE.hidden_size
-    layers = {name: {"kernel": normal(depth, *shape)} for name, shape in projection_shapes(SHAPE).items()}
-    layers |= {name: {"scale": 1 + normal(depth, width)} for name in ("input_norm", "post_attention_norm")}
-    params = {
-        "embed_tokens": {"embedding": normal(SHAPE.vocab_size, width)},
-        "layers": layers,
-        "norm": {"scale": 1 + normal(width)},
-        "lm_head": normal(SHAPE.vocab_size, width),
-    }
-    return LanguageModel(Decoder(SHAPE), params)
+    return random_model(np.random.default_rng(0), SHAPE)
 
 
 @pytest.fixture(scope="module")
 def adapter() -> Adapter:
-    rng = np.random.default_rng(1)
-    weights = {}
-    for name in ("q_proj", "up_proj"):
-        width, features = projection_shapes(SHAPE)[name]
-        a, b = rng.normal(size=(2, width, 3)), rng.normal(size=(2, 3, features))
-        weights[name] = {"a": jnp.asarray(a * 0.3, jnp.float32), "b": jnp.asarray(b * 0.5, jnp.float32)}
-    return Adapter({"layers": weights}, {"layers": {name: {"scale": jnp.ones(2)} for name in weights}})
+    return random_adapter(np.random.default_rng(1), SHAPE, targets=("q_proj", "up_proj"), scale=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from star_jax.data import skills_benchmark as skills
 from star_jax.data.batching import Encoder, Limits
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
-from star_jax.models.checkpoint_hf import load_model, load_tokenizer
+from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.folders import load_tokenizer
 
 CONFIG = ExperimentConfig(
     lora=LoraConfig(rank=2, alpha=4, dropout=0.1, training_dropout="tied", targets=("q_proj",)),

@@ -12,6 +12,7 @@ from star_jax.data.batching import (
     NARROW,
     Batch,
     Encoder,
+    Fitting,
     Limits,
     Row,
     grouped_batches,
@@ -66,6 +67,10 @@ def example(prompt: str, response: str, name: str = "e1") -> Example:
     return Example(Prompt(name, prompt), response)
 
 
+def fit(one: Encoder, examples: list[Example]) -> Fitting:
+    return one.within_limits([e.prompt for e in examples], {e.id: e.response for e in examples})
+
+
 # Tokens
 
 
@@ -114,7 +119,7 @@ def test_text_leaves_special_tokens_out(words):
 def test_nothing_gives_nothing(words):
     assert encoder(words).prompts([]) == []
     assert encoder(words).examples([]) == []
-    assert encoder(words).within_limits([]) == []
+    assert encoder(words).within_limits([], {}) == Fitting([], 0, 0, 0)
 
 
 def test_empty_texts_are_named(words, pieces):
@@ -124,6 +129,9 @@ def test_empty_texts_are_named(words, pieces):
         encoder(pieces).prompts([Prompt("e8", "")])
     with pytest.raises(DataError, match=r"example e9: the prompt has no tokens"):
         encoder(pieces).examples([example("", "yes", "e9")])
+    for too_long in ("error", "drop", "truncate-left"):
+        with pytest.raises(DataError, match=r"example e9: the prompt has no tokens"):
+            encoder(pieces, too_long=too_long).within_limits([Prompt("e9", "")], {})
 
 
 # Limits
@@ -133,24 +141,27 @@ def test_too_long_is_an_error_that_says_what_to_do(words):
     long = example("is the sea blue?", " no, not the whole sea", "e3")  # 5 and 6 tokens with <s> and </s>
     fits = example("is the", " sea", "e4")
     prompt, response = "raise max_prompt_tokens", "raise max_response_tokens"
-    advice = "or in a run set data.too_long to drop or truncate"
+    advice = "or set too_long to drop or truncate-left"
     with pytest.raises(DataError, match=rf"e3: the prompt has 5 tokens, over the limit of 4; {prompt}, {advice}"):
         encoder(words, prompt=4).examples([fits, long])
-    with pytest.raises(DataError, match=r"e3: the prompt has 5 tokens, over the limit of 4"):
-        encoder(words, prompt=4).prompts([fits.prompt, long.prompt])
+    for call in (Encoder.prompts, lambda one, prompts: one.within_limits(prompts, {})):
+        with pytest.raises(DataError, match=r"e3: the prompt has 5 tokens, over the limit of 4"):
+            call(encoder(words, prompt=4), [fits.prompt, long.prompt])
     with pytest.raises(DataError, match=rf"e3: the response has 6 tokens, over the limit of 5; {response}, {advice}"):
-        encoder(words, response=5).within_limits([fits, long])
+        fit(encoder(words, response=5), [fits, long])
+    assert encoder(words, response=5).within_limits([long.prompt], {}) == Fitting([long.prompt], 0, 0, 0)
     exact = encoder(words, prompt=5, response=6)
-    assert exact.within_limits([fits, long]) == [fits, long]
+    assert fit(exact, [fits, long]) == Fitting([fits.prompt, long.prompt], 0, 0, 0)
     assert len(exact.examples([long])[0].tokens) == 11
 
 
 def test_truncation_cuts_prompts_on_the_left_and_responses_on_the_right(words, caplog):
-    long = example("is the sea blue?", " no, not the whole sea")
-    short = encoder(words, prompt=3, response=4, too_long="truncate")
+    long, other = example("is the sea blue?", " no, not the whole sea"), example("is", " no", "e2")
+    short = encoder(words, prompt=3, response=4, too_long="truncate-left")
     with caplog.at_level(logging.WARNING):
-        assert short.within_limits([long, example("is", " no", "e2")]) == [long, example("is", " no", "e2")]
+        assert fit(short, [long, other]) == Fitting([long.prompt, other.prompt], 0, 1, 1)
     assert "1 of 2 prompts are over 3 tokens and are cut on the left" in caplog.text
+    assert "1 of 2 responses are over 4 tokens and are cut on the right" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         (row,) = short.examples([long])
@@ -164,13 +175,14 @@ def test_truncation_cuts_prompts_on_the_left_and_responses_on_the_right(words, c
 def test_dropping_leaves_out_long_prompts_and_never_looks_at_responses(words, caplog):
     examples = [
         example("is the sea", " no", "e1"),
-        example("is the sea blue?", " no", "e2"),
+        example("is the sea blue?", " no, not the whole sea", "e2"),
         example("is it", " no, not the whole sea", "e3"),
     ]
     dropping = encoder(words, prompt=4, response=3, too_long="drop")
     with caplog.at_level(logging.WARNING):
-        kept = dropping.within_limits(examples)
-    assert [one.id for one in kept] == ["e1", "e3"]
+        fitting = fit(dropping, examples)
+    kept = [examples[0], examples[2]]
+    assert fitting == Fitting([one.prompt for one in kept], 1, 0, 1)
     assert "1 of 3 prompts are over 4 tokens and are left out" in caplog.text
     rows = dropping.examples(kept)
     assert words.convert_ids_to_tokens(rows[1].tokens.tolist()) == ["<s>", "is", "<unk>", "no,", "not", "the"]
@@ -178,12 +190,30 @@ def test_dropping_leaves_out_long_prompts_and_never_looks_at_responses(words, ca
         dropping.prompts([examples[1].prompt])
 
 
+@pytest.mark.parametrize("too_long", ["error", "drop", "truncate-left"])
+def test_prompts_are_fitted_whatever_is_known_of_their_responses(words, caplog, too_long):
+    """Labels of one prompt in two: those decide neither what is kept nor what is counted of prompts."""
+    limit = 20 if too_long == "error" else 4
+    one = encoder(words, prompt=limit, response=3 if too_long != "error" else 20, too_long=too_long)
+    prompts = [Prompt(f"p{i}", "is the sea blue? yes"[: 6 + 2 * i]) for i in range(8)]
+    labels = {prompt.id: " no, not the whole sea" for prompt in prompts[::2]}
+    bare, known = one.within_limits(prompts, {}), one.within_limits(prompts, labels)
+    assert bare[:3] == known[:3]
+    lengths = [len(words(prompt.text)["input_ids"]) for prompt in prompts]
+    over = sum(length > limit for length in lengths)
+    assert bare.prompts_left_out == (over if too_long == "drop" else 0)
+    assert bare.prompts_cut == (over if too_long == "truncate-left" else 0)
+    assert len(bare.kept) == len(prompts) - bare.prompts_left_out
+    assert bare.responses_cut == 0
+    assert known.responses_cut == (0 if too_long == "error" else sum(p.id in labels for p in known.kept))
+
+
 def test_nothing_is_logged_where_everything_fits(words, caplog):
     fits = [example("is the", " sea")]
     with caplog.at_level(logging.WARNING):
-        for too_long in ("error", "drop", "truncate"):
+        for too_long in ("error", "drop", "truncate-left"):
             one = encoder(words, too_long=too_long)
-            assert one.within_limits(fits) == fits
+            assert fit(one, fits).kept == [fits[0].prompt]
             one.examples(fits)
     assert not caplog.records
 

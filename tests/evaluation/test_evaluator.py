@@ -10,7 +10,8 @@ from star_jax.data import skills_benchmark as skills
 from star_jax.data.batching import Encoder, Limits
 from star_jax.data.tasks import get_task
 from star_jax.evaluation.evaluator import base_uncertainty, evaluate, prepare_test_set
-from star_jax.models.checkpoint_hf import load_model, load_tokenizer
+from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.folders import load_tokenizer
 from star_jax.models.lora import init_adapter
 
 
@@ -22,7 +23,7 @@ def judged():
     )
     examples = skills.test_examples()[::6]
     test = prepare_test_set(encoder, examples, 64)
-    base = base_uncertainty(model, test)
+    base = base_uncertainty(model, None, test)
     config = EvaluationConfig()
     plain = evaluate(model, None, test, task, encoder, config, base=base)
     fresh = init_adapter(jax.random.key(0), model.params, LoraConfig(rank=2, targets=("v_proj",)))

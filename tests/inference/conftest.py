@@ -3,15 +3,15 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import PROJECTIONS, random_adapter, random_model
 
-from star_jax.config import PROJECTIONS
-from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
+from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter
+from star_jax.models.rotary import Rope
 from star_jax.models.sequences import SequenceInputs, sequence_inputs
-from star_jax.models.transformer import Decoder, TransformerConfig
+from star_jax.models.transformer import TransformerConfig
 
 SHAPE = TransformerConfig(
     vocab_size=17,
@@ -21,50 +21,24 @@ SHAPE = TransformerConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=6,
-    rope_theta=100.0,
+    ropes=(Rope(100.0),),
 )
 
 
 @pytest.fixture(scope="session")
 def small_model() -> LanguageModel:
-    """Random weights, large enough that the distributions over tokens are far from uniform."""
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int):
-        return jnp.asarray(rng.normal(size=shape) * 0.4, jnp.float32)
-
-    depth, width = SHAPE.num_hidden_layers, SHAPE.hidden_size
-    layers = {name: {"kernel": normal(depth, *shape)} for name, shape in projection_shapes(SHAPE).items()}
-    layers |= {name: {"scale": 1 + normal(depth, width)} for name in ("input_norm", "post_attention_norm")}
-    params = {
-        "embed_tokens": {"embedding": normal(SHAPE.vocab_size, width)},
-        "layers": layers,
-        "norm": {"scale": 1 + normal(width)},
-        "lm_head": normal(SHAPE.vocab_size, width),
-    }
-    return LanguageModel(Decoder(SHAPE), params)
+    return random_model(np.random.default_rng(0), SHAPE)
 
 
 @pytest.fixture(scope="session")
 def small_adapter() -> Adapter:
-    """Rank 3 on all projections, neither factor 0."""
-    rng = np.random.default_rng(1)
-    depth, rank = SHAPE.num_hidden_layers, 3
-    weights = {
-        name: {
-            "a": jnp.asarray(rng.normal(size=(depth, fan_in, rank)) * 0.3, jnp.float32),
-            "b": jnp.asarray(rng.normal(size=(depth, rank, features)) * 0.3, jnp.float32),
-        }
-        for name, (fan_in, features) in projection_shapes(SHAPE).items()
-    }
-    scale = {name: {"scale": jnp.full((depth,), 0.8)} for name in PROJECTIONS}
-    return Adapter({"layers": weights}, {"layers": scale})
+    return random_adapter(np.random.default_rng(1), SHAPE, scale=0.8)
 
 
 def _logits(model: LanguageModel, adapter: Adapter | None, tokens) -> np.ndarray:
     config, params = model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
     groups, width, length = config.num_key_value_heads, config.head_dim, len(tokens)
-    frequencies = config.rope_theta ** (-np.arange(0, width, 2) / width)
+    frequencies = config.ropes[0].theta ** (-np.arange(0, width, 2) / width)
 
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config.rms_norm_eps) * scale
@@ -82,7 +56,7 @@ def _logits(model: LanguageModel, adapter: Adapter | None, tokens) -> np.ndarray
 
     hidden = params["embed_tokens"]["embedding"][np.asarray(tokens)]
     for layer in range(config.num_hidden_layers):
-        x = norm(hidden, params["layers"]["input_norm"]["scale"][layer])
+        x = norm(hidden, params["layers"]["pre_attention_norm"]["scale"][layer])
         query, key, value = (project(name, layer, x).reshape(length, -1, width) for name in PROJECTIONS[:3])
         mixed = np.zeros_like(query)
         for head in range(config.num_attention_heads):
@@ -92,7 +66,7 @@ def _logits(model: LanguageModel, adapter: Adapter | None, tokens) -> np.ndarray
                 weights = np.exp(near) / np.exp(near).sum()
                 mixed[t, head] = weights @ value[: t + 1, group]
         hidden = hidden + project("o_proj", layer, mixed.reshape(length, -1))
-        x = norm(hidden, params["layers"]["post_attention_norm"]["scale"][layer])
+        x = norm(hidden, params["layers"]["pre_mlp_norm"]["scale"][layer])
         gate = project("gate_proj", layer, x)
         hidden = hidden + project("down_proj", layer, gate / (1 + np.exp(-gate)) * project("up_proj", layer, x))
     return norm(hidden, params["norm"]["scale"]) @ params["lm_head"].T

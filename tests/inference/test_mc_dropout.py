@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import PROJECTIONS
 
-from star_jax.config import PROJECTIONS, ConfigError
+from star_jax.config import ConfigError
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import TokenStatistics, score_responses, statistics_of
-from star_jax.models.head import output_weight
+from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter, Dropout, row_keys
 from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
 
@@ -85,7 +86,7 @@ def test_samples_are_passes_with_a_key_each(small_model, small_adapter, draw_seq
     def one_pass(key):
         dropout = Dropout(row_keys(key, index), RATE, mode)
         hidden = response_hidden(small_model, small_adapter, inputs, WIDTH, dropout)[None]
-        return statistics_of(hidden, targets, mask, output_weight(small_model.params))
+        return statistics_of(hidden, targets, mask, output_head(small_model))
 
     together, _ = sampled(small_model, small_adapter, inputs, key=5, index=index, mode=mode)
     passes = [one_pass(key) for key in jax.random.split(jax.random.key(5), SAMPLES)]

@@ -97,23 +97,23 @@ def test_statistics_do_not_depend_on_the_batch_or_its_width(small_model, small_a
 def draw_hidden(seed: int, samples: int):
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(samples, 3, 4, 6)).astype(np.float32)
-    weight = rng.normal(size=(9, 6)).astype(np.float32)
+    output = head.OutputHead(rng.normal(size=(9, 6)).astype(np.float32))
     mask = np.arange(4) < np.array([4, 2, 0])[:, None]
-    return hidden, rng.integers(9, size=(3, 4)).astype(np.int32), mask, weight
+    return hidden, rng.integers(9, size=(3, 4)).astype(np.int32), mask, output
 
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_mixture_over_samples_equals_enumeration(monkeypatch, samples, chunked):
-    hidden, targets, mask, weight = draw_hidden(5, samples)
+    hidden, targets, mask, output = draw_hidden(5, samples)
     if chunked:
         monkeypatch.setattr(head, "CHUNK_ELEMENTS", 5 * 9 * samples)  # 12 positions: two chunks of five, and a rest
     run = jax.jit(partial(statistics_of))  # partial: a function of its own, traced with this chunk size
-    statistics = run(hidden, targets, mask, weight)
+    statistics = run(hidden, targets, mask, output)
     assert statistics.log_prob.shape == (samples, 3, 4)
     for row, place in np.ndindex(3, 4):
         if mask[row, place]:
-            probs = np.stack([softmax(weight.astype(np.float64) @ states) for states in hidden[:, row, place]])
+            probs = np.stack([softmax(output.weight.astype(np.float64) @ states) for states in hidden[:, row, place]])
             assert_close(at(statistics, row, place), of_position(probs, targets[row, place]))
         else:
             assert all((values == 0).all() for values in at(statistics, row, place).values())
@@ -137,8 +137,8 @@ def test_zero_probabilities_make_no_nan():
 
 
 def test_certain_distributions_make_no_nan():
-    hidden, targets, mask, weight = draw_hidden(7, 2)
-    statistics = jax.jit(statistics_of)(hidden, targets, mask, 1e4 * weight)
+    hidden, targets, mask, output = draw_hidden(7, 2)
+    statistics = jax.jit(statistics_of)(hidden, targets, mask, head.OutputHead(1e4 * output.weight))
     for name in FIELDS:
         assert np.isfinite(getattr(statistics, name)).all(), name
     np.testing.assert_allclose(statistics.entropy, 0, atol=1e-6)

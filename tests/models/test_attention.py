@@ -1,15 +1,24 @@
-"""Attention against loops over rows, heads, queries and keys; rotary positions against complex numbers."""
+"""Attention against loops over rows, heads, queries and keys."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.models.attention import attend, rotary_angles, rotate
+from star_jax.models.attention import attend
 
 
 def attend_by_loops(
-    query: np.ndarray, key: np.ndarray, value: np.ndarray, query_positions: np.ndarray, key_positions: np.ndarray
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    query_positions: np.ndarray,
+    key_positions: np.ndarray,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> np.ndarray:
     batch, length, heads, width = query.shape
     out = np.full(query.shape, np.nan)
@@ -17,10 +26,14 @@ def attend_by_loops(
         for head in range(heads):
             group = head // (heads // key.shape[2])
             for i in range(length):
-                seen = [j for j in range(key.shape[1]) if 0 <= key_positions[row, j] <= query_positions[row, i]]
+                here = query_positions[row, i]
+                first = 0 if window is None else max(0, here - window + 1)
+                seen = [j for j in range(key.shape[1]) if first <= key_positions[row, j] <= here]
                 if not seen:
                     continue
-                scores = np.asarray([query[row, i, head] @ key[row, j, group] for j in seen]) / np.sqrt(width)
+                scores = np.asarray([query[row, i, head] @ key[row, j, group] for j in seen])
+                scores = scores / np.sqrt(width) if scale is None else scores * scale
+                scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
                 out[row, i, head] = sum(weight * value[row, j, group] for weight, j in zip(weights, seen, strict=True))
@@ -49,6 +62,38 @@ def test_attention_equals_loops(rng: np.random.Generator, groups: int) -> None:
     np.testing.assert_allclose(got[~blind], want[~blind], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale": 0.7},
+        {"window": 1},
+        {"window": 3},
+        {"softcap": 0.8},
+        {"scale": 0.3, "window": 2, "softcap": 1.5},
+    ],
+)
+def test_scale_window_and_softcap_equal_loops(rng: np.random.Generator, options: dict[str, float]) -> None:
+    inputs = random_inputs(rng, 2)
+    want = attend_by_loops(*inputs, **options)
+    arrays = [jnp.asarray(part) for part in inputs]
+    traced = {"window": jnp.asarray(options["window"])} if "window" in options else {}
+    got = np.asarray(jax.jit(partial(attend, **options | traced))(*arrays))
+    assert np.isfinite(got).all()
+    # A window may leave nothing to see where the positions in it are held by no key.
+    sighted = ~np.isnan(want).any((-1, -2))
+    np.testing.assert_allclose(got[sighted], want[sighted], rtol=1e-4, atol=1e-5)
+    without = attend_by_loops(*inputs)
+    assert np.abs(want - without)[sighted].max() > 0.01
+
+
+def test_a_window_as_long_as_the_sequence_changes_nothing(rng: np.random.Generator) -> None:
+    arrays = [jnp.asarray(part) for part in random_inputs(rng, 2)]
+    windows = (7, np.iinfo(np.int32).max)
+    want = attend(*arrays)
+    for window in windows:
+        np.testing.assert_array_equal(attend(*arrays, window=jnp.asarray(window)), want)
+
+
 def test_softmax_survives_large_scores(rng: np.random.Generator) -> None:
     query, key, value, query_positions, key_positions = random_inputs(rng, 2)
     inputs = (1e4 * query, key, value, query_positions, key_positions)
@@ -67,32 +112,3 @@ def test_bfloat16_stays_bfloat16_and_close(rng: np.random.Generator) -> None:
     want = attend_by_loops(*(np.asarray(part, np.float64) for part in narrow), query_positions, key_positions)
     seen = query_positions >= 0
     np.testing.assert_allclose(np.asarray(got, np.float64)[seen], want[seen], atol=0.05)
-
-
-def test_rotation_is_a_product_of_complex_numbers(rng: np.random.Generator) -> None:
-    width, theta = 10, float(rng.uniform(50, 20000))
-    x = rng.normal(size=(2, 7, 3, width))
-    positions = rng.integers(0, 200, (2, 7))
-    got = rotate(jnp.asarray(x), rotary_angles(jnp.asarray(positions), width, theta))
-    for i in range(width // 2):
-        turn = np.exp(1j * positions * theta ** (-2 * i / width))
-        want = (x[..., i] + 1j * x[..., i + width // 2]) * turn[..., None]
-        np.testing.assert_allclose(got[..., i], want.real, atol=1e-4)
-        np.testing.assert_allclose(got[..., i + width // 2], want.imag, atol=1e-4)
-
-
-def test_rotated_products_depend_on_the_distance_alone(rng: np.random.Generator) -> None:
-    query, key = rng.normal(size=(2, 1, 1, 1, 8))
-    here, there, shift = rng.integers(0, 50, 3)
-
-    def product(i: int, j: int) -> float:
-        angles = [rotary_angles(jnp.full((1, 1), place), 8, 100.0) for place in (i, j)]
-        return float(jnp.sum(rotate(jnp.asarray(query), angles[0]) * rotate(jnp.asarray(key), angles[1])))
-
-    assert product(here, there) == pytest.approx(product(here + shift, there + shift), abs=1e-4)
-
-
-def test_rotation_keeps_the_type() -> None:
-    angles = rotary_angles(jnp.arange(3)[None], 4, 100.0)
-    assert angles[0].dtype == jnp.float32
-    assert rotate(jnp.ones((1, 3, 2, 4), jnp.bfloat16), angles).dtype == jnp.bfloat16

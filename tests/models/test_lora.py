@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import PROJECTIONS
 from scipy import stats
 
-from star_jax.config import PROJECTIONS, ConfigError, LoraConfig
+from star_jax.config import ConfigError, LoraConfig
 from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
 from star_jax.models.lora import (
     Adapter,
@@ -19,7 +20,6 @@ from star_jax.models.lora import (
     LoraDense,
     b_norm,
     init_adapter,
-    merge,
     row_keys,
     with_adapter,
 )
@@ -67,31 +67,20 @@ def test_base_model_is_the_same_apply_without_the_adapter(
 
 
 @pytest.mark.parametrize("targets", [PROJECTIONS, ("v_proj", "down_proj")])
-def test_merged_kernels_equal_the_adapter(
+def test_adapter_adds_its_product_to_the_kernels(
     tiny_model: LanguageModel, make_adapter: MakeAdapter, forward: Forward, rows: Rows, targets: tuple[str, ...]
 ) -> None:
     adapter = make_adapter(tiny_model.config, targets=targets)
-    params = merge(tiny_model.params, adapter)
-    for name in PROJECTIONS:
-        kernel = np.asarray(tiny_model.params["layers"][name]["kernel"])
-        for layer in range(len(kernel)):
-            want = kernel[layer]
-            if name in targets:
-                factors = jax.tree.map(np.asarray, adapter.weights["layers"][name])
-                scale = float(adapter.scale["layers"][name]["scale"][layer])
-                want = want + scale * factors["a"][layer] @ factors["b"][layer]
-            np.testing.assert_allclose(params["layers"][name]["kernel"][layer], want, atol=1e-5)
-    got = forward(tiny_model.replace(params=params), None, *rows)
-    np.testing.assert_allclose(got[real(rows)], forward(tiny_model, adapter, *rows)[real(rows)], atol=1e-4)
-
-
-def test_merge_keeps_types_and_all_that_is_not_a_target(tiny_model: LanguageModel, make_adapter: MakeAdapter) -> None:
-    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny_model.params)
-    merged = merge(narrow, make_adapter(tiny_model.config, targets=("k_proj",)))
-    assert merged["layers"]["k_proj"]["kernel"].dtype == jnp.bfloat16
-    assert not jnp.array_equal(merged["layers"]["k_proj"]["kernel"], narrow["layers"]["k_proj"]["kernel"])
-    merged["layers"]["k_proj"] = narrow["layers"]["k_proj"]
-    chex.assert_trees_all_equal(merged, narrow)
+    layers = dict(tiny_model.params["layers"])
+    for name in targets:
+        factors = jax.tree.map(np.asarray, adapter.weights["layers"][name])
+        scale = np.asarray(adapter.scale["layers"][name]["scale"])
+        delta = [s * a @ b for s, a, b in zip(scale, factors["a"], factors["b"], strict=True)]
+        layers[name] = {"kernel": layers[name]["kernel"] + np.stack(delta)}
+    merged = tiny_model.replace(params={**tiny_model.params, "layers": layers})
+    np.testing.assert_allclose(
+        forward(merged, None, *rows)[real(rows)], forward(tiny_model, adapter, *rows)[real(rows)], atol=1e-4
+    )
 
 
 def test_b_norm(tiny_model: LanguageModel, make_adapter: MakeAdapter) -> None:
@@ -163,11 +152,39 @@ def test_fresh_adapter_depends_on_its_key(key: jax.Array, tiny_model: LanguageMo
 
 
 def test_unknown_target_is_an_error(key: jax.Array, tiny_model: LanguageModel) -> None:
-    with pytest.raises(ConfigError, match=r"lora.targets names query, which no layer is called; choose from q_proj"):
-        LoraConfig(targets=("query",))
+    with pytest.raises(
+        ConfigError, match=r"lora.targets has 'query', which matches no module .*; it has q_proj, k_proj"
+    ):
+        init_adapter(key, tiny_model.params, LoraConfig(targets=("q_proj", "query")))
     params = {"layers": {"q_proj": tiny_model.params["layers"]["q_proj"]}}
-    with pytest.raises(ConfigError, match=r"lora.targets names v_proj; this model has q_proj"):
+    with pytest.raises(ConfigError, match=r"lora.targets has 'v_proj', .*; it has q_proj, with paths such as model"):
         init_adapter(key, params, LoraConfig(targets=("q_proj", "v_proj")))
+    with pytest.raises(ConfigError, match=r"lora.targets has 'q_\(', which is no regular expression"):
+        init_adapter(key, params, LoraConfig(targets=("q_(",)))
+
+
+def test_targets_of_some_layers_leave_the_others_as_they_were(
+    key: jax.Array, tiny_model: LanguageModel, forward: Forward, rows: Rows
+) -> None:
+    config = LoraConfig(
+        rank=4, alpha=6.0, rslora=True, targets=(r".*[.]1[.]self_attn[.](q|o)_proj", "layers.0.mlp.up_proj")
+    )
+    adapter = init_adapter(key, tiny_model.params, config)
+    assert {name: np.asarray(entry["scale"]).tolist() for name, entry in adapter.scale["layers"].items()} == {
+        "q_proj": [0.0, 3.0],
+        "o_proj": [0.0, 3.0],
+        "up_proj": [3.0, 0.0],
+    }
+    base = forward(tiny_model, None, *rows)
+    np.testing.assert_array_equal(forward(tiny_model, adapter, *rows), base)
+
+    def loss(weights: Factors) -> jax.Array:
+        return jnp.sum(forward(tiny_model, Adapter(weights, adapter.scale), *rows) ** 2)
+
+    for name, factors in jax.grad(loss)(adapter.weights)["layers"].items():
+        chosen = np.asarray(adapter.scale["layers"][name]["scale"]) > 0
+        assert factors["b"][chosen].any()
+        assert not any(factors[factor][~chosen].any() for factor in "ab")
 
 
 # Dropout.

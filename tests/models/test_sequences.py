@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from star_jax.models.checkpoint_hf import LanguageModel
-from star_jax.models.head import logits, output_weight
+from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, Dropout
 from star_jax.models.sequences import (
     SequenceInputs,
@@ -81,7 +81,7 @@ def test_hidden_states_are_those_that_predict_the_response(
     dropout = Dropout(jax.random.split(jax.random.key(seed), 4), RATE, "per_token")
     hidden = jax.jit(partial(response_hidden, width=WIDTH))(tiny_model, adapter, inputs, dropout=dropout)
     assert hidden.shape == (4, WIDTH, tiny_model.config.hidden_size)
-    got = logits(hidden, output_weight(tiny_model.params))
+    got = logits(hidden, output_head(tiny_model))
     everywhere = forward(tiny_model, adapter, inputs.tokens, inputs.lengths, dropout)
     for row, (prompt, response) in enumerate(zip(*parts, strict=True)):
         for i in range(len(response)):

@@ -1,4 +1,4 @@
-"""The decoder against a plain numpy Llama, and what padding, cache and bfloat16 may not change."""
+"""Every part of the decoder against plain numpy, and what padding, cache and bfloat16 may not change."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,12 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import PROJECTIONS
+from scipy import special
 
-from star_jax.config import ConfigError
 from star_jax.models.checkpoint_hf import LanguageModel
-from star_jax.models.head import logits, output_weight
+from star_jax.models.families import BOTH_NORMS, POST_NORMS, PRE_NORMS
+from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, with_adapter
+from star_jax.models.rotary import Rope, unrotated
 from star_jax.models.transformer import (
+    Architecture,
     Decoder,
     KVCache,
     RMSNorm,
@@ -31,50 +35,151 @@ def norm(x: np.ndarray, scale: np.ndarray, epsilon: float) -> np.ndarray:
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + epsilon) * scale
 
 
-def llama_by_hand(model: LanguageModel, tokens: np.ndarray) -> np.ndarray:
-    """Logits `T×V` of one row without padding, in float64, a layer and a head at a time."""
-    config = model.config
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
-    length, half = len(tokens), config.head_dim // 2
-    turns = np.exp(1j * np.outer(np.arange(length), config.rope_theta ** (-np.arange(half) / half)))
+def capped(x: np.ndarray, softcap: float | None) -> np.ndarray:
+    return x if softcap is None else softcap * np.tanh(x / softcap)
 
-    def turned(x: np.ndarray) -> np.ndarray:
-        z = (x[:, :half] + 1j * x[:, half:]) * turns
-        return np.concatenate([z.real, z.imag], axis=1)
 
-    x = params["embed_tokens"]["embedding"][tokens]
-    for number in range(config.num_hidden_layers):
-        layer = jax.tree.map(lambda leaf: leaf[number], params["layers"])  # noqa: B023
-        y = norm(x, layer["input_norm"]["scale"], config.rms_norm_eps)
-        query, key, value = (y @ layer[name]["kernel"] for name in ("q_proj", "k_proj", "v_proj"))
+def activated(name: str, x: np.ndarray) -> np.ndarray:
+    """By their definitions; the tanh form is that of Hendrycks & Gimpel 2016, arXiv 1606.08415."""
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    if name == "gelu":
+        return x * special.ndtr(x)
+    return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
+
+
+class ByHand:
+    """A decoder in float64, one row without padding, a layer and a head at a time."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.config = model.config
+        self.params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """`T×V` of tokens `T`."""
+        config, params = self.config, self.params
+        x = params["embed_tokens"]["embedding"][tokens]
+        if config.architecture.scaled_embedding:
+            x = x * np.sqrt(config.hidden_size)
+        for number in range(config.num_hidden_layers):
+            layer = jax.tree.map(lambda leaf: leaf[number], params["layers"])  # noqa: B023
+            added = self.attention(layer, number, self.normed(layer, "pre_attention_norm", x))
+            x = x + self.normed(layer, "post_attention_norm", added)
+            added = self.mlp(layer, self.normed(layer, "pre_mlp_norm", x))
+            x = x + self.normed(layer, "post_mlp_norm", added)
+        x = self.normed(params, "norm", x)
+        head = params["embed_tokens"]["embedding"] if config.tie_word_embeddings else params["lm_head"]
+        return capped(x @ head.T, config.logit_softcap)
+
+    def normed(self, layer: dict[str, Any], name: str, x: np.ndarray) -> np.ndarray:
+        if name not in layer:
+            return x
+        return norm(x, layer[name]["scale"] + self.config.architecture.norm_offset, self.config.rms_norm_eps)
+
+    def projected(self, layer: dict[str, Any], name: str, x: np.ndarray) -> np.ndarray:
+        return x @ layer[name]["kernel"] + layer[name].get("bias", 0.0)
+
+    def attention(self, layer: dict[str, Any], number: int, x: np.ndarray) -> np.ndarray:
+        config, width = self.config, self.config.head_dim
+        if config.architecture.fused:
+            ends = np.cumsum([config.num_attention_heads * width, config.num_key_value_heads * width])
+            query, key, value = np.split(self.projected(layer, "qkv_proj", x), ends, axis=1)
+        else:
+            query, key, value = (self.projected(layer, name, x) for name in ("q_proj", "k_proj", "v_proj"))
+        if config.architecture.qk_norm == "width":
+            query, key = self.normed(layer, "q_norm", query), self.normed(layer, "k_norm", key)
+        place = np.arange(len(x))
+        distance = place[:, None] - place
+        seen = (distance >= 0) & (distance < ((config.windows and config.windows[number]) or np.inf))
+        rope = config.ropes[config.layer_ropes[number] if config.layer_ropes else 0]
         mixed = []
         for head in range(config.num_attention_heads):
             group = head * config.num_key_value_heads // config.num_attention_heads
-            of_head, of_group = (slice(i * config.head_dim, (i + 1) * config.head_dim) for i in (head, group))
-            scores = turned(query[:, of_head]) @ turned(key[:, of_group]).T / np.sqrt(config.head_dim)
-            weights = np.tril(np.exp(scores))
-            mixed.append(weights / weights.sum(axis=1, keepdims=True) @ value[:, of_group])
-        x = x + np.concatenate(mixed, axis=1) @ layer["o_proj"]["kernel"]
-        y = norm(x, layer["post_attention_norm"]["scale"], config.rms_norm_eps)
-        gate = y @ layer["gate_proj"]["kernel"]
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ layer["up_proj"]["kernel"])) @ layer["down_proj"]["kernel"]
-    x = norm(x, params["norm"]["scale"], config.rms_norm_eps)
-    head_weight = params["embed_tokens"]["embedding"] if config.tie_word_embeddings else params["lm_head"]
-    return x @ head_weight.T
+            q, k, v = (
+                part[:, i * width : (i + 1) * width] for part, i in ((query, head), (key, group), (value, group))
+            )
+            if config.architecture.qk_norm == "head":
+                q, k = self.normed(layer, "q_norm", q), self.normed(layer, "k_norm", k)
+            scores = turned(rope, q) @ turned(rope, k).T
+            scores *= width**-0.5 if config.attention_scale is None else config.attention_scale
+            weights = np.where(seen, np.exp(capped(scores, config.attention_softcap)), 0)
+            mixed.append(weights / weights.sum(axis=1, keepdims=True) @ v)
+        return self.projected(layer, "o_proj", np.concatenate(mixed, axis=1))
+
+    def mlp(self, layer: dict[str, Any], x: np.ndarray) -> np.ndarray:
+        if self.config.architecture.fused:
+            gate, up = np.split(self.projected(layer, "gate_up_proj", x), 2, axis=1)
+        else:
+            gate, up = self.projected(layer, "gate_proj", x), self.projected(layer, "up_proj", x)
+        return self.projected(layer, "down_proj", activated(self.config.hidden_act, gate) * up)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_decoder_equals_a_plain_llama(
-    make_model: MakeModel, tiny_config: TransformerConfig, forward: Forward, rows: Rows, tied: bool
+def turned(rope: Rope, x: np.ndarray) -> np.ndarray:
+    """`x` `T×d` at positions 0, 1, …, its pairs as complex numbers."""
+    frequencies = rope.frequencies(x.shape[1])
+    half = len(frequencies)
+    z = (x[:, :half] + 1j * x[:, half : 2 * half]) * np.exp(1j * np.outer(np.arange(len(x)), frequencies)) * rope.factor
+    return np.concatenate([z.real, z.imag, x[:, 2 * half :]], axis=1)
+
+
+PRE, POST, BOTH = (tuple(norms) for norms in (PRE_NORMS, POST_NORMS, BOTH_NORMS))
+TWO_ROPES = {"ropes": (Rope(500.0), Rope(20.0, divisors=(1.0, 2.0, 3.0, 4.0), factor=1.3)), "layer_ropes": (1, 0)}
+GEMMA = {
+    "architecture": Architecture(BOTH, qk_norm="head", norm_offset=1.0, scaled_embedding=True),
+    "windows": (2, None),
+    **TWO_ROPES,
+    **{"attention_scale": 0.2, "attention_softcap": 1.5, "logit_softcap": 2.0, "hidden_act": "gelu_pytorch_tanh"},
+    "tie_word_embeddings": True,
+}
+PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "llama": ({}, {}),
+    "tied": ({"tie_word_embeddings": True}, {}),
+    "fused": ({"architecture": Architecture(fused=True)}, {}),
+    "biases": ({"architecture": Architecture(biases=PROJECTIONS)}, {}),
+    "norms of heads": ({"architecture": Architecture(qk_norm="head")}, {}),
+    "post-norms, norms of all heads": ({"architecture": Architecture(POST, qk_norm="width")}, {}),
+    "both norms": ({"architecture": Architecture(BOTH)}, {}),
+    "norm offset": (
+        {"architecture": Architecture(norm_offset=1.0)},
+        {"architecture": Architecture(norm_offset=0.0)},
+    ),
+    "scaled embedding": ({"architecture": Architecture(scaled_embedding=True)}, {"architecture": Architecture()}),
+    "gelu": ({"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh"}),
+    "gelu by tanh": ({"hidden_act": "gelu_pytorch_tanh"}, {"hidden_act": "gelu"}),
+    "window": ({"windows": (3, 3)}, {"windows": ()}),
+    "window in a layer": ({"windows": (None, 3)}, {"windows": (3, None)}),
+    "layer without rope": ({"ropes": (Rope(500.0), unrotated(8)), "layer_ropes": (0, 1)}, {"layer_ropes": (0, 0)}),
+    "two ropes": (TWO_ROPES, {"layer_ropes": (0, 1)}),
+    "rope on a part": ({"ropes": (Rope(500.0, width=4),)}, {"ropes": (Rope(500.0),)}),
+    "scale of attention": ({"attention_scale": 0.2}, {"attention_scale": None}),
+    "softcap of attention": ({"attention_softcap": 0.5}, {"attention_softcap": None}),
+    "softcap of logits": ({"logit_softcap": 1.5}, {"logit_softcap": None}),
+    "gemma": (GEMMA, {}),
+}
+"""Part -> what has it, and what takes it away again or to another place, with which the logits must be others."""
+
+DISTINCT = {"gelu": 1e-4, "gelu by tanh": 1e-4}
+"""Least difference that a part makes, where it is small: the two forms of gelu differ by 5e-4 at most."""
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_decoder_equals_one_by_hand(
+    make_model: MakeModel, tiny_config: TransformerConfig, forward: Forward, rows: Rows, part: str
 ) -> None:
-    model = make_model(dataclasses.replace(tiny_config, tie_word_embeddings=tied))
+    fields, without = PARTS[part]
+    model = make_model(dataclasses.replace(tiny_config, **fields))
     tokens, lengths = rows
     got = forward(model, None, tokens, lengths)
     assert got.dtype == jnp.float32
+    by_hand = ByHand(model)
     for row, length in enumerate(lengths):
-        want = llama_by_hand(model, tokens[row, :length])
+        want = by_hand.logits(tokens[row, :length])
         assert want.std() > 0.1
-        np.testing.assert_allclose(got[row, :length], want, atol=1e-4)
+        np.testing.assert_allclose(got[row, :length], want, atol=2e-4)
+    if without:
+        full = tokens[lengths.argmax()]
+        other = ByHand(LanguageModel(Decoder(dataclasses.replace(model.config, **without)), model.params))
+        assert np.abs(other.logits(full) - by_hand.logits(full)).max() > DISTINCT.get(part, 0.01)
 
 
 def test_padding_does_not_reach_real_tokens(
@@ -93,30 +198,34 @@ def read(
     model: LanguageModel, adapter: Adapter | None, tokens: jax.Array, positions: jax.Array, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:
     hidden, cache = model.decoder.apply(with_adapter(model.params, adapter), tokens, positions, cache)
-    return logits(hidden, output_weight(model.params)), cache
+    return logits(hidden, output_head(model)), cache
 
 
+@pytest.mark.parametrize("part", ["llama", "gemma"])
 def test_cache_token_by_token_equals_one_pass(
     rng: np.random.Generator,
-    tiny_model: LanguageModel,
+    make_model: MakeModel,
     make_adapter: Callable[..., Adapter],
+    tiny_config: TransformerConfig,
     forward: Forward,
+    part: str,
 ) -> None:
-    """Prompts of different lengths leave gaps in the cache, which the positions know about."""
-    adapter, prompt_width, new = make_adapter(tiny_model.config), 6, 5
+    """Prompts of different lengths leave gaps in the cache, which the positions know about, and so do windows."""
+    model = make_model(dataclasses.replace(tiny_config, **PARTS[part][0]))
+    adapter, prompt_width, new = make_adapter(model.config), 6, 5
     prompt_lengths = np.asarray([6, 1, *rng.integers(2, 6, 2)], np.int32)
     lengths = prompt_lengths + new
-    tokens = rng.integers(0, tiny_model.config.vocab_size, (4, prompt_width + new)).astype(np.int32)
-    whole = forward(tiny_model, adapter, tokens, lengths)
+    tokens = rng.integers(0, model.config.vocab_size, (4, prompt_width + new)).astype(np.int32)
+    whole = forward(model, adapter, tokens, lengths)
 
-    cache = empty_cache(tiny_model.config, 4, prompt_width + new)
+    cache = empty_cache(model.config, 4, prompt_width + new)
     prefill = tokens[:, :prompt_width]
-    got, cache = read(tiny_model, adapter, prefill, positions_of(prompt_lengths, prompt_width), cache)
+    got, cache = read(model, adapter, prefill, positions_of(prompt_lengths, prompt_width), cache)
     real = np.arange(prompt_width) < prompt_lengths[:, None]
     np.testing.assert_allclose(got[real], whole[:, :prompt_width][real], atol=1e-4)
     for step in range(new):
         places = (prompt_lengths + step)[:, None]
-        got, cache = read(tiny_model, adapter, np.take_along_axis(tokens, places, 1), places, cache)
+        got, cache = read(model, adapter, np.take_along_axis(tokens, places, 1), places, cache)
         want = np.take_along_axis(np.asarray(whole), places[..., None], 1)
         np.testing.assert_allclose(got, want, atol=1e-4)
     assert int(cache.used) == prompt_width + new
@@ -165,10 +274,14 @@ def test_bfloat16_is_close(
     assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.995
 
 
-def test_rms_norm_is_the_formula(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm_is_the_formula(rng: np.random.Generator, offset: float) -> None:
     x, scale, epsilon = rng.normal(size=(3, 4, 10)), rng.normal(size=10), 0.01
-    got = RMSNorm(epsilon, jnp.float32).apply({"params": {"scale": jnp.asarray(scale)}}, jnp.asarray(x))
-    np.testing.assert_allclose(got, norm(x, scale, epsilon), rtol=1e-5, atol=1e-5)
+    layer = RMSNorm(epsilon, jnp.float32, offset)
+    got = layer.apply({"params": {"scale": jnp.asarray(scale)}}, jnp.asarray(x))
+    np.testing.assert_allclose(got, norm(x, scale + offset, epsilon), rtol=1e-5, atol=1e-5)
+    fresh = layer.init(jax.random.key(0), jnp.asarray(x))
+    np.testing.assert_allclose(layer.apply(fresh, jnp.asarray(x)), norm(x, np.ones(10), epsilon), rtol=1e-5, atol=1e-5)
 
 
 def test_rms_norm_of_bfloat16_is_taken_in_float32(rng: np.random.Generator) -> None:
@@ -180,15 +293,17 @@ def test_rms_norm_of_bfloat16_is_taken_in_float32(rng: np.random.Generator) -> N
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=2**-8)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "part", ["llama", "tied", "fused", "biases", "norms of heads", "post-norms, norms of all heads", "gemma"]
+)
 def test_params_have_the_shapes_that_checkpoints_are_read_into(
-    make_model: MakeModel, tiny_config: TransformerConfig, tied: bool
+    make_model: MakeModel, tiny_config: TransformerConfig, part: str
 ) -> None:
-    config = dataclasses.replace(tiny_config, tie_word_embeddings=tied)
+    config = dataclasses.replace(tiny_config, **PARTS[part][0])
     tokens = jnp.zeros((1, 2), jnp.int32)
     made = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens, tokens)
     assert set(made) == {"params"}
-    assert ("lm_head" in made["params"]) is not tied
+    assert ("lm_head" in made["params"]) is not config.tie_word_embeddings
     want = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), make_model(config).params)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made["params"]) == want
 
@@ -197,48 +312,3 @@ def test_positions_of() -> None:
     got = positions_of(jnp.asarray([3, 0, 4]), 4)
     assert got.dtype == jnp.int32
     assert got.tolist() == [[0, 1, 2, -1], [-1, -1, -1, -1], [0, 1, 2, 3]]
-
-
-RAW: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-}
-
-
-def test_config_defaults_are_those_of_hugging_face() -> None:
-    config = TransformerConfig.from_hf(RAW)
-    assert (config.num_key_value_heads, config.head_dim, config.tie_word_embeddings) == (4, 8, False)
-    assert (config.rope_theta, config.rms_norm_eps, config.dtype) == (10000.0, 1e-6, "float32")
-
-
-@pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_theta": 5e5},
-        {"rope_theta": 5e5, "rope_scaling": None},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-    ],
-)
-def test_rope_theta_is_read_in_old_and_new_places(rope: dict[str, Any]) -> None:
-    assert TransformerConfig.from_hf(RAW | rope).rope_theta == 5e5
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
-    ],
-)
-def test_other_mathematics_is_refused_by_name(change: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        TransformerConfig.from_hf(RAW | change)

@@ -1,11 +1,11 @@
 """A decoder small enough to train within a test."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import random_model
 
-from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
-from star_jax.models.transformer import Decoder, TransformerConfig
+from star_jax.models.checkpoint_hf import LanguageModel
+from star_jax.models.transformer import TransformerConfig
 
 SHAPE = TransformerConfig(
     vocab_size=13,
@@ -20,19 +20,6 @@ SHAPE = TransformerConfig(
 
 @pytest.fixture(scope="session")
 def small_model() -> LanguageModel:
-    """Random weights, large enough that the distributions over tokens are far from uniform."""
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int):
-        return jnp.asarray(rng.normal(size=shape) * 0.4, jnp.float32)
-
-    depth, width = SHAPE.num_hidden_layers, SHAPE.hidden_size
-    layers = {name: {"kernel": normal(depth, *shape)} for name, shape in projection_shapes(SHAPE).items()}
-    layers |= {name: {"scale": 1 + normal(depth, width)} for name in ("input_norm", "post_attention_norm")}
-    params = {
-        "embed_tokens": {"embedding": normal(SHAPE.vocab_size, width)},
-        "layers": layers,
-        "norm": {"scale": 1 + normal(width)},
-        "lm_head": normal(SHAPE.vocab_size, width),
-    }
-    return LanguageModel(Decoder(SHAPE), params)
+    """Its head is steep enough for an adapter to make an answer all but certain."""
+    model = random_model(np.random.default_rng(0), SHAPE)
+    return model.replace(params={**model.params, "lm_head": 2 * model.params["lm_head"]})

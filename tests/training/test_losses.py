@@ -20,13 +20,13 @@ def draw(seed: int):
     hidden = rng.normal(size=(BATCH, WIDTH, FEATURES)).astype(np.float32)
     targets = rng.integers(VOCABULARY, size=(BATCH, WIDTH)).astype(np.int32)
     mask = np.arange(WIDTH) < np.array([WIDTH, 3, 1, 0])[:, None]
-    return hidden, targets, mask, rng.normal(size=(VOCABULARY, FEATURES)).astype(np.float32)
+    return hidden, targets, mask, head.OutputHead(rng.normal(size=(VOCABULARY, FEATURES)).astype(np.float32))
 
 
-def reference(hidden, targets, mask, weight, smoothing: float = 0.0, floor: float | None = None) -> TokenLosses:
+def reference(hidden, targets, mask, output, smoothing: float = 0.0, floor: float | None = None) -> TokenLosses:
     cross_entropy = entropy = missing = count = 0.0
     for b, r in zip(*np.nonzero(mask), strict=True):
-        scores = weight.astype(np.float64) @ hidden[b, r].astype(np.float64)
+        scores = output.weight.astype(np.float64) @ hidden[b, r].astype(np.float64)
         probs = np.exp(scores) / np.exp(scores).sum()
         wanted = np.full(VOCABULARY, smoothing / VOCABULARY)
         wanted[targets[b, r]] += 1 - smoothing
@@ -41,7 +41,7 @@ def reference(hidden, targets, mask, weight, smoothing: float = 0.0, floor: floa
 @pytest.mark.parametrize(("smoothing", "floor"), [(0.0, None), (0.1, None), (0.0, 1.2), (0.3, 2.0)])
 def test_sums_equal_those_written_out(smoothing, floor):
     drawn = draw(1)
-    got = token_losses(*map(jnp.asarray, drawn), label_smoothing=smoothing, entropy_floor=floor)
+    got = token_losses(*jax.tree.map(jnp.asarray, drawn), label_smoothing=smoothing, entropy_floor=floor)
     want = reference(*drawn, smoothing, floor)
     for name in ("cross_entropy", "entropy", "missing_entropy", "count"):
         np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-5, atol=1e-6, err_msg=name)
@@ -51,10 +51,10 @@ def test_sums_equal_those_written_out(smoothing, floor):
 
 
 def test_chunks_of_positions_change_neither_sums_nor_gradient(monkeypatch):
-    hidden, targets, mask, weight = map(jnp.asarray, draw(2))
+    hidden, targets, mask, output = jax.tree.map(jnp.asarray, draw(2))
 
     def total(states):
-        losses = token_losses(states, targets, mask, weight, label_smoothing=0.1, entropy_floor=2.0)
+        losses = token_losses(states, targets, mask, output, label_smoothing=0.1, entropy_floor=2.0)
         return losses.cross_entropy + 0.7 * losses.entropy + 0.2 * losses.missing_entropy
 
     value, gradient = jax.jit(jax.value_and_grad(total))(hidden)
@@ -65,14 +65,14 @@ def test_chunks_of_positions_change_neither_sums_nor_gradient(monkeypatch):
 
 
 def test_masked_positions_and_padding_rows_contribute_nothing():
-    hidden, targets, mask, weight = draw(3)
+    hidden, targets, mask, output = draw(3)
     other_hidden, other_targets, _, _ = draw(4)
     changed = np.where(mask[..., None], hidden, other_hidden), np.where(mask, targets, other_targets)
     options = {"label_smoothing": 0.1, "entropy_floor": 1.5}
-    one = token_losses(hidden, targets, mask, weight, **options)
-    other = token_losses(*changed, mask, weight, **options)
+    one = token_losses(hidden, targets, mask, output, **options)
+    other = token_losses(*changed, mask, output, **options)
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    gradient = jax.grad(lambda states: token_losses(states, targets, mask, weight, **options).cross_entropy)(hidden)
+    gradient = jax.grad(lambda states: token_losses(states, targets, mask, output, **options).cross_entropy)(hidden)
     assert (np.asarray(gradient)[~mask] == 0).all()
     assert (np.abs(gradient)[mask].max(axis=-1) > 0).all()
 
@@ -87,21 +87,22 @@ def test_end_of_sequence_is_part_of_the_response():
     assert targets[0, :3].tolist() == [4, 5, eos]
     assert int(targets[1, 0]) == eos
 
-    hidden, _, _, weight = draw(5)
-    whole = token_losses(hidden, targets, mask, weight)
+    hidden, _, _, output = draw(5)
+    whole = token_losses(hidden, targets, mask, output)
     only_eos = np.array(mask) & (np.asarray(targets) == eos)
-    rest = token_losses(hidden, targets, np.array(mask) & ~only_eos, weight)
-    last = reference(hidden, np.asarray(targets), only_eos, weight)
+    rest = token_losses(hidden, targets, np.array(mask) & ~only_eos, output)
+    last = reference(hidden, np.asarray(targets), only_eos, output)
     assert int(whole.count) == 4
     np.testing.assert_allclose(whole.cross_entropy - rest.cross_entropy, last.cross_entropy, rtol=1e-5)
 
 
 def test_extreme_logits_stay_finite():
-    hidden, targets, mask, weight = draw(6)
-    losses = token_losses(hidden, targets, mask, 1e4 * weight)
+    hidden, targets, mask, output = draw(6)
+    steep = head.OutputHead(1e4 * output.weight)
+    losses = token_losses(hidden, targets, mask, steep)
     assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(losses))
     np.testing.assert_allclose(losses.entropy, 0, atol=1e-6)  # 0 · log 0 = 0
-    gradient = jax.grad(lambda states: token_losses(states, targets, mask, 1e4 * weight).entropy)(hidden)
+    gradient = jax.grad(lambda states: token_losses(states, targets, mask, steep).entropy)(hidden)
     assert np.isfinite(gradient).all()
 
 
@@ -151,18 +152,18 @@ def test_objective_is_the_formula(options, formula):
 
 
 def test_hinge_leaves_distributions_above_the_floor_alone():
-    hidden, targets, mask, weight = draw(10)
+    hidden, targets, mask, output = draw(10)
 
     def penalty(states, floor):
         config = TrainingConfig(confidence_penalty=1.0, entropy_floor=floor)
-        losses = token_losses(states, targets, mask, weight, entropy_floor=floor)
+        losses = token_losses(states, targets, mask, output, entropy_floor=floor)
         return objective(losses.replace(cross_entropy=0.0), draw_weights(0), config)
 
     places = zip(*np.nonzero(mask), strict=True)
     alone = [np.zeros_like(mask) for _ in range(mask.sum())]
     for only, place in zip(alone, places, strict=True):
         only[place] = True
-    entropies = [reference(hidden, targets, only, weight).entropy for only in alone]
+    entropies = [reference(hidden, targets, only, output).entropy for only in alone]
     floor = float(np.median(entropies)) + 1e-3
     gradient = np.abs(jax.grad(penalty)(hidden, floor))[mask].max(axis=-1)
     np.testing.assert_array_equal(gradient > 0, np.array(entropies) < floor)
@@ -171,20 +172,20 @@ def test_hinge_leaves_distributions_above_the_floor_alone():
 
 @pytest.mark.parametrize("floor", [None, 2.3])
 def test_penalty_pulls_towards_entropy(floor):
-    hidden, targets, mask, weight = draw(11)
+    hidden, targets, mask, output = draw(11)
     config = TrainingConfig(confidence_penalty=1.0, entropy_floor=floor)
 
     def penalty(states):
-        losses = token_losses(states, targets, mask, weight, entropy_floor=floor)
+        losses = token_losses(states, targets, mask, output, entropy_floor=floor)
         return objective(losses.replace(cross_entropy=0.0), draw_weights(0), config)
 
     moved = hidden - 0.1 * jax.grad(penalty)(hidden)
-    before, after = (token_losses(states, targets, mask, weight).entropy for states in (hidden, moved))
+    before, after = (token_losses(states, targets, mask, output).entropy for states in (hidden, moved))
     assert after > before
 
 
 def test_a_batch_of_padding_costs_nothing():
-    hidden, targets, mask, weight = draw(12)
-    losses = token_losses(hidden, targets, np.zeros_like(mask), weight)
+    hidden, targets, mask, output = draw(12)
+    losses = token_losses(hidden, targets, np.zeros_like(mask), output)
     assert int(losses.count) == 0
     assert float(objective(losses, draw_weights(0), TrainingConfig(confidence_penalty=0.3))) == 0

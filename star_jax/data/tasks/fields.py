@@ -20,7 +20,7 @@ def text_field(row: Mapping[str, Any], name: str) -> str:
     """
     text = optional_text_field(row, name)
     if text is None:
-        state = "is empty" if row.get(name) is not None else f"is missing (the row has {_names(row)})"
+        state = "is empty" if row.get(name) is not None else f"is missing (the row has {field_names(row)})"
         raise DataError(f"field '{name}' {state}; fill it in, or choose the data.task that fits the file")
     return text
 
@@ -35,22 +35,31 @@ def optional_text_field(row: Mapping[str, Any], name: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise DataError(f"field '{name}' is {_short(value)}; it must be a string")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        # JSON can spell half of a surrogate pair, and no tokenizer can read one.
-        raise DataError(f"field '{name}' holds an unpaired surrogate (\\ud800 to \\udfff); remove it")
+        raise DataError(f"field '{name}' is {short(value)}; it must be a string")
+    check_unicode(value, f"field '{name}'")
     return value if value.strip() else None
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Raises `DataError` where the text, `what` of the row, holds half of a surrogate pair.
+
+    JSON can spell one, and no tokenizer can read it.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{what} holds an unpaired surrogate (\\ud800 to \\udfff); remove it")
 
 
 def invalid_field(row: Mapping[str, Any], name: str, expected: str) -> DataError:
     """The error for a field whose value makes no sense; `expected` says what would."""
-    return DataError(f"field '{name}' is {_short(row.get(name))}; expected {expected}")
+    return DataError(f"field '{name}' is {short(row.get(name))}; expected {expected}")
 
 
-def _names(row: Mapping[str, Any]) -> str:
+def field_names(row: Mapping[str, Any]) -> str:
+    """What fields the row has, for messages."""
     return ", ".join(map(str, row)) or "no fields"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from star_jax.data.tasks.fields import invalid_field, optional_text_field, text_field
+from star_jax.data.tasks.numbers import numbers
 from star_jax.data.tasks.task import Task
 
 INSTRUCTION = "\nAnswer the above question. First think step by step and then answer the final number.\n"
@@ -22,12 +23,6 @@ ANSWER_PHRASE = "The final answer is"
 _FINAL = rf"(?:{ANSWER_PHRASE}|{ANSWER_MARK})"
 _FINAL_LINE = re.compile(rf"^\s*{_FINAL}[:\s]*(.*)", re.IGNORECASE | re.MULTILINE)
 _FINAL_ANYWHERE = re.compile(rf"{_FINAL}[:\s]*((?:(?!{_FINAL}).)*)", re.IGNORECASE)
-_NUMBER = re.compile(
-    # A minus after a word, a digit or a bracket takes away; anywhere else it is a sign, with or without a currency.
-    r"(?P<sign>(?<![\w)\].%])[-\u2212]\\?\$?)?"
-    r"(?:(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.(?P<fraction>[0-9]+))?"
-    r"|(?<![0-9])\.(?P<bare_fraction>[0-9]+))"
-)
 
 
 def prompt(row: Mapping[str, Any]) -> str:
@@ -57,26 +52,14 @@ def parse(text: str) -> str | None:
     of "the final answer" in its midst. Without the phrase, the last number of the text.
     """
     if lines := _FINAL_LINE.findall(text):
-        return _first(_numbers(line) for line in lines)
+        return _first(numbers(line) for line in lines)
     if tails := _FINAL_ANYWHERE.findall(text):
-        return _first(_numbers(tail) for tail in reversed(tails))
-    return _first([_numbers(text)[::-1]])
-
-
-def _numbers(text: str) -> list[str]:
-    return [_canonical(match) for match in _NUMBER.finditer(text)]
-
-
-def _canonical(number: re.Match[str]) -> str:
-    # Digits are handled as text: a float would merge large numbers that differ.
-    whole = (number["whole"] or "").replace(",", "").lstrip("0") or "0"
-    fraction = (number["fraction"] or number["bare_fraction"] or "").rstrip("0")
-    size = f"{whole}.{fraction}" if fraction else whole
-    return f"-{size}" if number["sign"] and size != "0" else size
+        return _first(numbers(tail) for tail in reversed(tails))
+    return _first([numbers(text)[::-1]])
 
 
 def _first(candidates: Iterable[list[str]]) -> str | None:
-    return next((numbers[0] for numbers in candidates if numbers), None)
+    return next((found[0] for found in candidates if found), None)
 
 
 GSM8K = Task(name="gsm8k", prompt=prompt, response=response, parse=parse)

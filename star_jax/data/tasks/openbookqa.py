@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from star_jax.data.tasks.choices import choice_reader
 from star_jax.data.tasks.fields import invalid_field, optional_text_field, text_field
 from star_jax.data.tasks.task import Task
 
@@ -23,12 +24,7 @@ CUE = "The correct answer is"
 CANDIDATES = tuple(f" {letter}" for letter in LETTERS)
 
 _CHOICE_COLON = re.compile(r"^(Answer[A-D]):[ \t]*", re.MULTILINE)
-# A letter that stands alone. A small one counts only where a sentence could not go on, since "a" is also a word.
-_LETTER = r"[\s\"'*(]*(?:([A-D])(?![\w'\u2019-])|([a-d])(?=\s*(?:[.,:;)\"'*]|$)))"
-_ANSWER_IS = re.compile(rf"(?i:\banswer\s*(?:is\b|:)\s*:?){_LETTER}", re.MULTILINE)
-_LEADING = re.compile(_LETTER, re.MULTILINE)
-_ARTICLE = re.compile(r"A\s+[a-z]")
-_MENTION = re.compile(r"(?i:\b(?:answer|option|choice)\s*)\(?([A-D])\b|\(([A-Da-d])\)")
+_named = choice_reader(LETTERS)
 
 
 def prompt(row: Mapping[str, Any]) -> str:
@@ -68,12 +64,8 @@ def parse(text: str) -> str | None:
     In this order: after the first "answer is" or "answer:"; at the beginning of the text, unless it is the article
     "A"; the only one mentioned as "(b)", "option B", "AnswerB".
     """
-    text = text.strip()
-    explicit = _ANSWER_IS.search(text) or (None if _ARTICLE.match(text) else _LEADING.match(text))
-    if explicit:
-        return (explicit[1] or explicit[2]).upper()
-    mentions = {(first or second).upper() for first, second in _MENTION.findall(text)}
-    return mentions.pop() if len(mentions) == 1 else None
+    place = _named(text)
+    return None if place is None else LETTERS[place]
 
 
 def _choices(row: Mapping[str, Any]) -> dict[str, str]:

@@ -29,7 +29,12 @@ class Task:
       parse: generated or reference text -> canonical answer, or None where none can be read.
       candidates: response texts of a closed answer set, or None for free answers.
       group: prompt -> name of its kind, for reports of what was picked.
+      begin: what stands before a free answer that a person writes, to make it a response: blanks, or nothing.
       append_eos: whether a response ends in the tokenizer's end-of-sequence token.
+      add_special_tokens: whether the tokenizer puts its special tokens around a prompt; False where they are part
+        of the prompt's text, as a chat template writes them.
+      id_field: the field of a row that names it. Any but `id` must be there.
+      group_field: the field of a row that becomes `Prompt.group`, or None.
     """
 
     name: str
@@ -38,7 +43,11 @@ class Task:
     parse: Callable[[str], str | None]
     candidates: tuple[str, ...] | None = None
     group: Callable[[Prompt], str] = no_group
+    begin: str = ""
     append_eos: bool = True
+    add_special_tokens: bool = True
+    id_field: str = "id"
+    group_field: str | None = None
 
     def is_correct(self, prediction: str, reference: str) -> bool:
         """Exact match of the parsed answers; a prediction that cannot be parsed is wrong."""

@@ -1,0 +1,95 @@
+"""Jinja templates over the columns of a row: what `format.prompt` and `format.response` are.
+
+A column that is missing, or empty in this row, may be asked about (`if`, `or`, `default`) but not printed, and a list
+or an object is never printed: a prompt that says "None" or "['a', 'b']" is a mistake nobody would notice. Null, NaN
+and blank text are one and the same, since a CSV file has no other way to say that nothing is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from star_jax.config import ConfigError
+from star_jax.data.examples import DataError
+from star_jax.data.tasks.fields import check_unicode, field_names, short
+
+WHOLE_ROW = "row"
+"""Name by which a template reads columns whose names are no identifiers: `{{ row['Question text'] }}`."""
+
+
+class UnfilledError(DataError):
+    """A column that the template prints is missing or empty in this row."""
+
+
+class RowTemplate:
+    """A template of the configuration.
+
+    Args:
+      option: its dotted name, for messages.
+      source: Jinja text.
+
+    Raises:
+      ConfigError: the text is no template.
+    """
+
+    def __init__(self, option: str, source: str) -> None:
+        self._option = option
+        try:
+            self._columns = meta.find_undeclared_variables(_ENVIRONMENT.parse(source)) - {WHOLE_ROW}
+            self._template = _ENVIRONMENT.from_string(source)
+        except TemplateSyntaxError as error:
+            line = f" in its line {error.lineno}" if "\n" in source else ""
+            raise ConfigError(
+                f"{option} is no valid Jinja template: {error.message}{line}; a column is written {{{{ name }}}}"
+            ) from None
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """The template with the row's columns filled in.
+
+        Raises:
+          UnfilledError: a printed column is missing or empty.
+          DataError: a printed column is a list or an object, or the template fails on this row.
+        """
+        columns = {name: _cell(row, name) for name in self._columns if name in row or name not in _ENVIRONMENT.globals}
+        try:
+            text = self._template.render({WHOLE_ROW: {name: _cell(row, name) for name in row}} | columns)
+        except UndefinedError as error:
+            raise UnfilledError(f"{error.message}, and {self._option} needs it") from None
+        except DataError as error:
+            raise DataError(f"{self._option} prints {error}") from None
+        except Exception as error:  # the user's own expressions run in there, and can fail in any way
+            raise DataError(f"{self._option} cannot be filled in: {error}") from error
+        check_unicode(text, f"the text of {self._option}")
+        return text
+
+
+class _Empty(StrictUndefined):
+    """A column with nothing in it: false where it is asked about, an error where it is printed."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:  # type: ignore[override]
+        return False
+
+
+def _cell(row: Mapping[str, Any], name: str) -> Any:
+    value = row.get(name)
+    if name not in row:
+        return StrictUndefined(hint=f"field '{name}' is missing (the row has {field_names(row)})", name=name)
+    # NaN, which is what a number that is missing becomes in Parquet, is the one value that does not equal itself.
+    if value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and not value.strip()):
+        return _Empty(hint=f"field '{name}' is empty", name=name)
+    return value
+
+
+def _printed(value: Any) -> Any:
+    if value is None or isinstance(value, Mapping | list | tuple | set | bytes):
+        raise DataError(f"{short(value)}; print a text or a number of it, such as {{{{ name[0] }}}}")
+    return value
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_printed, keep_trailing_newline=True)

@@ -1,0 +1,101 @@
+"""Model folders: where they are, what must be in them, and their tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from star_jax.config import ConfigError
+
+EMBEDDED = "embedded:"
+"""Beginning of the names of models that ship with the package."""
+
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""What is fetched from the hub: weights, configuration and tokenizer. No pickled weights, no code."""
+
+
+def resolve_folder(path: str) -> Path:
+    """Folder of a model: a local one, one that ships with the package, or a hub name downloaded.
+
+    With `HF_HUB_OFFLINE=1` a hub name is looked up among what has been fetched before.
+
+    Raises:
+      ConfigError: it is none of these.
+    """
+    if path.startswith(EMBEDDED):
+        folder = Path(__file__).parent.parent / "embedded" / path.removeprefix(EMBEDDED)
+        if not folder.is_dir():
+            raise ConfigError(f"the model is {path!r}; no model of that name ships with the package")
+        return folder
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
+        raise ConfigError(f"the model is {path!r}; there is no such folder, and it is not a hub name OWNER/MODEL")
+    # Imported here: the hub client is slow to load and local folders do not need it.
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # The client raises a dozen unrelated classes; the user needs one sentence.
+        raise ConfigError(
+            f"the model is {path!r}; there is no such folder, and the hub did not give it: {first_line(error)}"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model or adapter folder.
+
+    Raises:
+      ConfigError: there are none; pickled weights are named where there are some.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind))
+    found = f"; it has {pickled[0]}, and pickled weights are not read because" if pickled else ", and pickled weights"
+    tail = (
+        " reading them can run any code: convert them with save_pretrained(..., safe_serialization=True)"
+        if pickled
+        else " would not be read because they can run code"
+    )
+    raise ConfigError(f"{folder} has no *.safetensors file{found}{tail}")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`.
+
+    Raises:
+      ConfigError: it does not hold one.
+    """
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file} holds no JSON object")
+    return raw
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model folder, through transformers.
+
+    Raises:
+      ConfigError: there is none, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} has no tokenizer that transformers can read: {first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{folder}: the tokenizer has no end-of-sequence token, so a response could not end")
+    return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

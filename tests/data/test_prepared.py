@@ -1,0 +1,82 @@
+"""What a run works on, after the limits: kept rows, labels, counts and fingerprints."""
+
+import pytest
+from data_files import write_lines
+
+from star_jax.config import ConfigError, DataConfig
+from star_jax.data.batching import Encoder, Limits
+from star_jax.data.prepared import examples_within_limits, fingerprint, prepare
+from star_jax.data.tasks import get_task
+from star_jax.models.folders import load_tokenizer
+
+SKILLS = get_task("skills")
+ROWS = [
+    {"id": "a", "question": "rev 3 1 4 =", "answer": "4 1 3"},
+    {"id": "b", "question": "rev 3 1 4 1 5 =", "answer": "5 1 4 1 3"},  # 7 tokens, and 6 with end-of-sequence
+    {"id": "c", "question": "max 3 9 =", "answer": ""},
+    {"id": "d", "question": "copy 1 2 3 4 =", "answer": "1 2 3 4"},
+]
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    pool = write_lines(tmp_path / "pool.jsonl", *ROWS, {"question": "rev 3 1 4 ="})
+    test = write_lines(tmp_path / "test.jsonl", ROWS[1], ROWS[0])
+
+    def load(prompt, response, too_long, **fields):
+        config = DataConfig(train=pool, test=test, **fields)
+        return prepare(
+            config, SKILLS, Encoder(load_tokenizer("embedded:skills"), SKILLS, Limits(prompt, response, too_long)), 0
+        )
+
+    return load
+
+
+def test_everything_is_kept_where_it_fits(prepared):
+    data = prepared(9, 6, "error")
+    assert [prompt.id for prompt in data.pool] == ["a", "b", "c", "d", "pool-000005"]
+    assert data.labels == {row["id"]: row["answer"] for row in ROWS if row["answer"]}
+    assert [(example.id, example.response) for example in data.labelled()] == list(data.labels.items())
+    assert data.unlabelled == 2
+    assert {name: count for name, count in data.counts().items() if count} == {
+        "pool_examples": 5,
+        "pool_unlabelled": 2,
+        "test_examples": 2,
+        "duplicate_prompts": 1,
+        "test_overlap": 3,
+    }
+
+
+@pytest.mark.parametrize("too_long", ["drop", "truncate-left"])
+def test_what_the_limits_did_is_counted(prepared, too_long):
+    data = prepared(6, 4, too_long)
+    dropped = too_long == "drop"
+    assert [prompt.id for prompt in data.pool] == ["a", *([] if dropped else ["b"]), "c", "d", "pool-000005"]
+    assert set(data.labels) == {"a", "d"} | (set() if dropped else {"b"})
+    counts = data.counts()
+    assert (counts["left_out_of_pool"], counts["pool_prompts_cut"]) == ((1, 0) if dropped else (0, 1))
+    assert (counts["left_out_of_test"], counts["test_prompts_cut"]) == ((1, 0) if dropped else (0, 1))
+    assert counts["pool_responses_cut"] == (1 if dropped else 2)
+    assert counts["test_responses_cut"] == (0 if dropped else 1)
+    assert counts["test_examples"] == len(data.test) == (1 if dropped else 2)
+
+
+def test_a_test_set_of_which_nothing_is_left_is_an_error(prepared):
+    with pytest.raises(ConfigError, match=r"no test example is within data\.max_prompt_tokens"):
+        prepared(4, 6, "drop")
+
+
+def test_the_fingerprint_is_that_of_ids_and_texts_in_order(prepared):
+    data = prepared(9, 6, "error")
+    assert data.facts["pool"] == fingerprint(data.pool) != fingerprint(data.pool[::-1])
+    assert data.facts["pool"] == prepared(9, 6, "truncate-left").facts["pool"]
+    assert data.facts["pool"] != prepared(6, 6, "drop").facts["pool"]
+    assert data.facts["test"] == fingerprint([example.prompt for example in data.test])
+
+
+def test_labelled_examples_are_fitted_in_their_own_order(prepared):
+    encoder = Encoder(load_tokenizer("embedded:skills"), SKILLS, Limits(6, 6, "drop"))
+    examples = prepared(9, 6, "error").labelled()[::-1]
+    kept, fitting = examples_within_limits(encoder, examples)
+    assert kept == [example for example in examples if example.id != "b"]
+    assert fitting.prompts_left_out == 1

@@ -1,0 +1,358 @@
+"""Tiny Transformers models of every family: configs in the words of published ones, random weights, what they answer.
+
+Fields that published configs leave out are left out here too, so that the defaults of each family are compared as
+well. Windows, original context lengths and soft-caps are small enough to matter in sequences of a hundred tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Fields = dict[str, Any]
+
+FAMILY_ROW = "family"
+"""Name under which a test records its row of the table at the end, as a property of its report."""
+
+LONGEST_PROMPT = 48
+MAX_POSITIONS = 256
+REMOTE_CODE = {"auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}
+"""Microsoft's configs name code of their own beside a `model_type` that needs none."""
+
+
+class TinyModel(NamedTuple):
+    """One draw of a family.
+
+    Attributes:
+      config: as the hub's `config.json` would put it.
+      variations: name of a feature → fields that take it away; the logits must change plainly with them.
+      shortest_prompt: fewest tokens of a prompt.
+      longest: as `load_model` takes it.
+    """
+
+    config: Fields
+    variations: Mapping[str, Fields] = MappingProxyType({})
+    shortest_prompt: int = 1
+    longest: int | None = None
+
+
+def _config(rng: np.random.Generator, model_type: str, **fields: Any) -> Fields:
+    """What all families share: grouped-query attention whose head width is the model's over the heads, and even."""
+    groups = int(rng.integers(1, 3))
+    return {
+        "model_type": model_type,
+        "vocab_size": int(rng.integers(150, 250)),
+        "hidden_size": int(rng.choice([48, 72, 96])),
+        "intermediate_size": int(rng.integers(60, 140)),
+        "num_hidden_layers": 3,
+        "num_attention_heads": groups * int(rng.integers(2, 4)),
+        "num_key_value_heads": groups,
+        "max_position_embeddings": MAX_POSITIONS,
+        # Far larger than published, so that another one would show.
+        "rms_norm_eps": float(10 ** rng.uniform(-4, -2)),
+        "rope_theta": float(10 ** rng.uniform(3, 5)),
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "use_cache": True,
+        "initializer_range": 0.02,
+        "torch_dtype": "float32",
+        "transformers_version": "4.45.2",
+        **fields,
+    }
+
+
+def _wide_heads(rng: np.random.Generator, config: Fields, *widths: int) -> Fields:
+    """Heads whose widths do not add up to the model's."""
+    even = config["hidden_size"] // config["num_attention_heads"]
+    return config | {"head_dim": int(rng.choice([width for width in widths or (12, 16, 20) if width != even]))}
+
+
+def _window(rng: np.random.Generator) -> int:
+    return int(rng.integers(5, 13))
+
+
+def llama_2(rng: np.random.Generator) -> TinyModel:
+    config = _config(rng, "llama", tie_word_embeddings=False, rope_scaling=None, pretraining_tp=1)
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    del config["rope_theta"]
+    return TinyModel(config)
+
+
+def llama_3(rng: np.random.Generator) -> TinyModel:
+    fields = {"tie_word_embeddings": False, "rope_scaling": None, "attention_bias": False, "mlp_bias": False}
+    return TinyModel(_wide_heads(rng, _config(rng, "llama", **fields)), {"base of rope": {"rope_theta": 100.0}})
+
+
+def _llama_with_scaling(rng: np.random.Generator, factor: float, tied: bool) -> TinyModel:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    # With these bases and widths some wavelengths are left, some interpolated and some scaled whole.
+    theta = float(rng.uniform(5e3, 2e4))
+    config = _config(rng, "llama", tie_word_embeddings=tied, rope_scaling=scaling, rope_theta=theta)
+    variations = {
+        "scaling": {"rope_scaling": None},
+        "interpolation": {"rope_scaling": scaling | {"high_freq_factor": 1.001}},
+    }
+    return TinyModel(_wide_heads(rng, config, 16, 20), variations)
+
+
+def llama_31(rng: np.random.Generator) -> TinyModel:
+    return _llama_with_scaling(rng, factor=8.0, tied=False)
+
+
+def llama_32(rng: np.random.Generator) -> TinyModel:
+    return _llama_with_scaling(rng, factor=32.0, tied=True)
+
+
+def mistral(rng: np.random.Generator) -> TinyModel:
+    config = _config(rng, "mistral", sliding_window=_window(rng), tie_word_embeddings=False)
+    return TinyModel(_wide_heads(rng, config), {"window": {"sliding_window": None}})
+
+
+def qwen2(rng: np.random.Generator) -> TinyModel:
+    # Published with a window and a depth for it, both switched off.
+    fields = {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 1, "tie_word_embeddings": True}
+    return TinyModel(_config(rng, "qwen2", **fields))
+
+
+def qwen2_window(rng: np.random.Generator) -> TinyModel:
+    fields = {"use_sliding_window": True, "sliding_window": _window(rng), "max_window_layers": 2}
+    config = _config(rng, "qwen2", num_hidden_layers=4, tie_word_embeddings=False, **fields)
+    variations = {"window": {"use_sliding_window": False}, "depth of windows": {"max_window_layers": 0}}
+    return TinyModel(config, variations)
+
+
+def qwen2_yarn(rng: np.random.Generator) -> TinyModel:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": MAX_POSITIONS // 4}
+    config = _config(rng, "qwen2", rope_scaling=scaling, use_sliding_window=False, tie_word_embeddings=False)
+    variations = {
+        "scaling": {"rope_scaling": None},
+        "scale of attention": {"rope_scaling": scaling | {"attention_factor": 1.0}},
+        "range of scaling": {"rope_scaling": scaling | {"beta_slow": 3.0}},
+    }
+    return TinyModel(config, variations)
+
+
+def qwen3(rng: np.random.Generator) -> TinyModel:
+    fields = {"attention_bias": False, "use_sliding_window": False, "sliding_window": None, "max_window_layers": 3}
+    return TinyModel(_wide_heads(rng, _config(rng, "qwen3", tie_word_embeddings=bool(rng.integers(2)), **fields)))
+
+
+def gemma_2(rng: np.random.Generator) -> TinyModel:
+    window = _window(rng)
+    config = _config(
+        rng,
+        "gemma2",
+        num_hidden_layers=4,
+        # Both spellings are published, and so are both of the window.
+        hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh",
+        sliding_window=window,
+        sliding_window_size=window,
+        attention_bias=False,
+        cache_implementation="hybrid",
+        query_pre_attn_scalar=int(rng.choice([5, 7, 9])),
+        attn_logit_softcapping=float(rng.uniform(2, 4)),
+        final_logit_softcapping=float(rng.uniform(5, 10)),
+    )
+    variations = {
+        "window": {"sliding_window": MAX_POSITIONS},
+        "scale of queries": {"query_pre_attn_scalar": 16},
+        "cap of attention": {"attn_logit_softcapping": None},
+        "cap of logits": {"final_logit_softcapping": None},
+    }
+    return TinyModel(_wide_heads(rng, config), variations)
+
+
+def gemma_3(rng: np.random.Generator) -> TinyModel:
+    config = _config(
+        rng,
+        "gemma3_text",
+        num_hidden_layers=6,
+        hidden_activation="gelu_pytorch_tanh",
+        attention_bias=False,
+        sliding_window=_window(rng),
+        sliding_window_pattern=int(rng.integers(2, 5)),
+        query_pre_attn_scalar=int(rng.choice([6, 9, 30])),
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        rope_local_base_freq=float(10 ** rng.uniform(1, 2)),
+    )
+    del config["hidden_act"]
+    variations = {
+        "window": {"sliding_window": MAX_POSITIONS},
+        "pattern": {"sliding_window_pattern": 6},
+        "scale of queries": {"query_pre_attn_scalar": 16},
+        "scaling": {"rope_scaling": None},
+        "local base": {"rope_local_base_freq": config["rope_theta"]},
+    }
+    return TinyModel(_wide_heads(rng, config), variations)
+
+
+def _phi(rng: np.random.Generator, **fields: Any) -> Fields:
+    # The width gives an even number of rotated features for three quarters of a head too.
+    drops = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_dropout": 0.0}
+    config = _config(rng, "phi3", hidden_size=96, attention_bias=False, rope_scaling=None, **drops, **REMOTE_CODE)
+    return config | {"tie_word_embeddings": False} | fields
+
+
+def phi_3(rng: np.random.Generator) -> TinyModel:
+    config = _phi(rng, sliding_window=_window(rng), original_max_position_embeddings=MAX_POSITIONS)
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    return TinyModel(config, {"window": {"sliding_window": None}})
+
+
+def _longrope(rng: np.random.Generator, rotated: int) -> Fields:
+    short, long = rng.uniform(1, 2, rotated // 2), rng.uniform(2, 8, rotated // 2)
+    return {"type": "longrope", "short_factor": short.tolist(), "long_factor": long.tolist()}
+
+
+def _phi_with_longrope(rng: np.random.Generator, original: int, **fields: Any) -> TinyModel:
+    config = _phi(rng, sliding_window=MAX_POSITIONS, original_max_position_embeddings=original, **fields)
+    scaling = _longrope(rng, config["hidden_size"] // config["num_attention_heads"])
+    swapped = scaling | {"short_factor": scaling["long_factor"], "long_factor": scaling["short_factor"]}
+    config["rope_scaling"] = scaling
+    variations = {
+        "choice of factors": {"rope_scaling": swapped},
+        "scale of attention": {"rope_scaling": scaling | {"attention_factor": 1.0}},
+    }
+    return TinyModel(config, variations)
+
+
+def phi_3_short(rng: np.random.Generator) -> TinyModel:
+    """Prompt and response together stay inside the original context."""
+    return _phi_with_longrope(rng, original=MAX_POSITIONS // 2)
+
+
+def phi_3_long(rng: np.random.Generator) -> TinyModel:
+    """Every prompt is longer than the original context, which transformers looks at anew in each pass."""
+    original, most = 24, MAX_POSITIONS // 2
+    tiny = _phi_with_longrope(rng, original, max_position_embeddings=most)
+    return tiny._replace(shortest_prompt=original + 1, longest=most)
+
+
+def phi_4_mini(rng: np.random.Generator) -> TinyModel:
+    original = MAX_POSITIONS // 2
+    fields = {"partial_rotary_factor": 0.75, "tie_word_embeddings": True, "sliding_window": 2 * MAX_POSITIONS}
+    harmless = {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False}
+    config = _phi(rng, original_max_position_embeddings=original, **fields, **harmless)
+    width = config["hidden_size"] // config["num_attention_heads"]
+    scaling = _longrope(rng, width * 3 // 4)
+    wider = {name: part + part[: width // 8] for name, part in scaling.items() if name != "type"}
+    config["rope_scaling"] = scaling
+    variations = {"rotated part": {"partial_rotary_factor": 1.0, "rope_scaling": {"type": "longrope", **wider}}}
+    return TinyModel(config, variations)
+
+
+def olmo_2(rng: np.random.Generator) -> TinyModel:
+    return TinyModel(_config(rng, "olmo2", attention_bias=False, rope_scaling=None, tie_word_embeddings=False))
+
+
+def smollm_3(rng: np.random.Generator) -> TinyModel:
+    depth, interval = 5, int(rng.integers(2, 5))
+    fields = {
+        "no_rope_layer_interval": interval,
+        "no_rope_layers": [int((layer + 1) % interval != 0) for layer in range(depth)],
+        "layer_types": ["full_attention"] * depth,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": 28,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    config = _config(rng, "smollm3", num_hidden_layers=depth, rope_scaling=None, **fields)
+    return TinyModel(config, {"layers without rope": {"no_rope_layers": [1] * depth}})
+
+
+FAMILIES: dict[str, Callable[[np.random.Generator], TinyModel]] = {
+    "Llama-2": llama_2,
+    "Llama-3": llama_3,
+    "Llama-3.1": llama_31,
+    "Llama-3.2": llama_32,
+    "Mistral": mistral,
+    "Qwen2": qwen2,
+    "Qwen2-window": qwen2_window,
+    "Qwen2.5-YaRN": qwen2_yarn,
+    "Qwen3": qwen3,
+    "Gemma-2": gemma_2,
+    "Gemma-3": gemma_3,
+    "Phi-3": phi_3,
+    "Phi-3-LongRoPE-short": phi_3_short,
+    "Phi-3-LongRoPE-long": phi_3_long,
+    "Phi-4-mini": phi_4_mini,
+    "OLMo-2": olmo_2,
+    "SmolLM3": smollm_3,
+}
+
+
+def torch_model(config: Fields) -> PreTrainedModel:
+    """Transformers' model of a config."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    read = AutoConfig.for_model(**config)
+    return AutoModelForCausalLM.from_config(read, attn_implementation="eager").eval().requires_grad_(False)
+
+
+def randomise(model: PreTrainedModel, seed: int) -> None:
+    """Fresh weights: activations of order 1, logits of a few units, biases and norms away from 0 and 1."""
+    import torch
+
+    torch.manual_seed(seed)
+    for module in model.modules():
+        # Gemma keeps a norm's weight less 1.
+        offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
+        for name, parameter in module.named_parameters(recurse=False):
+            if type(module).__name__.endswith("RMSNorm"):
+                torch.nn.init.uniform_(parameter, 0.5 - offset, 1.5 - offset)
+            elif name == "bias":
+                torch.nn.init.normal_(parameter, std=0.3)
+            else:
+                torch.nn.init.normal_(parameter, std=1.25 / parameter.shape[1] ** 0.5)
+    for parameter in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+        torch.nn.init.normal_(parameter, std=2 / parameter.shape[1] ** 0.5)
+    # Where embedding and head are tied, a final norm of one sign would have every token ask for itself again.
+    final = model.model.norm
+    offset = 1.0 if type(final).__name__.startswith("Gemma") else 0.0
+    signs = torch.randint(0, 2, final.weight.shape) * 2.0 - 1.0
+    final.weight.copy_((final.weight + offset) * signs - offset)
+
+
+def torch_logits(model: PreTrainedModel, tokens: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    """Logits `B×T×V` of right-padded rows, the padding masked in transformers' own way."""
+    import torch
+
+    mask = np.arange(tokens.shape[1]) < lengths[:, None]
+    return model(input_ids=torch.tensor(tokens, dtype=torch.long), attention_mask=torch.tensor(mask).long()).logits
+
+
+def greedy(model: PreTrainedModel, prompt: np.ndarray, width: int) -> tuple[np.ndarray, float]:
+    """The `width` tokens that transformers generates behind one prompt, and the smallest lead of a best token."""
+    import torch
+
+    ids = torch.tensor(prompt[None], dtype=torch.long)
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=width,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    best = torch.stack(out.logits, dim=1)[0].topk(2).values
+    return out.sequences[0, len(prompt) :].numpy(), float((best[:, 0] - best[:, 1]).min())

@@ -1,0 +1,116 @@
+"""A person's own files through both commands: configs/own_data.yaml, and flags where they differ from it."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from star_jax import run, score
+from star_jax.command_line import guarded_main
+from star_jax.data import skills_benchmark as skills
+
+CONFIG = Path(__file__).parent.parent / "configs" / "own_data.yaml"
+
+
+def write(path, examples, labelled):
+    """A CSV file of columns question, label and kind; rows from `labelled` on have no label."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["question", "label", "kind"])
+        for number, example in enumerate(examples):
+            label = example.response if number < labelled else ""
+            writer.writerow([example.prompt.text, label, skills.skill_of(example.prompt.text)])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    seed = int.from_bytes(os.urandom(2))
+    print(f"pool seed {seed}")
+    pool = skills.pool_examples("R1", seed, 24)
+    write(folder / "pool.csv", pool, 24)
+    write(folder / "open.csv", pool, 15)
+    write(folder / "test.csv", skills.test_examples()[::40], 99)
+    return folder
+
+
+def flags(folder, *extra, pool="pool.csv"):
+    """What the shipped file leaves open, for the model that ships with the package."""
+    return [
+        *("--config", str(CONFIG), "--model.path", "embedded:skills", "--output-dir", str(folder / "out")),
+        *("--data.train", str(folder / pool), "--data.test", str(folder / "test.csv")),
+        *("--format.prompt", "{{ question }} ", "--format.group", "kind", "--strategies", "random"),
+        *(
+            "--data.max-prompt-tokens",
+            "9",
+            "--data.max-response-tokens",
+            "6",
+            "--lora.rank",
+            "2",
+            "--lora.targets",
+            "v_proj",
+        ),
+        *("--loop.initial-labels", "8", "--loop.labels-per-round", "4", "--loop.rounds", "2", *extra),
+    ]
+
+
+def test_the_shipped_file_is_short_and_has_no_code():
+    lines = CONFIG.read_text().splitlines()
+    assert len(lines) <= 25
+
+
+def test_a_csv_file_runs_and_bad_rows_and_cuts_are_in_the_summary(files, caplog):
+    broken = files / "broken.csv"
+    broken.write_text((files / "pool.csv").read_text() + "only one cell\n,4 1 3,rev\n")
+    limits = ("--data.max-response-tokens", "4", "--data.too-long", "truncate-left", "--data.on-bad-row", "skip")
+    assert run.main(flags(files, *limits, pool="broken.csv")) == 0
+    assert f"{broken}: 2 of 26 rows cannot be used and are left out: line 26: has 1 cells" in caplog.text
+    folder = files / "out" / "random" / "seed-0"
+    files_of_rounds = sorted(folder.glob("rounds/*/queried.jsonl"))
+    rows = [json.loads(line) for path in files_of_rounds for line in path.read_text().splitlines()]
+    with (files / "pool.csv").open() as file:
+        truth = {row["question"]: row for row in csv.DictReader(file)}
+    assert len({row["id"] for row in rows}) == 12
+    groups = {row["kind"] for row in truth.values()}
+    assert {row["group"] for row in rows} <= groups
+    assert all(row["response"].startswith(" ") for row in rows)
+    counts = json.loads((folder / "summary.json").read_text())["data"]
+    facts = json.loads((folder / "data.json").read_text())
+    assert counts == {name: value for name, value in facts.items() if name not in ("pool", "test")}
+    cut = sum(len(row["label"].split()) + 1 > 4 for row in truth.values())
+    assert (counts["pool_bad_rows"], counts["pool_examples"], counts["pool_responses_cut"]) == (2, 24, cut)
+    assert (counts["pool_unlabelled"], counts["left_out_of_pool"], counts["pool_prompts_cut"]) == (0, 0, 0)
+
+
+def test_gold_answers_need_a_labelled_pool(files, capfd, tmp_path):
+    argv = flags(files, "--scoring.answers", "reference", "--output-dir", str(tmp_path), pool="open.csv")
+    assert guarded_main(run.main, argv) == 2
+    error = capfd.readouterr().err
+    assert f"9 of 24 pool rows in {files / 'open.csv'} have no response" in error
+    assert "scoring.answers is reference" in error
+    assert not list(tmp_path.iterdir())
+
+
+def scored(files, *extra):
+    out = files / "scores.jsonl"
+    argv = ["--config", str(CONFIG), "--model", "embedded:skills", "--data", str(files / "open.csv"), "--out", str(out)]
+    limits = ["--max-prompt-tokens", "9", "--max-response-tokens", "6", "--format.prompt", "{{ question }} "]
+    assert score.main([*argv, *limits, *extra]) == 0
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_an_unlabelled_file_is_scored(files):
+    with (files / "open.csv").open() as file:
+        questions = [row["question"] for row in csv.DictReader(file)]
+    rows = scored(files)
+    assert [row["id"] for row in rows] == [f"open-{number:06d}" for number in range(2, len(questions) + 2)]
+    known = [(row["response"], skills.solve(q)) for row, q in zip(rows, questions, strict=True) if q.startswith("rev ")]
+    assert all(ours == theirs for ours, theirs in known)
+
+
+def test_closed_answers_make_candidates_without_code(files):
+    rows = scored(files, "--answers", "candidates", "--format.answers", "T,F", "--format.response", "{{ none }}")
+    assert {row["response"] for row in rows} <= {" T", " F"}
+    assert all(row["response_tokens"] == 1 for row in rows)
