@@ -26,7 +26,7 @@ from star_jax.active.pool import available
 from star_jax.checks import check_data, check_experiment, check_model
 from star_jax.config import ExperimentConfig
 from star_jax.data.batching import Encoder, Limits, Row
-from star_jax.data.examples import Prompt
+from star_jax.data.examples import Example, Prompt
 from star_jax.data.loading import load_examples
 from star_jax.data.prepared import RunData, examples_within_limits, prepare
 from star_jax.data.tasks import get_task

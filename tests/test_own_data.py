@@ -114,3 +114,66 @@ def test_closed_answers_make_candidates_without_code(files):
     rows = scored(files, "--answers", "candidates", "--format.answers", "T,F", "--format.response", "{{ none }}")
     assert {row["response"] for row in rows} <= {" T", " F"}
     assert all(row["response_tokens"] == 1 for row in rows)
+
+
+def fill_in(table, truth):
+    """What a person does with the table: every empty response gets its label. How many were empty."""
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    empty = [row for row in rows if not row["response"]]
+    for row in empty:
+        row["response"] = truth[row["prompt"]]
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "prompt", "response"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return len(empty)
+
+
+def test_a_person_labels_what_the_pool_does_not_have(files, tmp_path, capfd):
+    """The run waits for a person each round, and ends as one whose pool had all labels from the start."""
+    with (files / "pool.csv").open() as file:
+        truth = {row["question"]: row["label"] for row in csv.DictReader(file)}
+    (tmp_path / "pool.csv").write_text("\n".join(["question", *(question for question in truth)]) + "\n")
+    (tmp_path / "test.csv").write_text((files / "test.csv").read_text())
+    held_out = ("--training.validation-fraction", "0.3", "--strategies", "entropy")
+    argv = flags(tmp_path, *held_out)
+    argv[argv.index("--format.group") + 1] = "question"
+    argv[argv.index("--data.train") + 1] = str(tmp_path / "pool.csv")
+    folder = tmp_path / "out" / "entropy" / "seed-0"
+    asked = []
+    while (code := guarded_main(run.main, argv)) == 3:
+        said = capfd.readouterr().out
+        asked.append(fill_in(folder / "labels.csv", truth))
+        assert f"{asked[-1]} examples need a label" in said
+        assert str(folder / "labels.csv") in said
+    assert (code, asked) == (0, [8, 4])
+
+    argv[argv.index("--data.train") + 1] = str(files / "pool.csv")
+    argv[argv.index("--output-dir") + 1] = str(tmp_path / "known")
+    assert guarded_main(run.main, argv) == 0
+    for number in ("000", "001"):
+        ours, theirs = (
+            [json.loads(line) for line in (place / "rounds" / number / "queried.jsonl").read_text().splitlines()]
+            for place in (folder, tmp_path / "known" / "entropy" / "seed-0")
+        )
+        assert ours == theirs
+    measured = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["labelled"] for row in measured] == [8, 12]
+    assert all(0 < row["validation_examples"] < row["labelled"] for row in measured)
+    assert all(0 <= row["validation_accuracy"] <= 1 and row["validation_nll"] > 0 for row in measured)
+
+
+def test_a_wrong_label_is_named_by_its_line(files, tmp_path, capfd):
+    argv = flags(tmp_path, "--format.answers", "T,F", "--format.match", "choice", pool="none.csv")
+    (tmp_path / "none.csv").write_text(
+        "question,kind\n" + "".join(f"max {a} {b} =,max\n" for a in "1234" for b in "567")
+    )
+    (tmp_path / "test.csv").write_text("question,label,kind\nmax 1 2 =,T,max\n")
+    assert guarded_main(run.main, argv) == 3
+    table = tmp_path / "out" / "random" / "seed-0" / "labels.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:3], lines[3] + "maybe", *lines[4:]]) + "\n")
+    capfd.readouterr()
+    assert guarded_main(run.main, argv) == 2
+    assert f"{table}, line 4: the response is 'maybe'; expected one of 'T', 'F'" in capfd.readouterr().err

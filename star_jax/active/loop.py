@@ -182,10 +182,10 @@ def step(
             start=problem.start,
             on_step=tick,
         )
-    scored = [None if leaf is None else np.asarray(leaf) for leaf in query[1:]]
-    base = query.base if query.base is not None else state.base
-    info = RoundInfo(picked, len(examples), train_loss, *scored)._replace(validation=validation)
-    return LoopState(state.round + 1, pool, labels, adapter, base), info
+    scores, base, full, tokens = (None if leaf is None else np.asarray(leaf) for leaf in query[1:])
+    info = RoundInfo(picked, len(examples), train_loss, scores, base, full, tokens, validation)
+    kept = query.base if query.base is not None else state.base
+    return LoopState(state.round + 1, pool, labels, adapter, kept), info
 
 
 def make_query(

@@ -105,11 +105,18 @@ def write_merged(plan: MergePlan, folder: Path) -> None:
     """
     from safetensors.numpy import save_file
 
+    for pattern in COMPANIONS:
+        for source in sorted(plan.base.glob(pattern)):
+            target = folder / source.relative_to(plan.base)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
     with TensorReader(plan.base) as tensors:
         for file, names in plan.files.items():
             shard = {name: _tensor(plan, tensors, name) for name in names}
             # Transformers reads a file only when it says which library laid the tensors out.
             save_file(shard, folder / file, {"format": "pt"})
+            # safetensors makes files that nobody but their owner may read.
+            shutil.copymode(folder / "config.json", folder / file)
             del shard  # or two files' tensors would be held while the next one is filled
     if len(plan.files) > 1:
         index = {
@@ -117,11 +124,6 @@ def write_merged(plan: MergePlan, folder: Path) -> None:
             "weight_map": {name: file for file, names in plan.files.items() for name in names},
         }
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for pattern in COMPANIONS:
-        for source in sorted(plan.base.glob(pattern)):
-            target = folder / source.relative_to(plan.base)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
 
 
 def merged(weight: np.ndarray, pair: Pair) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,8 +160,6 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_model: str, dropout: fl
     for path, pair in pairs.items():
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = np.ascontiguousarray(pair.a)
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = np.ascontiguousarray(pair.b)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
     raw = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -177,7 +176,11 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_model: str, dropout: fl
         "init_lora_weights": True,
         "inference_mode": True,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
+    # safetensors makes files that nobody but their owner may read.
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
 
 def _pairs(adapter: Adapter) -> dict[str, Pair]:

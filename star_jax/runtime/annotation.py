@@ -61,7 +61,7 @@ class FileAnnotator:
         written = {}
         for line, row in read_rows(str(self._path), "train"):
             if isinstance(row, DataError):
-                raise row
+                raise DataError(f"{self._path}, line {line}: {row}") from row
             absent = [name for name in ("id", "prompt", "response") if name not in row]
             if absent:
                 raise DataError(f"{self._path}, line {line}: the column {absent[0]!r} is missing; restore it")
@@ -83,7 +83,7 @@ class FileAnnotator:
             raise DataError(f"the response is {text!r}; expected one of {expected}")
         if answer is None:
             raise DataError(f"the response is {text!r}, and task {self._task.name} finds no answer in it")
-        return text
+        return self._task.begin + text
 
     def _write(self, rows: Mapping[str, tuple[str, str]]) -> None:
         table = io.StringIO()

@@ -1,5 +1,6 @@
 """The LoRA layer against explicit kernels, and its dropout against models whose A is masked by hand."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -23,6 +24,8 @@ from star_jax.models.lora import (
     row_keys,
     with_adapter,
 )
+from star_jax.models.quantization import Quantization, quantize
+from star_jax.models.transformer import Architecture, TransformerConfig
 
 Rows = tuple[np.ndarray, np.ndarray]
 Forward = Callable[..., jax.Array]
@@ -45,13 +48,18 @@ def key(seed: int) -> jax.Array:
 # What an adapter adds.
 
 
-def test_layer_is_kernel_plus_scaled_product(rng: np.random.Generator) -> None:
-    x, kernel = rng.normal(size=(2, 3, 5)), rng.normal(size=(5, 4))
+@pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_layer_is_kernel_plus_scaled_product(rng: np.random.Generator, kind: Quantization, biased: bool) -> None:
+    x, kernel, bias = rng.normal(size=(2, 3, 5)), rng.normal(size=(5, 4)), rng.normal(size=4)
     a, b, scale = rng.normal(size=(5, 2)), rng.normal(size=(2, 4)), 0.3
-    layer = LoraDense(4, jnp.float32, name="q_proj")
-    variables = {"params": {"kernel": kernel}, "lora": {"a": a, "b": b}, "lora_scale": {"scale": scale}}
-    got = layer.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(x), jnp.asarray(0), None)
-    np.testing.assert_allclose(got, x @ (kernel + scale * a @ b), atol=1e-5)
+    frozen = quantize(jnp.asarray(kernel, jnp.float32), kind)
+    layer = LoraDense(4, jnp.float32, biased, name="q_proj")
+    params = {"kernel": frozen} | ({"bias": jnp.asarray(bias)} if biased else {})
+    adapter = jax.tree.map(jnp.asarray, {"lora": {"a": a, "b": b}, "lora_scale": {"scale": scale}})
+    got = layer.apply({"params": params, **adapter}, jnp.asarray(x), jnp.asarray(0), None)
+    rounded = kernel if kind == "none" else np.asarray(frozen.widened(jnp.float32))
+    np.testing.assert_allclose(got, x @ (rounded + scale * a @ b) + (bias if biased else 0), atol=1e-5)
 
 
 def test_base_model_is_the_same_apply_without_the_adapter(
@@ -141,6 +149,35 @@ def test_fresh_adapter_has_its_distribution(key: jax.Array, init: str) -> None:
     # No two layers, and no two projections, start from the same numbers.
     values = np.concatenate(drawn)
     assert len(np.unique(np.round(values, 6))) > 0.99 * len(values)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_fresh_adapter_is_the_same_on_quantised_kernels(
+    key: jax.Array, tiny_model: LanguageModel, kind: Quantization
+) -> None:
+    config = LoraConfig(rank=2)
+    layers = {
+        name: {"kernel": quantize(layer["kernel"], kind)} if "kernel" in layer else layer
+        for name, layer in tiny_model.params["layers"].items()
+    }
+    got = init_adapter(key, {**tiny_model.params, "layers": layers}, config)
+    chex.assert_trees_all_equal(got, init_adapter(key, tiny_model.params, config))
+    assert set(got.weights["layers"]) == set(PROJECTIONS)  # by default, all there are
+
+
+def test_fused_projections_get_one_adapter(
+    key: jax.Array,
+    make_model: Callable[[TransformerConfig], LanguageModel],
+    tiny_config: TransformerConfig,
+    forward: Forward,
+    rows: Rows,
+) -> None:
+    model = make_model(dataclasses.replace(tiny_config, architecture=Architecture(fused=True)))
+    adapter = init_adapter(key, model.params, LoraConfig(rank=2, targets=("qkv_proj", "mlp.gate_up_proj")))
+    shapes = {name: factors["b"].shape for name, factors in adapter.weights["layers"].items()}
+    assert shapes == {"qkv_proj": (2, 2, 64), "gate_up_proj": (2, 2, 80)}
+    dropout = Dropout(jax.random.split(key, len(rows[0])), RATE, "tied")
+    np.testing.assert_array_equal(forward(model, adapter, *rows, dropout), forward(model, None, *rows))
 
 
 def test_fresh_adapter_depends_on_its_key(key: jax.Array, tiny_model: LanguageModel) -> None:

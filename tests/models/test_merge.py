@@ -135,6 +135,8 @@ def test_what_belongs_to_the_model_is_copied(rng, tmp_path):
     write_merged(plan_merge(base, {}, EVERYTHING), tmp_path / "out")
     for name in ("config.json", *kept):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert modes == {(base / "config.json").stat().st_mode}
     assert not any((tmp_path / "out" / name).exists() for name in other)
 
 
