@@ -70,8 +70,8 @@ def load(folder: Path, dtype: str, quantization: str) -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     after = peak()
     print(
-        f"{dtype}, quantization {quantization}: parameters {size / 2**20:.0f} MiB, peak {after / 2**20:.0f} MiB of which "
-        f"{before / 2**20:.0f} MiB before loading; peak / parameters {after / size:.3f}, "
+        f"{dtype}, quantization {quantization}: parameters {size / 2**20:.0f} MiB, peak {after / 2**20:.0f} MiB, "
+        f"{before / 2**20:.0f} MiB of it before loading; peak / parameters {after / size:.3f}, "
         f"without what was there before {(after - before) / size:.3f}"
     )
 

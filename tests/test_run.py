@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from star_jax import run
 from star_jax.command_line import guarded_main
@@ -124,6 +125,28 @@ def test_star_picks_by_descending_score(finished):
         assert scores == sorted(scores, reverse=True)
         assert [row["rank"] for row in rows] == list(range(len(rows)))
         assert all(row["base_uncertainty"] >= 0 and row["full_uncertainty"] >= 0 for row in rows)
+
+
+def test_a_run_goes_on_from_an_adapter(workplace, finished, capfd):
+    """With a rate of next to nothing, training ends where it starts; the adapter is part of the base model."""
+    start, output = finished / "random" / "seed-0", workplace / "onward"
+    argv = flags(workplace, output, "--model.adapter", str(start / "adapter"), "--training.learning-rate", "1e-12")
+    assert run.main([*argv, "--strategies", "base_only", "--loop.rounds", "2"]) == 0
+    assert "starts from the adapter" in capfd.readouterr().err
+    ours = output / "base_only" / "seed-0"
+    before, after = (load_file(place / "adapter" / "adapter_model.safetensors") for place in (start, ours))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        np.testing.assert_allclose(after[name], tensor, atol=1e-6)
+    assert json.loads((ours / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    assert "`adapter`" in (ours / "adapter" / "README.md").read_text()
+    theirs = lines(start / "rounds" / "002" / "predictions.jsonl")
+    for then, now in zip(theirs, lines(ours / "rounds" / "001" / "predictions.jsonl"), strict=True):
+        assert now["base_uncertainty"] == pytest.approx(then["uncertainty"], rel=1e-4, abs=1e-6)
+        assert now["uncertainty"] == pytest.approx(then["uncertainty"], rel=1e-3, abs=1e-5)
+        assert then["base_uncertainty"] != pytest.approx(then["uncertainty"], rel=1e-3)
+    picked = lines(ours / "rounds" / "001" / "queried.jsonl")
+    assert all(row["base_uncertainty"] > 0 for row in picked)
 
 
 @pytest.fixture(scope="module")

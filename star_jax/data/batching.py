@@ -106,7 +106,7 @@ class Encoder:
         self.limits = limits
         self.append_eos = task.append_eos
         self.add_special_tokens = task.add_special_tokens
-        self.eos_id: int = tokenizer.eos_token_id
+        self.eos_id: int = tokenizer.eos_token_id if task.end_id is None else task.end_id
 
     def prompts(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """Tokens of each prompt, with special tokens as the tokenizer adds them, unless the text has its own.

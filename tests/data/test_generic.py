@@ -272,6 +272,23 @@ def test_chat_prompts_begin_with_one_mark_of_the_beginning(system):
     np.testing.assert_array_equal(both.tokens[: both.prompt_length], alone)
 
 
+def test_a_response_ends_where_the_template_ends_a_turn():
+    """As Gemma's does, with a token that is not the tokenizer's end-of-sequence."""
+    tokenizer = chatty()
+    row = {"q": "Why?", "a": "so"}
+    ends = {}
+    for special in (False, True):
+        if special:
+            tokenizer.add_special_tokens({"additional_special_tokens": ["<assistant>", "</assistant>"]})
+        task = generic(tokenizer, prompt="{{ q }}", response="{{ a }}", chat=True)
+        encoder = Encoder(tokenizer, task, Limits(20, 5))
+        (both,) = encoder.examples([Example(Prompt("p", task.prompt(row)), task.response(row))])
+        assert both.tokens[-1] == encoder.eos_id
+        ends[special] = tokenizer.convert_ids_to_tokens(encoder.eos_id)
+    assert ends == {False: "</s>", True: "</assistant>"}
+    assert encoder.text(both.tokens[both.prompt_length :]) == "so"
+
+
 def test_without_chat_the_tokenizer_adds_its_own():
     encoder = Encoder(chatty(), generic(prompt="{{ q }}"), Limits(20, 5))
     assert encoder.prompts([Prompt("p", "Why?")])[0].tolist() == [0, 8]

@@ -77,6 +77,7 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
         begin=begin,
         group=no_group if config.group is None else _group,
         add_special_tokens=not config.chat,
+        end_id=_end_of_turn(tokenizer) if config.chat else None,
         id_field=config.id,
         group_field=config.group,
     )
@@ -129,6 +130,16 @@ def _closed_answers(config: FormatConfig, parse: Parse) -> dict[str, str]:
             )
         answers[answer] = text
     return answers
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the chat template writes after the model's answer; None where it writes none."""
+    answer = "the answer"
+    turns = [{"role": "user", "content": "a message"}, {"role": "assistant", "content": answer}]
+    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
+    tokens = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
+    special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return tokens[0] if tokens and tokens[0] in special else None
 
 
 def _chat(config: FormatConfig, tokenizer: Any) -> Callable[[str], str]:

@@ -31,6 +31,7 @@ class Task:
       group: prompt -> name of its kind, for reports of what was picked.
       begin: what stands before a free answer that a person writes, to make it a response: blanks, or nothing.
       append_eos: whether a response ends in the tokenizer's end-of-sequence token.
+      end_id: the token that ends a response instead, where a chat template has one of its own.
       add_special_tokens: whether the tokenizer puts its special tokens around a prompt; False where they are part
         of the prompt's text, as a chat template writes them.
       id_field: the field of a row that names it. Any but `id` must be there.
@@ -45,6 +46,7 @@ class Task:
     group: Callable[[Prompt], str] = no_group
     begin: str = ""
     append_eos: bool = True
+    end_id: int | None = None
     add_special_tokens: bool = True
     id_field: str = "id"
     group_field: str | None = None
