@@ -138,7 +138,8 @@ def _end_of_turn(tokenizer: Any) -> int | None:
     turns = [{"role": "user", "content": "a message"}, {"role": "assistant", "content": answer}]
     tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
     tokens = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
-    special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    added = tokenizer.added_tokens_decoder.items()
+    special = {number for number, token in added if token.special} - {tokenizer.unk_token_id}
     return tokens[0] if tokens and tokens[0] in special else None
 
 
