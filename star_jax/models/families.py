@@ -35,6 +35,7 @@ class Family(NamedTuple):
       norms: norm of a block -> its name in a layer of a checkpoint.
       qk_norm, norm_offset, fused, scaled_embedding: see `Architecture`.
       qkv_bias: query, key and value have a bias whatever config.json says.
+      partly_rotated: `partial_rotary_factor` is heeded.
     """
 
     norms: Mapping[str, str] = PRE_NORMS
@@ -43,6 +44,7 @@ class Family(NamedTuple):
     qkv_bias: bool = False
     fused: bool = False
     scaled_embedding: bool = False
+    partly_rotated: bool = False
 
 
 FAMILIES = {
@@ -51,7 +53,7 @@ FAMILIES = {
     "smollm3": Family(),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm="head"),
-    "phi3": Family(fused=True),
+    "phi3": Family(fused=True, partly_rotated=True),
     "olmo2": Family(norms=POST_NORMS, qk_norm="width"),
     "gemma2": Family(norms=BOTH_NORMS, norm_offset=1.0, scaled_embedding=True),
     "gemma3_text": Family(norms=BOTH_NORMS, qk_norm="head", norm_offset=1.0, scaled_embedding=True),
@@ -143,8 +145,12 @@ def _normalised(raw: Mapping[str, Any], folder: Path, ignored_fields: Collection
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except KeyError as error:
+        raise ConfigError(f"Transformers takes this {kind} for a {error}, which is no family that is read") from error
     except Exception as error:  # a strict dataclass's errors, KeyErrors, ValueErrors: all of them say what is wrong
         raise ConfigError(f"cannot be read: {first_line(error)}") from error
+    if config.model_type != kind:
+        raise ConfigError(f"Transformers reads this {kind} as {config.model_type}, which is no family that is read")
     # What a class does not declare, its models do not read; a width of heads is the exception.
     declared = [field.name for field in dataclasses.fields(config)] + ["model_type", "head_dim"]
     foreign = [name for name in set_fields if name in ONLY_WHERE_DECLARED and name not in (*declared, *ignored_fields)]
@@ -167,6 +173,11 @@ def _config(hf: Any, dtype: str, longest: int | None) -> TransformerConfig:
     activation = getattr(hf, "hidden_activation", None) or getattr(hf, "hidden_act", "silu")
     if activation not in ACTIVATIONS:
         raise ConfigError(f"the activation is {activation!r}; {', '.join(ACTIVATIONS)} are known")
+    if hf.num_attention_heads % hf.num_key_value_heads:
+        raise ConfigError(
+            f"num_attention_heads is {hf.num_attention_heads}, no multiple of num_key_value_heads, which is "
+            f"{hf.num_key_value_heads}"
+        )
     head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
     ropes, layer_ropes = _ropes(hf, head_dim, longest)
     scalar = getattr(hf, "query_pre_attn_scalar", None)
@@ -210,14 +221,15 @@ def _biases(hf: Any, family: Family) -> tuple[str, ...]:
 
 
 def _windows(hf: Any) -> tuple[int | None, ...]:
-    window = getattr(hf, "sliding_window", None)
-    if not window or not getattr(hf, "use_sliding_window", True):
-        return ()
+    window = getattr(hf, "sliding_window", None) if getattr(hf, "use_sliding_window", True) else None
     # A family without layer types has the window in every layer.
-    kinds = getattr(hf, "layer_types", None) or ["sliding_attention"] * hf.num_hidden_layers
+    everywhere = "sliding_attention" if window else "full_attention"
+    kinds = getattr(hf, "layer_types", None) or [everywhere] * hf.num_hidden_layers
     other = set(kinds) - {"sliding_attention", "full_attention"}
     if other:
         raise ConfigError(f"layer_types has {sorted(other)[0]!r}; this decoder knows sliding_attention, full_attention")
+    if "sliding_attention" in kinds and not window:
+        raise ConfigError("layer_types has sliding_attention, and no sliding_window is set")
     windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
     return windows if any(windows) else ()
 
@@ -225,6 +237,10 @@ def _windows(hf: Any) -> tuple[int | None, ...]:
 def _ropes(hf: Any, head_dim: int, longest: int | None) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
     """The kinds of rotary positions, and the kind of each layer; () where all layers are alike."""
     parameters, most = hf.rope_parameters, hf.max_position_embeddings
+    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
+    partial = {kind.get("partial_rotary_factor") or 1.0 for kind in (parameters, *nested)} - {1.0}
+    if partial and not FAMILIES[hf.model_type].partly_rotated:
+        raise ConfigError(f"partial_rotary_factor is {partial.pop()}; {hf.model_type} rotates whole heads")
     if "full_attention" in parameters:
         kinds = sorted(kind for kind in parameters if kind in hf.layer_types)
         ropes = tuple(rope_from_hf(parameters[kind], head_dim, most, longest) for kind in kinds)
@@ -232,7 +248,7 @@ def _ropes(hf: Any, head_dim: int, longest: int | None) -> tuple[tuple[Rope, ...
     else:
         ropes = (rope_from_hf(parameters, head_dim, most, longest), unrotated(head_dim))
         rotated = getattr(hf, "no_rope_layers", None) or [1] * hf.num_hidden_layers
-        chosen = [0 if flag else 1 for flag in rotated]
+        chosen = [0 if flag else 1 for flag in rotated[: hf.num_hidden_layers]]
     if len(set(chosen)) == 1:
         return (ropes[chosen[0]],), ()
     return ropes, tuple(chosen)

@@ -46,7 +46,11 @@ def choose_modules(depth: int, names: Sequence[str], targets: Sequence[str]) -> 
     """
     paths = {name: [module_path(layer, name) for layer in range(depth)] for name in names}
     for target in targets:
-        if not any(matches(path, target) for column in paths.values() for path in column):
+        try:
+            found = any(matches(path, target) for column in paths.values() for path in column)
+        except re.error as error:
+            raise ConfigError(f"lora.targets has {target!r}, which is no regular expression: {error}") from None
+        if not found:
             raise ConfigError(
                 f"lora.targets has {target!r}, which matches no module of this model; it has {', '.join(names)}, "
                 f"with paths such as {module_path(0, names[0])}"
@@ -59,10 +63,11 @@ def choose_modules(depth: int, names: Sequence[str], targets: Sequence[str]) -> 
 
 
 def matches(path: str, target: str) -> bool:
-    """Whether a module's path is meant by one target, as `choose_modules` reads them."""
+    """Whether a module's path is meant by one target, as `choose_modules` reads them.
+
+    Raises:
+      re.error: the target is no regular expression, and would have to be one.
+    """
     if target == ALL_LINEAR or path.endswith(f".{target}") or path == target:
         return True
-    try:
-        return re.fullmatch(target, path) is not None
-    except re.error as error:
-        raise ConfigError(f"lora.targets has {target!r}, which is no regular expression: {error}") from None
+    return re.fullmatch(target, path) is not None

@@ -237,7 +237,11 @@ def _refuse_gaps(folder: Path, raw: Mapping[str, Any], adapter: Adapter, config:
         scales = np.asarray(adapter.scale["layers"].get(name, {"scale": np.zeros(config.num_hidden_layers)})["scale"])
         for layer in np.flatnonzero(scales == 0).tolist():
             path = module_path(layer, name)
-            if any(matches(path, target) for target in targets):
+            try:
+                named = any(matches(path, target) for target in targets)
+            except re.error as error:
+                raise ConfigError(f"{folder / CONFIG_FILE}: target_modules is no regular expression: {error}") from None
+            if named:
                 raise ConfigError(
                     f"{folder / WEIGHTS_FILE}: the factors of {path} are missing, and {CONFIG_FILE} has it among "
                     "target_modules"

@@ -283,6 +283,27 @@ def test_norms_have_their_names_in_checkpoints(read: Read, fields: Fields, insid
             },
             "layer_types has 'chunked_attention'; this decoder knows sliding_attention, full_attention",
         ),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention", "chunked_attention"] * 2},
+            "layer_types has 'chunked_attention'; this decoder knows sliding_attention, full_attention",
+        ),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"] * 2},
+            "layer_types has sliding_attention, and no sliding_window is set",
+        ),
+        (
+            {"model_type": "mistral", "layer_types": ["full_attention"] * 4},
+            "layer_types: not known for mistral|ministral",
+        ),
+        (
+            {"model_type": "llama", "partial_rotary_factor": 0.5},
+            "partial_rotary_factor is 0.5; llama rotates whole heads",
+        ),
+        (
+            {"model_type": "smollm3", "partial_rotary_factor": 0.5},
+            "partial_rotary_factor is 0.5; smollm3 rotates whole",
+        ),
+        ({"model_type": "qwen3", "num_key_value_heads": 3}, "is 4, no multiple of num_key_value_heads, which is 3"),
         ({"model_type": "llama", "num_hidden_layers": "four"}, "cannot be read: .*'num_hidden_layers' expected int"),
         ({"model_type": "llama", "num_attention_heads": 5}, "cannot be read: .*not a multiple of the number of atten"),
     ],
@@ -290,6 +311,11 @@ def test_norms_have_their_names_in_checkpoints(read: Read, fields: Fields, insid
 def test_other_mathematics_is_refused_by_name(read: Read, fields: Fields, sentence: str) -> None:
     with pytest.raises(ConfigError, match=rf"config.json: .*{sentence}"):
         read(fields)
+
+
+def test_more_layers_without_positions_than_layers_are_cut_as_transformers_does(read: Read) -> None:
+    config = read({"model_type": "smollm3", "no_rope_layers": [1, 1, 0, 1, 0, 0, 1]})
+    assert config.layer_ropes == (0, 0, 1, 0)
 
 
 @pytest.mark.parametrize("value", [None, False, [], {}])
