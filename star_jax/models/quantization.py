@@ -8,6 +8,7 @@ Shapes: `I` input width, `O` output width, `I'` input width rounded up to a mult
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import jax
@@ -133,8 +134,9 @@ def _to_nf4(kernel: Array) -> NF4Kernel:
     blocks = jnp.pad(kernel.astype(jnp.float32), padding).reshape(*stacked, -1, BLOCK, features)
     scale = jnp.max(jnp.abs(blocks), axis=-2)
     relative = blocks / jnp.where(scale > 0, scale, 1)[..., None, :]
-    levels = jnp.asarray(NF4_LEVELS)
-    # The nearest level: how many midpoints between neighbours lie below.
-    codes = jnp.searchsorted((levels[1:] + levels[:-1]) / 2, relative).astype(jnp.uint8)
+    # The nearest level: how many midpoints between neighbours lie below. A sum fuses into one loop over the kernel;
+    # a binary search would hold several integers an entry.
+    middles = [(low + high) / 2 for low, high in pairwise(NF4_LEVELS)]
+    codes = sum(((relative > middle).astype(jnp.uint8) for middle in middles), start=jnp.uint8(0))
     pairs = codes.reshape(*stacked, (width + missing) // 2, 2, features)
     return NF4Kernel(pairs[..., 0, :] << 4 | pairs[..., 1, :], scale, width)
