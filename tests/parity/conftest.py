@@ -1,14 +1,13 @@
-"""What the comparisons with PyTorch share: programs as users run them, and the table of families at the end."""
+"""What the comparisons with PyTorch share: programs as users run them, and the tables at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import pytest
+from peft_adapters import ADAPTER_ROW
 from tiny_models import FAMILY_ROW
-
-_HEADER = ("family", "max |Δ logits|", "greedy tokens equal", "repeat with")
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +19,29 @@ def _optimised_programs() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints a row for each family that was compared, failed ones included."""
+    """Prints a row for each family, and for each way an adapter went, that was compared; failed ones included."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
-    rows = sorted(row for report in reports for name, row in report.user_properties if name == FAMILY_ROW)
+    recorded = [pair for report in reports for pair in report.user_properties]
+    families = sorted(row for name, row in recorded if name == FAMILY_ROW)
+    header = ("family", "max |Δ logits|", "greedy tokens equal", "repeat with")
+    _print(terminalreporter, "Families against Transformers, float32", header, [cells for _, *cells in families])
+
+    errors: dict[tuple[str, str], list[float]] = {}
+    for name, row in recorded:
+        if name == ADAPTER_ROW:
+            errors.setdefault(tuple(row[:2]), []).append(row[2])
+    adapters = [(*key, str(len(values)), f"{max(values):.1e}") for key, values in sorted(errors.items())]
+    header = ("adapters", "family", "kinds", "max |Δ logits|")
+    _print(terminalreporter, "Adapters against PEFT, float32", header, adapters)
+
+
+def _print(
+    terminalreporter: pytest.TerminalReporter, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
     if not rows:
         return
-    table = [_HEADER, *(cells for _, *cells in rows)]
+    table = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    terminalreporter.section("Families against Transformers, float32")
+    terminalreporter.section(title)
     for cells in table:
         terminalreporter.line("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FILTER = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 """PEFT asks transformers for an attribute by its old name."""
 
+ADAPTER_ROW = "adapter"
+"""Name under which a test records (way, family, largest error) for the table at the end."""
+
 RANK, ALPHA = 5, 12
 B_SPREAD = 0.1
 """Deviation of random B: beside PEFT's A, it makes products that are smaller than a tiny model's weights but plain."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 import pytest
-from peft_adapters import B_SPREAD, FILTER, KINDS, first_projection, peft_adapter, tiny_base
+from peft_adapters import ADAPTER_ROW, B_SPREAD, FILTER, KINDS, first_projection, peft_adapter, tiny_base
 from tiny_models import torch_logits
 
 from star_jax.config import LoraConfig
@@ -56,22 +56,36 @@ def plain(base: PreTrainedModel, rows: Rows) -> torch.Tensor:
     return torch_logits(base, *rows)
 
 
-def assert_same(got: jax.Array | np.ndarray, want: torch.Tensor, plain: torch.Tensor, lengths: np.ndarray) -> None:
-    real = np.arange(got.shape[1]) < lengths[:, None]
-    expected = want.numpy()[real]
-    assert np.abs(expected - plain.numpy()[real]).max() > PLAINLY
-    np.testing.assert_allclose(np.asarray(got)[real], expected, rtol=0, atol=TOLERANCE)
+Same = Callable[[str, "jax.Array | np.ndarray", "torch.Tensor"], None]
+
+
+@pytest.fixture
+def assert_same(
+    base: PreTrainedModel, plain: torch.Tensor, rows: Rows, record_property: Callable[[str, object], None]
+) -> Same:
+    """Asserts that two sets of logits are one, and not the base model's; takes the way the adapter went."""
+    real = np.arange(rows[0].shape[1]) < rows[1][:, None]
+    family = base.config.model_type
+
+    def check(way: str, got: jax.Array | np.ndarray, want: torch.Tensor) -> None:
+        expected = want.numpy()[real]
+        error = float(np.abs(np.asarray(got)[real] - expected).max())
+        record_property(ADAPTER_ROW, (way, family, error))
+        assert np.abs(expected - plain.numpy()[real]).max() > PLAINLY
+        assert error <= TOLERANCE
+
+    return check
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_of_peft_are_read(
-    base: PreTrainedModel, plain: torch.Tensor, rows: Rows, forward: Forward, tmp_path: Path, kind: str
+    base: PreTrainedModel, assert_same: Same, rows: Rows, forward: Forward, tmp_path: Path, kind: str
 ) -> None:
     adapted = peft_adapter(base, kind)
     adapted.save_pretrained(tmp_path / "adapter")
     model = load_model(str(tmp_path / "model"))
     adapter, _ = load_adapter(tmp_path / "adapter", model.config)
-    assert_same(forward(model, adapter, *rows), torch_logits(adapted, *rows), plain, rows[1])
+    assert_same("of PEFT, read here", forward(model, adapter, *rows), torch_logits(adapted, *rows))
 
 
 def with_random_b(adapter: Adapter, rng: np.random.Generator) -> Adapter:
@@ -88,7 +102,7 @@ def with_random_b(adapter: Adapter, rng: np.random.Generator) -> Adapter:
 @pytest.mark.parametrize("kind", ["plain", "rslora", "gaussian", "some-layers"])
 def test_adapters_made_here_are_read_by_peft(
     base: PreTrainedModel,
-    plain: torch.Tensor,
+    assert_same: Same,
     rows: Rows,
     forward: Forward,
     rng: np.random.Generator,
@@ -109,13 +123,13 @@ def test_adapters_made_here_are_read_by_peft(
     adapter = with_random_b(init_adapter(jax.random.key(seed), model.params, config), rng)
     save_adapter(adapter, tmp_path / "ours", base_model="somewhere", dropout=0.1, rslora=config.rslora)
     adapted = PeftModel.from_pretrained(base, tmp_path / "ours").eval()
-    assert_same(forward(model, adapter, *rows), torch_logits(adapted, *rows), plain, rows[1])
+    assert_same("made here, read by PEFT", forward(model, adapter, *rows), torch_logits(adapted, *rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_that_pass_through_are_still_read_by_peft(
     base: PreTrainedModel,
-    plain: torch.Tensor,
+    assert_same: Same,
     rows: Rows,
     tmp_path: Path,
     kind: str,
@@ -130,4 +144,4 @@ def test_adapters_that_pass_through_are_still_read_by_peft(
     rslora = bool(raw["use_rslora"])
     save_adapter(adapter, tmp_path / "ours", base_model="somewhere", dropout=0.1, rslora=rslora)
     again = PeftModel.from_pretrained(adapted.unload(), tmp_path / "ours").eval()
-    assert_same(torch_logits(again, *rows).numpy(), want, plain, rows[1])
+    assert_same("of PEFT, read and written here", torch_logits(again, *rows).numpy(), want)

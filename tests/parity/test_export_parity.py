@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from peft_adapters import FILTER, peft_adapter, tiny_base
+from peft_adapters import ADAPTER_ROW, FILTER, peft_adapter, tiny_base
 from safetensors.numpy import load_file
 from tiny_models import torch_logits
 
@@ -45,7 +46,12 @@ def exported(folder: Path, *flags: str) -> Path:
 @pytest.mark.parametrize("kind", ["plain", "rslora", "patterns", "regex"])
 @pytest.mark.parametrize("family", ["Llama-3", "Llama-3.2", "Phi-3", "Gemma-2"])
 def test_merged_is_base_and_adapter(
-    rng: np.random.Generator, seed: int, tmp_path: Path, family: str, kind: str
+    rng: np.random.Generator,
+    seed: int,
+    tmp_path: Path,
+    family: str,
+    kind: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     base = tiny_base(family, seed, tmp_path / "model")
     lengths = np.asarray([15, 1, 8], np.int32)
@@ -57,7 +63,9 @@ def test_merged_is_base_and_adapter(
     expected = torch_logits(adapted, tokens, lengths)[real]
     assert (expected - plain).abs().max() > PLAINLY
     got = torch_logits(loaded(exported(tmp_path)), tokens, lengths)[real]
-    np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=0, atol=TOLERANCE)
+    error = (got - expected).abs().max().item()
+    record_property(ADAPTER_ROW, ("merged here, read by Transformers", family, error))
+    assert error <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["Llama-3.2", "Phi-3"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_models import PROJECTIONS
+from tiny_models import greedy, torch_logits
 
 from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.inference.generation import generate
@@ -43,14 +44,6 @@ NEAR_TIE = 1e-4
 """Two best logits closer than this may be ordered differently by another order of additions."""
 
 Forward = Callable[..., jax.Array]
-
-
-@pytest.fixture(autouse=True)
-def _optimised_programs() -> Iterator[None]:
-    """What is compared is what users run."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
@@ -102,14 +95,6 @@ def rows(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return np.where(np.arange(LONGEST) < lengths[:, None], tokens, 0), lengths
 
 
-def torch_logits(model: Any, tokens: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-    """Logits of the same padded batch, the padding masked in transformers' own way."""
-    import torch
-
-    mask = np.arange(tokens.shape[1]) < lengths[:, None]
-    return model(input_ids=torch.tensor(tokens, dtype=torch.long), attention_mask=torch.tensor(mask).long()).logits
-
-
 def assert_same_logits(got: jax.Array, want: torch.Tensor, lengths: np.ndarray) -> None:
     real = np.arange(got.shape[1]) < lengths[:, None]
     expected = want.detach().numpy()[real]
@@ -141,24 +126,6 @@ def test_saved_models_are_read_by_transformers(
     theirs, info = LlamaForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
     assert_same_logits(forward(ours, None, *rows), torch_logits(theirs.eval(), *rows), rows[1])
-
-
-def greedy(llama: LlamaForCausalLM, prompt: np.ndarray, width: int) -> tuple[np.ndarray, float]:
-    """The `width` tokens that transformers generates, one prompt at a time, and the smallest lead of a best token."""
-    import torch
-
-    ids = torch.tensor(prompt[None], dtype=torch.long)
-    out = llama.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=width,
-        do_sample=False,
-        eos_token_id=None,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    best = torch.stack(out.logits, dim=1)[0].topk(2).values
-    return out.sequences[0, len(prompt) :].numpy(), float((best[:, 0] - best[:, 1]).min())
 
 
 def decided_prompts(
