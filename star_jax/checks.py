@@ -8,9 +8,10 @@ from star_jax.acquisition.strategies import Strategy, resolve
 from star_jax.config import ConfigError, ExperimentConfig
 from star_jax.data.prepared import RunData
 from star_jax.data.tasks.task import Task
-from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
+from star_jax.models.checkpoint_hf import projection_shapes
 from star_jax.models.folders import EMBEDDED
 from star_jax.models.modules import choose_modules
+from star_jax.models.transformer import LanguageModel
 
 
 def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:

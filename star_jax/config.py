@@ -43,7 +43,8 @@ class ModelConfig:
     """Fields of the model's config.json that are not known here and known to you to be harmless, comma separated."""
     adapter: str | None = None
     """PEFT folder of a LoRA to start from: base and adapter together are then the model that is scored first, and each
-    training continues from it instead of a fresh adapter. Rank, alpha, targets and init are the folder's."""
+    training continues from it instead of a fresh adapter. Rank, alpha, targets and init are the folder's. Weight decay
+    pulls towards the bare base all the same; set training.decay_b and training.l2_b to 0 to keep what it knows."""
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,10 @@ class DataConfig:
     """Longest response trained on, generated and scored, end-of-sequence included."""
     too_long: TooLong = "error"
     """Prompts over the limit: refuse, leave the example out, or cut on the left; responses: refuse, or cut on the right
-    (both)."""
+    (both), but for the answers of a closed set (scoring.answers candidates), which are always refused."""
     on_bad_row: OnBadRow = "error"
-    """Rows that cannot be read, lack a field or repeat an id: refuse, or leave them out and count them."""
+    """Rows that cannot be read, lack a field or repeat an id: refuse, or leave them out and count them. A pool row
+    whose response cannot be used is left out as well: with skip, labels have a say in what the pool is."""
 
     def __post_init__(self) -> None:
         for name in ("pool_size", "pool_limit", "test_limit", "max_prompt_tokens", "max_response_tokens"):
@@ -248,17 +250,19 @@ class DataConfig:
 class FormatConfig:
     """Prompt and response of data.task generic, from the columns of a row; the other tasks have their own."""
 
-    prompt: str = "{{ prompt }}"
-    """Jinja template over the row's columns; row['A name'] is a column whose name is no single word."""
+    prompt: str = "{{ prompt }}\n"
+    """Jinja template over the row's columns; row['A name'] is a column whose name is no single word. It should end in a
+    blank or a line break, where the response begins."""
     response: str = "{{ response }}"
-    """Jinja template of what the model is to write after the prompt; a row in which one of its columns is absent or
-    empty is unlabelled."""
+    """Jinja template of what the model is to write after the prompt; a row in which one of the columns it prints is
+    absent or empty is unlabelled."""
     id: str = "id"
     """Column of ids, unique in a file; rows are named by their line where the file has no column id."""
     group: str | None = None
     """Column whose values the reports of what was picked are grouped by; none for one group."""
     chat: bool = False
-    """Whether the prompt becomes the user's message in the tokenizer's chat template."""
+    """Whether the prompt becomes the user's message in the tokenizer's chat template, and the response the answer to
+    it."""
     system: str | None = None
     """System message before it; none for none."""
     answers: tuple[str, ...] = ()

@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import Pool, candidate_pool, generated_pool, proposed_pool
+from star_jax.acquisition.pool_scoring import Pool, candidate_pool, check_candidates, generated_pool, proposed_pool
 from star_jax.acquisition.strategies import Strategy, get_strategy, resolve
-from star_jax.active.loop import LoopState, Problem, init, step
+from star_jax.active.loop import LoopState, Problem, choose, init, learn
 from star_jax.active.oracles import Annotator, LabelsNeeded, SimulatedOracle
 from star_jax.active.pool import available
 from star_jax.checks import check_data, check_experiment, check_model
@@ -32,14 +32,15 @@ from star_jax.data.prepared import RunData, examples_within_limits, prepare
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
 from star_jax.evaluation.evaluator import TestSet, base_uncertainty, evaluate, prepare_test_set
-from star_jax.models.checkpoint_hf import LanguageModel, load_model
-from star_jax.models.folders import EMBEDDED, load_tokenizer, resolve_folder
+from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.folders import EMBEDDED, end_tokens, folder_fingerprint, load_tokenizer, resolve_folder
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.models.peft_format import load_adapter, save_adapter
+from star_jax.models.transformer import LanguageModel
 from star_jax.records import group_counts, length_correlation, queried_rows, summary_row
 from star_jax.report.model_card import model_card
 from star_jax.runtime.annotation import LABELS_FILE, FileAnnotator
-from star_jax.runtime.checkpoints import load_state, save_state
+from star_jax.runtime.checkpoints import forget_queries, load_query, load_state, save_query, save_state
 from star_jax.runtime.files import replace_folder_atomic, write_text_atomic
 from star_jax.runtime.progress import Progress
 from star_jax.runtime.run_folder import RunFolder
@@ -82,6 +83,7 @@ class Workbench:
       replay: tokenised replay rows.
       progress: where to show what is going on.
       start: the adapter the user starts from, or None.
+      rslora: whether adapters are written with rsLoRA's scale.
       base_measures: (pool, measure) -> the base model's scores, computed by the first run that needs them.
       base_tests: test set -> the base model's uncertainty on it.
     """
@@ -93,6 +95,7 @@ class Workbench:
     replay: Sequence[Row]
     progress: Progress
     start: Adapter | None = None
+    rslora: bool = False
     base_measures: dict[tuple[Any, ...], jax.Array] = field(default_factory=dict)
     base_tests: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
 
@@ -117,11 +120,13 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[st
     task = get_task(config.data.task, config.format, tokenizer)
     check_experiment(config, strategies, task)
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
-    encoder = Encoder(tokenizer, task, limits)
     model = load_base(config)
     check_model(config, model)
-    start = _starting_adapter(config, model, progress)
-    bench = Workbench(config, model, encoder, task, load_replay(config, task, encoder), progress, start)
+    encoder = Encoder(
+        tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=end_tokens(config.model.path)
+    )
+    start, rslora = _starting_adapter(config, model, progress)
+    bench = Workbench(config, model, encoder, task, load_replay(config, task, encoder), progress, start, rslora)
     # A seed's pool is loaded once for all strategies, which must see the same one. Everything that can be refused
     # is refused before the first training: data of all seeds, then all run folders.
     data = {seed: _load(bench, seed) for seed in config.seeds}
@@ -129,15 +134,16 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[st
         for strategy in strategies:
             with _open(bench, strategy, seed, data[seed]):
                 pass
-    summaries, waiting = {}, []
+    summaries: dict[tuple[str, int], dict[str, Any]] = {}
+    waiting: LabelsNeeded | None = None
     for seed in config.seeds:
         for strategy in strategies:
             try:
                 summaries[strategy.name, seed] = _run(bench, strategy, seed, data[seed])
             except LabelsNeeded as needed:
-                waiting.append(str(needed))
-    if waiting:
-        raise LabelsNeeded("; ".join(waiting))
+                waiting = needed  # all runs ask in one table, so the last one speaks for all
+    if waiting is not None:
+        raise waiting
     return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
 
 
@@ -152,15 +158,18 @@ def load_base(config: ExperimentConfig) -> LanguageModel:
     )
 
 
-def _starting_adapter(config: ExperimentConfig, model: LanguageModel, progress: Progress) -> Adapter | None:
+def _starting_adapter(
+    config: ExperimentConfig, model: LanguageModel, progress: Progress
+) -> tuple[Adapter | None, bool]:
+    """The adapter of `model.adapter`, and whether adapters of this run have rsLoRA's scale."""
     if config.model.adapter is None:
-        return None
+        return None, config.lora.rslora
     adapter, raw = load_adapter(Path(config.model.adapter), model.config)
     progress.log(
         f"starts from the adapter in {config.model.adapter}: rank {raw['r']}, alpha {raw['lora_alpha']}, on "
         f"{', '.join(adapter.weights['layers'])}; lora.rank, alpha, rslora, targets and init are not used"
     )
-    return adapter
+    return adapter, bool(raw.get("use_rslora"))
 
 
 def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[Row]:
@@ -175,7 +184,12 @@ def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[
 
 def _load(bench: Workbench, seed: int) -> RunData:
     data = prepare(bench.config.data, bench.task, bench.encoder, seed)
+    data.facts["model"] = folder_fingerprint(resolve_folder(bench.config.model.path))
+    if bench.config.model.adapter is not None:
+        data.facts["start"] = folder_fingerprint(Path(bench.config.model.adapter))
     check_data(bench.config, data)
+    if bench.config.scoring.answers == "candidates" and bench.task.candidates is not None:
+        check_candidates(bench.encoder, data.pool[0], bench.task.candidates)
     if data.facts["duplicate_prompts"] or data.facts["test_overlap"]:
         bench.progress.log(
             f"seed {seed}: {data.facts['duplicate_prompts']} pool prompts repeat an earlier one, "
@@ -186,10 +200,13 @@ def _load(bench: Workbench, seed: int) -> RunData:
     return data
 
 
-def _annotator(bench: Workbench, data: RunData, folder: RunFolder) -> Annotator:
-    """Who labels what is picked: the file that the pool is from, and a person where it has no responses."""
+def _annotator(bench: Workbench, data: RunData) -> Annotator:
+    """Who labels what is picked: the file that the pool is from, and a person where it has no responses.
+
+    A person's labels serve all runs of the experiment.
+    """
     if data.unlabelled:
-        return FileAnnotator(data.labels, folder.path / LABELS_FILE, bench.task)
+        return FileAnnotator(data.labels, data.ids, Path(bench.config.output_dir) / LABELS_FILE, bench.task)
     return SimulatedOracle(data.labelled())
 
 
@@ -208,21 +225,23 @@ def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> dict
             return folder.summary()
         state = load_state(folder.path)
         folder.drop_rounds_from(0 if state is None else state.round)
-        problem = _problem(bench, data, folder)
-        place = (resolve(strategy, config.acquisition).measure, data.facts["pool"])
+        problem = _problem(bench, data)
         if state is None:
-            state = init(len(data.pool), bench.base_measures.get(place))
+            state = init(len(data.pool), bench.base_measures.get(_base_place(config, strategy, data)))
         else:
             progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
             state = state._replace(labels=_labels(folder, data.pool, state.round))
         test_set = prepare_test_set(bench.encoder, data.test, config.evaluation.batch_size)
         while state.round < config.loop.rounds:
             state = _round(bench, strategy, seed, data, problem, test_set, state, folder, title)
-            if state.base is not None:
-                bench.base_measures[place] = state.base
         summary = summary_row(strategy.name, seed, folder.metrics(), data.counts())
         folder.write_summary(summary)
         return summary
+
+
+def _base_place(config: ExperimentConfig, strategy: Strategy, data: RunData) -> tuple[Any, ...]:
+    """Under which the base model's scores are kept for the other runs of the experiment."""
+    return resolve(strategy, config.acquisition).measure, data.facts["pool"]
 
 
 def _labels(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> dict[int, str]:
@@ -232,9 +251,9 @@ def _labels(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> dict[int,
     return dict(sorted((place[row["id"]], row["response"]) for row in rows))
 
 
-def _problem(bench: Workbench, data: RunData, folder: RunFolder) -> Problem:
+def _problem(bench: Workbench, data: RunData) -> Problem:
     prompts = data.pool
-    annotator = _annotator(bench, data, folder)
+    annotator = _annotator(bench, data)
     batch_size = bench.config.scoring.batch_size
     tokens: Pool
     if bench.config.scoring.answers == "candidates":
@@ -263,7 +282,13 @@ def _round(
     config, number = bench.config, state.round
     candidates = np.asarray(available(state.pool))
     timed = Timed(bench.progress, f"{title}, round {number + 1}/{config.loop.rounds}")
-    state, info = step(config, strategy, problem, state, jax.random.key(seed), timed)
+    key, query = jax.random.key(seed), load_query(folder.path, number)
+    if query is None:
+        query = choose(config, strategy, problem, state, key, timed)
+        save_query(folder.path, number, query)
+    if query.base is not None:
+        bench.base_measures[_base_place(config, strategy, data)] = query.base
+    state, info = learn(config, problem, state, query, key, timed)
     assert state.adapter is not None
     base = _base_on_test(bench, test)
     with timed.phase("evaluate", len(test.examples), "examples") as tick:
@@ -291,11 +316,10 @@ def _round(
         "picked_groups": group_counts([entry["group"] for entry in queried]),
     }
     folder.write_round(number, queried, predictions)
-    replace_folder_atomic(
-        folder.adapter, partial(_write_adapter, config, strategy.name, seed, adapter, row, data.facts)
-    )
+    replace_folder_atomic(folder.adapter, partial(_write_adapter, bench, strategy.name, seed, adapter, row, data.facts))
     folder.append_metrics(row)
     save_state(folder.path, state)
+    forget_queries(folder.path)
     bench.progress.log(
         f"{timed.title}: {info.labelled} labels, accuracy {figures['accuracy']:.3f}, ECE {figures['ece']:.3f}"
     )
@@ -303,7 +327,7 @@ def _round(
 
 
 def _write_adapter(
-    config: ExperimentConfig,
+    bench: Workbench,
     strategy: str,
     seed: int,
     adapter: Adapter,
@@ -312,7 +336,8 @@ def _write_adapter(
     path: Path,
 ) -> None:
     """A PEFT folder with its model card."""
-    save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=config.lora.rslora)
+    config = bench.config
+    save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=bench.rslora)
     write_text_atomic(path / "README.md", model_card(config, strategy, seed, metrics, facts))
 
 

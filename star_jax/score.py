@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from star_jax.data.batching import Encoder
     from star_jax.data.examples import Prompt
     from star_jax.data.tasks.task import Task
+
+_log = logging.getLogger("star_jax.score")  # as a command, the module is called otherwise
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,15 +60,13 @@ def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
     from star_jax.data.batching import Encoder, Limits
     from star_jax.data.tasks import get_task
     from star_jax.models.checkpoint_hf import load_model
-    from star_jax.models.folders import load_tokenizer
+    from star_jax.models.folders import end_tokens, load_tokenizer
     from star_jax.models.peft_format import load_adapter
     from star_jax.runtime.progress import Progress
 
     tokenizer = load_tokenizer(config.model)
     task = get_task(config.task, config.format, tokenizer)
     limits = Limits(config.max_prompt_tokens, config.max_response_tokens, config.too_long)
-    encoder = Encoder(tokenizer, task, limits)
-    prompts, pool = _pool(config, task, encoder)
     model = load_model(
         config.model,
         config.dtype,
@@ -73,6 +74,9 @@ def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
         longest=config.max_prompt_tokens + config.max_response_tokens,
         ignored_fields=config.ignored_fields,
     )
+    encoder = Encoder(tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=end_tokens(config.model))
+    prompts, pool = _pool(config, task, encoder)
+    _warn_of_length(pool, model.config.max_position_embeddings)
     adapter, sampling = None, None
     if config.adapter is not None:
         adapter, raw = load_adapter(Path(config.adapter), model.config)
@@ -117,6 +121,22 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
             raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
         return prompts, candidate_pool(encoder, prompts, task.candidates, config.batch_size)
     return prompts, generated_pool(encoder, prompts, config.batch_size)
+
+
+def _warn_of_length(pool: Pool, most: int) -> None:
+    """Says so where sequences are longer than what the model was trained to read."""
+    from star_jax.acquisition.pool_scoring import GeneratedPool
+
+    longest = max(int(batch.lengths.max()) for batch in pool.batches)
+    if isinstance(pool, GeneratedPool):
+        longest += pool.width
+    if longest > most:
+        _log.warning(
+            "the longest example may take %d tokens (prompt and response), and the model reads %d "
+            "(max_position_embeddings); scores beyond that mean little: lower --max-response-tokens",
+            longest,
+            most,
+        )
 
 
 def _require_some(prompts: Sequence[Prompt]) -> None:

@@ -78,7 +78,7 @@ def test_a_csv_file_runs_and_bad_rows_and_cuts_are_in_the_summary(files, caplog)
     assert all(row["response"].startswith(" ") for row in rows)
     counts = json.loads((folder / "summary.json").read_text())["data"]
     facts = json.loads((folder / "data.json").read_text())
-    assert counts == {name: value for name, value in facts.items() if name not in ("pool", "test")}
+    assert counts == {name: value for name, value in facts.items() if isinstance(value, int)}
     cut = sum(len(row["label"].split()) + 1 > 4 for row in truth.values())
     assert (counts["pool_bad_rows"], counts["pool_examples"], counts["pool_responses_cut"]) == (2, 24, cut)
     assert (counts["pool_unlabelled"], counts["left_out_of_pool"], counts["pool_prompts_cut"]) == (0, 0, 0)
@@ -118,7 +118,7 @@ def test_closed_answers_make_candidates_without_code(files):
 
 def fill_in(table, truth):
     """What a person does with the table: every empty response gets its label. How many were empty."""
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     empty = [row for row in rows if not row["response"]]
     for row in empty:
@@ -143,10 +143,15 @@ def test_a_person_labels_what_the_pool_does_not_have(files, tmp_path, capfd):
     folder = tmp_path / "out" / "entropy" / "seed-0"
     asked = []
     while (code := guarded_main(run.main, argv)) == 3:
-        said = capfd.readouterr().out
-        asked.append(fill_in(folder / "labels.csv", truth))
+        said, shown = capfd.readouterr()
+        assert ("score: " in shown) == bool(asked)
+        # What was chosen is kept: asking again scores nothing again.
+        assert guarded_main(run.main, argv) == 3
+        again = capfd.readouterr()
+        assert (again.out, "score: " in again.err) == (said, False)
+        asked.append(fill_in(tmp_path / "out" / "labels.csv", truth))
         assert f"{asked[-1]} examples need a label" in said
-        assert str(folder / "labels.csv") in said
+        assert str(tmp_path / "out" / "labels.csv") in said
     assert (code, asked) == (0, [8, 4])
 
     argv[argv.index("--data.train") + 1] = str(files / "pool.csv")
@@ -171,9 +176,25 @@ def test_a_wrong_label_is_named_by_its_line(files, tmp_path, capfd):
     )
     (tmp_path / "test.csv").write_text("question,label,kind\nmax 1 2 =,T,max\n")
     assert guarded_main(run.main, argv) == 3
-    table = tmp_path / "out" / "random" / "seed-0" / "labels.csv"
+    table = tmp_path / "out" / "labels.csv"
     lines = table.read_text().splitlines()
-    table.write_text("\n".join([*lines[:3], lines[3] + "maybe", *lines[4:]]) + "\n")
+    table.write_text("\n".join([*lines[:3], lines[3].removesuffix('""') + "maybe", *lines[4:]]) + "\n")
     capfd.readouterr()
     assert guarded_main(run.main, argv) == 2
-    assert f"{table}, line 4: the response is 'maybe'; expected one of 'T', 'F'" in capfd.readouterr().err
+    assert f"{table}, line 4: the response is 'maybe'; expected one of T, F" in capfd.readouterr().err
+
+
+def test_seeds_that_draw_different_pools_share_the_table(files, tmp_path, capfd):
+    """What one seed asks for is no unknown row to the other, and nothing is asked twice."""
+    (tmp_path / "pool.csv").write_text("question,kind\n" + "".join(f"max {n // 9} {n % 9} =,max\n" for n in range(40)))
+    (tmp_path / "test.csv").write_text("question,label,kind\nmax 1 2 =,2,max\n")
+    argv = flags(tmp_path, "--seeds", "0,1", "--data.pool-limit", "13", "--loop.initial-labels", "9")
+    said = []
+    for _ in range(2):
+        assert guarded_main(run.main, argv) == 3
+        said.append(capfd.readouterr().out.splitlines()[-1])
+    with (tmp_path / "out" / "labels.csv").open(newline="", encoding="utf-8-sig") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    assert len(ids) == len(set(ids)) > 13
+    assert f"{len(ids)} examples need a label" in said[0]
+    assert said[0] == said[1]

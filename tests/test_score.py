@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from star_jax import score
 from star_jax.command_line import guarded_main
 from star_jax.config import LoraConfig
 from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.folders import load_tokenizer, resolve_folder
 from star_jax.models.lora import init_adapter
 from star_jax.models.peft_format import save_adapter
 
@@ -92,3 +94,53 @@ def test_candidates_are_a_distribution_over_the_closed_set(tmp_path):
         binary = -(best * math.log(best) + (1 - best) * math.log1p(-best))
         assert row["token_entropy"] == pytest.approx(binary, rel=1e-3)
         assert np.isclose(row["margin"], 1 - (2 * best - 1), atol=1e-5)
+
+
+def model_copy(tmp_path, **changes):
+    """The shipped model, with other entries in its config.json."""
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_folder("embedded:skills"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+@pytest.mark.parametrize("answers", ["generated", "reference"])
+def test_more_tokens_than_the_model_reads_are_warned_of(files, caplog, answers):
+    """The longest prompt has 7 tokens; its answer 6 at most, or 5 and the end as it stands in the file."""
+    rows = [{"question": "rev 3 1 4 1 5 =", "answer": "5 1 4 1 3"}, {"question": "max 3 9 =", "answer": "9"}]
+    (files / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for most, warned in ((13, False), (12, True)):
+        caplog.clear()
+        folder = model_copy(files / str(most), max_position_embeddings=most)
+        scored(files, "--model", str(folder), "--data", str(files / "gold.jsonl"), "--answers", answers)
+        said = "the longest example may take 13 tokens (prompt and response), and the model reads 12"
+        assert [said in record.getMessage() for record in caplog.records] == [True] * warned
+        assert all(record.name == "star_jax.score" for record in caplog.records)
+
+
+def test_generation_ends_at_the_end_tokens_of_the_model(files):
+    tokenizer = load_tokenizer("embedded:skills")
+    folder = model_copy(files, eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("1")])
+    rows = scored(files, "--model", str(folder))
+    assert (rows[0]["response"], rows[0]["response_tokens"]) == ("4", 2)
+
+
+@pytest.mark.parametrize("too_long", ["error", "drop", "truncate-left"])
+def test_answers_of_a_closed_set_are_not_cut(files, capfd, too_long):
+    flags = ["--model", "embedded:skills", "--data", str(files / "pool.jsonl"), "--task", "generic", "--answers"]
+    flags += ["candidates", "--format.answers", "1 2 3 4,1 2 3 5", "--format.prompt", "{{ question }} "]
+    assert guarded_main(score.main, [*flags, "--max-response-tokens", "4", "--too-long", too_long]) == 2
+    error = capfd.readouterr().err
+    assert "the answer ' 1 2 3 4' has 5 tokens after the prompt of example q0, over the limit of 4; raise" in error
+
+
+def test_a_tokenizer_of_another_model_is_refused(files, capfd):
+    folder = model_copy(files)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["="] = 10_000
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    flags = ["--model", str(folder), "--data", str(files / "pool.jsonl"), "--task", "skills"]
+    assert guarded_main(score.main, flags) == 2
+    error = capfd.readouterr().err
+    assert "example q0: the tokenizer's token '=' has the number 10000 and the model's vocab_size is" in error

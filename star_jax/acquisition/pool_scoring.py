@@ -27,13 +27,13 @@ from star_jax.data.batching import (
     prompt_batches,
     sequence_batches,
 )
-from star_jax.data.examples import Example, Prompt
+from star_jax.data.examples import Prompt
 from star_jax.inference.generation import generate
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, append_responses, sequence_inputs
+from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
 
@@ -47,12 +47,12 @@ class Sampling(NamedTuple):
 
 
 class GeneratedPool(NamedTuple):
-    """Prompts whose answer is the model's own greedy response, at most `width` tokens."""
+    """Prompts whose answer is the model's own greedy response, at most `width` tokens, or to one of `end_ids`."""
 
     batches: tuple[Batch, ...]
     size: int
     width: int
-    eos_id: int
+    end_ids: tuple[int, ...]
 
 
 class CandidatePool(NamedTuple):
@@ -91,16 +91,29 @@ class PoolScores:
 def generated_pool(encoder: Encoder, prompts: Sequence[Prompt], batch_size: int) -> GeneratedPool:
     """Tokenises prompts once for all rounds."""
     batches = tuple(prompt_batches(encoder.prompts(prompts), encoder.limits, batch_size))
-    return GeneratedPool(batches, len(prompts), encoder.limits.response, encoder.eos_id)
+    return GeneratedPool(batches, len(prompts), encoder.limits.response, encoder.end_ids)
 
 
 def candidate_pool(
     encoder: Encoder, prompts: Sequence[Prompt], candidates: Sequence[str], batch_size: int
 ) -> CandidatePool:
-    """Tokenises every prompt with every candidate behind it."""
-    rows = encoder.examples([Example(prompt, text) for prompt in prompts for text in candidates])
+    """Tokenises every prompt with every candidate behind it.
+
+    Raises:
+      DataError: a candidate has more tokens than a response may have.
+    """
+    rows = encoder.candidates(prompts, candidates)
     batches = tuple(grouped_batches(rows, len(candidates), encoder.limits, batch_size))
     return CandidatePool(batches, len(prompts), len(candidates))
+
+
+def check_candidates(encoder: Encoder, prompt: Prompt, candidates: Sequence[str]) -> None:
+    """Refuses candidates that are too long, as `candidate_pool` does, but on one prompt: before a run writes files.
+
+    Raises:
+      DataError: a candidate has more tokens than a response may have.
+    """
+    encoder.candidates([prompt], candidates)
 
 
 def proposed_pool(encoder: Encoder, rows: Sequence[Row], batch_size: int) -> ProposedPool:
@@ -148,7 +161,7 @@ def score_pool(
                     batch.row_mask,
                     key,
                     width=pool.width,
-                    eos_id=pool.eos_id,
+                    end_ids=pool.end_ids,
                     sampling=sampling,
                 )
             case CandidatePool():
@@ -214,7 +227,7 @@ def _places(batches: Sequence[Batch], group: int, size: int) -> np.ndarray:
     return place
 
 
-@partial(jax.jit, static_argnames=("width", "eos_id", "sampling"))
+@partial(jax.jit, static_argnames=("width", "end_ids", "sampling"))
 def _score_generated(
     model: LanguageModel,
     adapter: Adapter | None,
@@ -224,11 +237,11 @@ def _score_generated(
     key: Array,
     *,
     width: int,
-    eos_id: int,
+    end_ids: tuple[int, ...],
     sampling: Sampling | None,
 ) -> tuple[dict[str, Array], Array, Array]:
     responses, lengths = generate(
-        model, adapter, inputs.tokens, inputs.prompt_lengths, width=width, eos_id=eos_id, row_mask=row_mask
+        model, adapter, inputs.tokens, inputs.prompt_lengths, width=width, eos_id=end_ids, row_mask=row_mask
     )
     sequences = append_responses(inputs.tokens, inputs.prompt_lengths, responses, lengths)
     statistics, mask = _statistics(model, adapter, sequences, index, key, width, sampling)

@@ -26,8 +26,8 @@ from star_jax.config import AcquisitionConfig, ExperimentConfig
 from star_jax.data.batching import Encoder, Row
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.splits import hold_out
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter
+from star_jax.models.transformer import LanguageModel
 from star_jax.training.trainer import fit
 
 Array = jax.Array
@@ -151,26 +151,58 @@ def step(
       The state after this round, and what happened.
 
     Raises:
+      as `choose` and `learn`.
+    """
+    return learn(config, problem, state, choose(config, strategy, problem, state, key, observer), key, observer)
+
+
+def choose(
+    config: ExperimentConfig,
+    strategy: Strategy,
+    problem: Problem,
+    state: LoopState,
+    key: Array,
+    observer: Observer | None = None,
+) -> Query:
+    """The first half of a round: what to label next. Arguments as in `step`.
+
+    Raises:
       ConfigError: Monte-Carlo samples at dropout 0.
-      LabelsNeeded: the annotator waits for a person; the same call later goes on.
       ScoreError: a score is not finite; the ids are named.
+    """
+    select_key, score_key, _ = _round_keys(key, state)
+    if state.round == 0:
+        return Query(_initial(select_key, available(state.pool), count=config.loop.initial_labels))
+    return _query(config, strategy, problem, state, select_key, score_key, observer or Unobserved())
+
+
+def learn(
+    config: ExperimentConfig,
+    problem: Problem,
+    state: LoopState,
+    query: Query,
+    key: Array,
+    observer: Observer | None = None,
+) -> tuple[LoopState, RoundInfo]:
+    """The second half of a round: labels for what was chosen, and a training on all of them.
+
+    Args:
+      config, problem, state, key, observer: as in `step`.
+      query: what `choose` returned for this state.
+
+    Raises:
+      LabelsNeeded: the annotator waits for a person; the same call later goes on.
       FloatingPointError: training diverged.
     """
-    observer = observer or Unobserved()
-    select_key, score_key, train_key = jax.random.split(jax.random.fold_in(key, state.round), 3)
-    if state.round == 0:
-        query = Query(_initial(select_key, available(state.pool), count=config.loop.initial_labels))
-    else:
-        query = make_query(config, strategy, problem, state, select_key, score_key, observer)
+    _, _, train_key = _round_keys(key, state)
     pool = label(state.pool, query.picked, state.round)
-
     picked = np.asarray(query.picked)
     answers = problem.annotator.label([problem.prompts[i] for i in picked.tolist()])
     bought = zip(picked.tolist(), (answer.response for answer in answers), strict=True)
     labels = dict(sorted([*state.labels.items(), *bought]))
     examples = [Example(problem.prompts[index], response) for index, response in labels.items()]
     training, validation = hold_out(examples, config.training.validation_fraction)
-    with observer.phase("train", len(training) * config.training.epochs, "examples") as tick:
+    with (observer or Unobserved()).phase("train", len(training) * config.training.epochs, "examples") as tick:
         adapter, train_loss = fit(
             train_key,
             problem.model,
@@ -188,7 +220,12 @@ def step(
     return LoopState(state.round + 1, pool, labels, adapter, kept), info
 
 
-def make_query(
+def _round_keys(key: Array, state: LoopState) -> Array:
+    """Keys of selection, scoring and training."""
+    return jax.random.split(jax.random.fold_in(key, state.round), 3)
+
+
+def _query(
     config: ExperimentConfig,
     strategy: Strategy,
     problem: Problem,

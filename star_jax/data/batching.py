@@ -99,26 +99,49 @@ class Fitting(NamedTuple):
 
 
 class Encoder:
-    """A tokenizer with a task's format and the limits of a run."""
+    """A tokenizer with a task's format and the limits of a run.
 
-    def __init__(self, tokenizer: Any, task: Task, limits: Limits) -> None:
+    Attributes:
+      limits: of prompts and responses.
+      eos_id: the token that ends a response in training.
+      end_ids: every token that ends a generated response.
+    """
+
+    def __init__(
+        self, tokenizer: Any, task: Task, limits: Limits, *, vocab_size: int | None = None, end_ids: Sequence[int] = ()
+    ) -> None:
+        """An encoder.
+
+        Args:
+          tokenizer: of the model.
+          task: what a prompt and a response are.
+          limits: of prompts and responses.
+          vocab_size: the model's; tokens that it does not have are refused. None for no check.
+          end_ids: tokens that end a response besides the tokenizer's end-of-sequence and the task's own.
+
+        Raises:
+          DataError: the token that ends a response is none of the model's.
+        """
         self.tokenizer = tokenizer
         self.limits = limits
         self.append_eos = task.append_eos
         self.add_special_tokens = task.add_special_tokens
         self.eos_id: int = tokenizer.eos_token_id if task.end_id is None else task.end_id
+        self.end_ids: tuple[int, ...] = tuple(sorted({*end_ids, tokenizer.eos_token_id, self.eos_id}))
+        self._vocab_size = vocab_size
+        self._check_vocabulary("the end of a response", [self.eos_id])
 
     def prompts(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """Tokens of each prompt, with special tokens as the tokenizer adds them, unless the text has its own.
+
+        What the tokenizer adds behind the text is left out: a prompt goes on in its response.
 
         Raises:
           DataError: a prompt is longer than the limit and `too_long` is not `truncate-left`; `within_limits`
             leaves such prompts out beforehand where it is `drop`.
         """
-        if not prompts:
-            return []
-        encoded = self._tokenize([prompt.text for prompt in prompts])["input_ids"]
-        return [self._fit_prompt(prompt, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
+        encoded = self._tokenize([prompt.id for prompt in prompts], [prompt.text for prompt in prompts])
+        return [self._fit_prompt(prompt, text.ids) for prompt, text in zip(prompts, encoded, strict=True)]
 
     def examples(self, examples: Sequence[Example]) -> list[Row]:
         """Tokens of each prompt followed by its response.
@@ -135,6 +158,25 @@ class Encoder:
             self._say_cut(cut, len(rows))
         return rows
 
+    def candidates(self, prompts: Sequence[Prompt], candidates: Sequence[str]) -> list[Row]:
+        """Tokens of every prompt with every candidate behind it, the candidates of a prompt side by side.
+
+        Raises:
+          DataError: as `examples`; and a candidate is over the limit, whatever `too_long` says, since two answers
+            that are cut may become one and the same.
+        """
+        examples = [Example(prompt, text) for prompt in prompts for text in candidates]
+        rows = []
+        for example, (prompt, response) in zip(examples, self._split(examples), strict=True):
+            if len(response) > self.limits.response:
+                raise DataError(
+                    f"the answer {example.response!r} has {len(response)} tokens after the prompt of example "
+                    f"{example.id}, over the limit of {self.limits.response}; raise data.max_response_tokens, for an "
+                    "answer of a closed set is never cut"
+                )
+            rows.append(_row(prompt, response))
+        return rows
+
     def within_limits(self, prompts: Sequence[Prompt], labels: Mapping[str, str]) -> Fitting:
         """Applies `too_long` before a run starts, so that no round fails over a length; counts are logged too.
 
@@ -148,16 +190,14 @@ class Encoder:
         Raises:
           DataError: `too_long` is `error` and a prompt or a response is over its limit, or one has no tokens.
         """
-        kept, long = list(prompts), 0
-        if prompts:
-            encoded = self._tokenize([prompt.text for prompt in prompts])["input_ids"]
-            over = [len(ids) > self.limits.prompt for ids in encoded]
-            long = sum(over)
-            if self.limits.too_long == "drop":
-                kept = [prompt for prompt, leave in zip(prompts, over, strict=True) if not leave]
-                encoded = [ids for ids, leave in zip(encoded, over, strict=True) if not leave]
-            for prompt, ids in zip(kept, encoded, strict=True):
-                self._fit_prompt(prompt, ids)
+        encoded = self._tokenize([prompt.id for prompt in prompts], [prompt.text for prompt in prompts])
+        kept, long = [], 0
+        for prompt, text in zip(prompts, encoded, strict=True):
+            over = len(text.ids) > self.limits.prompt
+            long += over
+            if not (over and self.limits.too_long == "drop"):
+                self._fit_prompt(prompt, text.ids)
+                kept.append(prompt)
         if long:
             verb = "left out" if self.limits.too_long == "drop" else "cut on the left"
             _log.warning("%d of %d prompts are over %d tokens and are %s", long, len(prompts), self.limits.prompt, verb)
@@ -168,42 +208,71 @@ class Encoder:
         left_out = len(prompts) - len(kept)
         return Fitting(kept, left_out, long - left_out, responses_cut)
 
+    def text(self, tokens: np.ndarray) -> str:
+        """Text of response tokens, special tokens and the token that ends the response left out."""
+        ended = len(tokens) > 0 and int(tokens[-1]) in self.end_ids
+        return self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+
     def _rows(self, examples: Sequence[Example]) -> tuple[list[Row], int]:
         """The rows, and how many responses were cut."""
-        if not examples:
-            return [], 0
-        texts = [example.prompt.text + example.response for example in examples]
-        encoded = self._tokenize(texts, return_offsets_mapping=True)
         rows, cut = [], 0
-        for example, ids, offsets in zip(examples, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            end = len(example.prompt.text)
-            start = next((i for i, (_, stop) in enumerate(offsets) if stop > end), len(ids))
-            response = list(ids[start:]) + ([self.eos_id] if self.append_eos else [])
-            if not response:
-                raise DataError(f"example {example.id}: the response is empty; give it a text or leave the row out")
+        for example, (prompt, response) in zip(examples, self._split(examples), strict=True):
             if len(response) > self.limits.response:
                 if self.limits.too_long == "error":
                     raise DataError(self._too_long(example.id, "response", len(response), self.limits.response))
                 response, cut = response[: self.limits.response], cut + 1
-            prompt = self._fit_prompt(example.prompt, ids[:start])
-            rows.append(Row(np.concatenate([prompt, np.asarray(response, np.int32)]), len(prompt)))
+            rows.append(_row(prompt, response))
         return rows, cut
+
+    def _split(self, examples: Sequence[Example]) -> list[tuple[np.ndarray, list[int]]]:
+        """Tokens of each prompt, within the limit, and of its response, whatever its length."""
+        texts = [example.prompt.text + example.response for example in examples]
+        encoded = self._tokenize([example.id for example in examples], texts, return_offsets_mapping=True)
+        parts = []
+        for example, text in zip(examples, encoded, strict=True):
+            end = len(example.prompt.text)
+            start = next((i for i, stop in enumerate(text.stops) if stop > end), len(text.ids))
+            response = text.ids[start:]
+            if self.append_eos and response[-1:] != [self.eos_id]:  # a file's text may spell the end itself
+                response = [*response, self.eos_id]
+            if not response:
+                raise DataError(f"example {example.id}: the response is empty; give it a text or leave the row out")
+            parts.append((self._fit_prompt(example.prompt, text.ids[:start]), response))
+        return parts
 
     def _say_cut(self, cut: int, of: int) -> None:
         limit = self.limits.response
         _log.warning("%d of %d responses are over %d tokens and are cut on the right", cut, of, limit)
 
-    def text(self, tokens: np.ndarray) -> str:
-        """Text of response tokens, special tokens left out."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
-
-    def _tokenize(self, texts: list[str], **options: Any) -> Any:
+    def _tokenize(self, names: Sequence[str], texts: list[str], **options: Any) -> list[_Tokens]:
+        """Tokens of each text without those that the tokenizer adds behind it; `names` are those of the examples."""
+        if not texts:
+            return []
+        options |= {"add_special_tokens": self.add_special_tokens, "return_special_tokens_mask": True}
         try:
-            return self.tokenizer(texts, add_special_tokens=self.add_special_tokens, **options)
+            encoded = self.tokenizer(texts, **options)
         except Exception as error:  # The tokenizers library raises plain `Exception`.
             raise DataError(
                 f"the model's tokenizer cannot read these texts ({error}); are model and task meant for each other?"
             ) from error
+        tokens = []
+        for place, (name, ids, added) in enumerate(
+            zip(names, encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+        ):
+            stop = len(ids) - next((i for i, flag in enumerate(reversed(added)) if not flag), len(ids))
+            offsets = encoded["offset_mapping"][place][:stop] if "offset_mapping" in encoded else ()
+            self._check_vocabulary(f"example {name}", ids[:stop])
+            tokens.append(_Tokens(list(ids[:stop]), [end for _, end in offsets]))
+        return tokens
+
+    def _check_vocabulary(self, what: str, ids: Sequence[int]) -> None:
+        largest = max(ids, default=0)
+        if self._vocab_size is not None and largest >= self._vocab_size:
+            raise DataError(
+                f"{what}: the tokenizer's token {self.tokenizer.convert_ids_to_tokens(largest)!r} has the number "
+                f"{largest} and the model's vocab_size is {self._vocab_size}; use the tokenizer that the model was "
+                "trained with"
+            )
 
     def _fit_prompt(self, prompt: Prompt, ids: Sequence[int]) -> np.ndarray:
         if not ids:
@@ -222,6 +291,17 @@ class Encoder:
             f"example {name}: the {part} has {length} tokens, over the limit of {limit}; raise max_{part}_tokens, "
             "or set too_long to drop or truncate-left"
         )
+
+
+class _Tokens(NamedTuple):
+    """A tokenised text: its tokens, and where in the text each of them ends, if that was asked for."""
+
+    ids: list[int]
+    stops: list[int]
+
+
+def _row(prompt: np.ndarray, response: Sequence[int]) -> Row:
+    return Row(np.concatenate([prompt, np.asarray(response, np.int32)]), len(prompt))
 
 
 def prompt_batches(prompts: Sequence[np.ndarray], limits: Limits, batch_size: int) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ import numpy as np
 from star_jax.config import ConfigError, DataConfig, OnBadRow
 from star_jax.data import skills_benchmark
 from star_jax.data.examples import DataError, Example, Prompt
-from star_jax.data.reading import Row, base_name, place, read_rows, unit
+from star_jax.data.reading import Numbered, Row, base_name, place, read_rows, unit
 from star_jax.data.tasks.fields import field_names
 from star_jax.data.tasks.task import Task
 
@@ -38,6 +38,7 @@ class LoadedData(NamedTuple):
       pool: prompts, sorted by id.
       labels: id -> response of those pool rows that have one; only the annotator may see them.
       test: the test set, sorted by id.
+      ids: of all rows of the pool's source that can be used, drawn or not.
       duplicate_prompts: pool prompts whose text an earlier one of the pool already has.
       test_overlap: pool prompts whose text is also in the test set.
       bad_pool_rows: rows left out because they could not be used, before `pool_limit` is applied.
@@ -47,6 +48,7 @@ class LoadedData(NamedTuple):
     pool: list[Prompt]
     labels: dict[str, str]
     test: list[Example]
+    ids: frozenset[str]
     duplicate_prompts: int
     test_overlap: int
     bad_pool_rows: int
@@ -80,6 +82,7 @@ def load_pool_and_test(config: DataConfig, task: Task, seed: int) -> LoadedData:
         pool=prompts,
         labels={prompt.id: responses[prompt.id] for prompt in prompts if prompt.id in responses},
         test=examples,
+        ids=frozenset(prompt.id for prompt, _ in pool.items),
         duplicate_prompts=len(prompts) - len({prompt.text for prompt in prompts}),
         test_overlap=sum(prompt.text in test_texts for prompt in prompts),
         bad_pool_rows=pool.bad,
@@ -133,7 +136,7 @@ def _usable(
     lines: dict[str, int] = {}
     shown: list[str] = []
     bad = 0
-    for number, row in read_rows(source, split):
+    for number, row in _filled(read_rows(source, split)) if task.sparse else read_rows(source, split):
         try:
             if isinstance(row, DataError):
                 raise row
@@ -155,6 +158,17 @@ def _usable(
     return _Usable(items, bad)
 
 
+def _filled(rows: Numbered) -> Numbered:
+    """The rows, each with all fields that any of them has: those of the others are None in it.
+
+    Lines of a JSONL file often leave out what is empty. The order of its own fields stays each row's.
+    """
+    read = list(rows)
+    names = dict.fromkeys(name for _, row in read if isinstance(row, dict) for name in row)
+    for number, row in read:
+        yield number, row | {name: None for name in names if name not in row} if isinstance(row, dict) else row
+
+
 def _report(source: str, shown: Sequence[str], bad: int, good: int) -> None:
     if not good:
         raise DataError(f"{source}: none of its {bad} rows can be used; the first: {shown[0]}")
@@ -172,6 +186,8 @@ def _identifier(task: Task, row: Row) -> str | None:
             return None
         state = "is empty" if name in row else f"is missing (the row has {field_names(row)})"
         raise DataError(f"field '{name}', which should name the row, {state}; fill it in, or leave out format.id")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # A column of whole numbers with gaps is read as one of fractions by many a tool.
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(f"field '{name}' is {value!r}; it must be a number or a text, or be absent")
     return str(value)

@@ -21,12 +21,14 @@ class RunData(NamedTuple):
       pool: prompts, sorted by id.
       labels: id -> response of those that have one, for the annotator alone.
       test: test set.
+      ids: of all rows that the pool is drawn from.
       facts: data.json: fingerprints of pool and test set, and how many rows there are, were left out or were cut.
     """
 
     pool: list[Prompt]
     labels: dict[str, str]
     test: list[Example]
+    ids: frozenset[str]
     facts: dict[str, Any]
 
     @property
@@ -60,9 +62,10 @@ def prepare(config: DataConfig, task: Task, encoder: Encoder, seed: int) -> RunD
         pool=pool.kept,
         labels={prompt.id: loaded.labels[prompt.id] for prompt in pool.kept if prompt.id in loaded.labels},
         test=test,
+        ids=loaded.ids,
         facts={
             "pool": fingerprint(pool.kept),
-            "test": fingerprint([example.prompt for example in test]),
+            "test": fingerprint([example.prompt for example in test], [example.response for example in test]),
             "pool_examples": len(pool.kept),
             "test_examples": len(test),
             "pool_bad_rows": loaded.bad_pool_rows,
@@ -93,7 +96,11 @@ def examples_within_limits(encoder: Encoder, examples: Sequence[Example]) -> tup
     return [example for example in examples if example.id in kept], fitting
 
 
-def fingerprint(prompts: Sequence[Prompt]) -> str:
-    """Hash of ids and texts: a run's state holds places in the pool, and means nothing for another one."""
-    text = json.dumps([(prompt.id, prompt.text) for prompt in prompts])
+def fingerprint(prompts: Sequence[Prompt], responses: Sequence[str] = ()) -> str:
+    """Hash of ids and texts: a run's state holds places in the pool, and means nothing for another one.
+
+    A test set's responses count as well: figures of another key do not compare. Those of a pool do not, since a
+    selection must not know them.
+    """
+    text = json.dumps([[(prompt.id, prompt.text) for prompt in prompts], list(responses)])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,23 +20,27 @@ from star_jax.data.examples import DataError
 Row = dict[str, Any]
 Numbered = Iterator[tuple[int, Row | DataError]]
 
+LONGEST_CELL = 2**31 - 1
+"""Characters of a CSV cell: as many as the reader can be told everywhere, for documents are longer than its default."""
+
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 
 
-def read_rows(source: str, split: str) -> Numbered:
+def read_rows(source: str, split: str, *, may_be_empty: bool = False) -> Numbered:
     """Raw rows with their numbers, counted from 1: lines of a JSONL or CSV file, rows of anything else.
 
     A row that cannot be read comes as the `DataError` that says why, for the caller to raise or to count.
 
     Args:
       source: a .jsonl, .json (one object a line), .csv or .parquet file, or a hub name,
-        `NAME[:CONFIG][@SPLIT]`, such as `openai/gsm8k:main` or `google/boolq@validation`.
+        `NAME[:CONFIG][@SPLIT]`, such as `openai/gsm8k:main` or `google/boolq@validation`. A `~` is the user's home.
       split: the hub data set's split, unless `source` names one; a file is read whole.
+      may_be_empty: whether no row at all is fine.
 
     Raises:
       DataError: no such file or data set, an unknown format, a file that cannot be taken apart into rows, or no row.
     """
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     reader = _READERS.get(path.suffix.lower())
     if reader is None and path.exists():
         raise DataError(f"{source}: no format is known by this name; use a file that ends in {', '.join(_READERS)}")
@@ -47,7 +52,7 @@ def read_rows(source: str, split: str) -> Numbered:
             yield number, row
     except OSError as error:
         raise DataError(f"{source}: cannot be read ({error.strerror or error})") from error
-    if number == 0:
+    if number == 0 and not may_be_empty:
         raise DataError(f"{source}: holds no rows; it needs at least one")
 
 
@@ -91,6 +96,7 @@ def _no_object(value: Any) -> DataError:
 
 def _read_csv(path: Path) -> Numbered:
     next_line = 1
+    csv.field_size_limit(LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

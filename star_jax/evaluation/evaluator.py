@@ -26,8 +26,8 @@ from star_jax.data.examples import Example
 from star_jax.data.tasks.task import Task
 from star_jax.evaluation.accuracy import accuracy, grouped_accuracy, judge
 from star_jax.evaluation.calibration import auroc, brier, expected_calibration_error
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter
+from star_jax.models.transformer import LanguageModel
 
 UNCERTAINTY = "token_entropy"
 """Measure whose AUROC against errors is reported, whatever the strategy picks by: so that runs compare."""

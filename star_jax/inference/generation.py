@@ -5,15 +5,15 @@ Shapes: `B` batch, `P` prompt tokens, `R` new tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, with_adapter
-from star_jax.models.transformer import KVCache, empty_cache, positions_of
+from star_jax.models.transformer import KVCache, LanguageModel, empty_cache, positions_of
 
 Array = jax.Array
 
@@ -34,7 +34,7 @@ def generate(
     prompt_lengths: Array,
     *,
     width: int,
-    eos_id: int,
+    eos_id: int | Sequence[int] | Array,
     row_mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """The most probable token at each step.
@@ -45,7 +45,7 @@ def generate(
       prompts: `B×P` int32, right-padded.
       prompt_lengths: `B` int32.
       width: R, most new tokens, end-of-sequence included.
-      eos_id: the token that ends a row; it is part of the response.
+      eos_id: the token that ends a row, or several that do; it is part of the response.
       row_mask: `B` bool; rows that only fill the batch up are not waited for.
 
     Returns:
@@ -54,6 +54,7 @@ def generate(
     batch, prompt_width = prompts.shape
     variables = with_adapter(model.params, adapter)
     head = output_head(model)
+    ends = jnp.asarray(eos_id)
     cache = empty_cache(model.config, batch, prompt_width + width)
 
     hidden, cache = _advance(model, variables, prompts, positions_of(prompt_lengths, prompt_width), cache)
@@ -68,7 +69,7 @@ def generate(
         token = jnp.where(step.done, 0, step.token)
         tokens = jax.lax.dynamic_update_slice(step.tokens, token[:, None], (0, step.number))
         lengths = step.lengths + ~step.done
-        done = step.done | (token == eos_id)
+        done = step.done | jnp.isin(token, ends)
         positions = jnp.where(done, -1, prompt_lengths + step.number)[:, None]
         hidden, cache = _advance(model, variables, token[:, None], positions, step.cache)
         following = jnp.argmax(logits(hidden[:, 0], head), axis=-1).astype(jnp.int32)

@@ -9,10 +9,10 @@ import jax
 
 from star_jax.config import ConfigError
 from star_jax.inference.scoring import TokenStatistics, statistics_of
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter, Dropout, row_keys
 from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
+from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.head import OutputHead, logits, map_positions, output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
+from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
 

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Sharding
 
 from star_jax.config import ConfigError
@@ -25,25 +24,15 @@ from star_jax.models.folders import first_line, read_object, resolve_folder, wei
 from star_jax.models.modules import PROJECTION_PATHS, module_path
 from star_jax.models.quantization import Quantization, quantize
 from star_jax.models.rotary import Rope
-from star_jax.models.transformer import Decoder, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 
+FLOATS = ("F64", "F32", "BF16", "F16")
+"""Types of weights that are read, as safetensors names them."""
+
 Placement = Callable[[str, tuple[int, ...]], Sharding | None]
 """Parameter, such as `layers.q_proj.kernel`, and shape -> where it is put; None for the default device."""
-
-
-@struct.dataclass
-class LanguageModel:
-    """A decoder with its frozen weights; a pytree whose decoder is static, so that `jit` takes it whole."""
-
-    decoder: Decoder = struct.field(pytree_node=False)
-    params: Any
-
-    @property
-    def config(self) -> TransformerConfig:
-        """Shape and constants of the decoder."""
-        return self.decoder.config
 
 
 class TensorReader:
@@ -85,6 +74,12 @@ class TensorReader:
         """One tensor that must be there, in that shape."""
         if name not in self._handles:
             raise ConfigError(f"{self.folder}: the tensor {name} is missing")
+        stored = self._handles[name].get_slice(name).get_dtype()
+        if stored not in FLOATS:
+            raise ConfigError(
+                f"{self.folder}: the tensor {name} is stored as {stored}; quantised weights are not read, take the "
+                "unquantised checkpoint and set model.quantization"
+            )
         if self.shape(name) != shape:
             raise ConfigError(
                 f"{self.folder}: the tensor {name} has shape {self.shape(name)}; config.json says {shape}"

@@ -78,6 +78,7 @@ pretraining_tp chunk_size_feed_forward is_encoder_decoder is_decoder id2label la
 output_attentions output_hidden_states return_dict task_specific_params attention_dropout resid_pdrop embd_pdrop
 _attn_implementation _attn_implementation_autoset attn_implementation unsloth_fixed unsloth_version
 transformers.js_config sliding_window_size full_attn_mod interpolate_factor is_llama_config
+tokenizer_class
 """
 INERT = frozenset(_INERT.split())
 """Fields that do not change what a forward pass computes. The base model's own dropout acts in its pretraining only:
@@ -86,9 +87,22 @@ Phi-4 and SmolLM2, and no code reads them."""
 
 ONLY_WHERE_DECLARED = (
     *("sliding_window", "layer_types", "no_rope_layers", "query_pre_attn_scalar", "attention_bias", "mlp_bias"),
-    *("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention", "no_rope_layer_interval"),
+    *("sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq"),
 )
 """Fields that change the mathematics of the families that have them; set for another family, they are an error."""
+
+
+OLD_SPELLINGS = {"gemma3_text": ("sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq")}
+"""Fields that a family has no more, and Transformers still translates."""
+
+KNOWN_OFF = frozenset(
+    (
+        *("lm_head_bias", "rope_interleaved", "use_mrope", "use_sliding_window", "attention_bias", "mlp_bias"),
+        *("use_bidirectional_attention", "sliding_window"),
+    )
+)
+"""Fields that mean nothing where they are false."""
 
 
 def read_config(
@@ -127,14 +141,23 @@ def _normalised(raw: Mapping[str, Any], folder: Path, ignored_fields: Collection
     """The configuration as Transformers reads it, every default filled in."""
     kind = raw.get("model_type")
     if kind not in FAMILIES:
-        advice = ", and the remote code that its auto_map names is not run" if raw.get("auto_map") else ""
+        advice = (
+            ", and the remote code that its auto_map names is not run, since it could do anything on this machine"
+            if raw.get("auto_map")
+            else ""
+        )
         raise ConfigError(f"model_type is {kind!r}{advice}; the families that are read are {', '.join(FAMILIES)}")
     if raw.get("quantization_config"):
         raise ConfigError(
             "quantization_config says that the weights are stored quantised, which is not read; take the "
             "unquantised checkpoint and set model.quantization"
         )
-    set_fields = [name for name, value in raw.items() if value not in (None, False, [], {})]
+    # A switch that is off is as telling as one that is on, unless it is known.
+    set_fields = [
+        name
+        for name, value in raw.items()
+        if value is not None and value != [] and value != {} and not (value is False and name in KNOWN_OFF)
+    ]
     unknown = [name for name in set_fields if name not in (READ | INERT).union(ignored_fields)]
     if unknown:
         raise ConfigError(_unknown(kind, unknown))
@@ -153,7 +176,8 @@ def _normalised(raw: Mapping[str, Any], folder: Path, ignored_fields: Collection
         raise ConfigError(f"Transformers reads this {kind} as {config.model_type}, which is no family that is read")
     # What a class does not declare, its models do not read; a width of heads is the exception.
     declared = [field.name for field in dataclasses.fields(config)] + ["model_type", "head_dim"]
-    foreign = [name for name in set_fields if name in ONLY_WHERE_DECLARED and name not in (*declared, *ignored_fields)]
+    allowed = {*declared, *ignored_fields, *OLD_SPELLINGS.get(kind, ())}
+    foreign = [name for name in set_fields if name in ONLY_WHERE_DECLARED and name not in allowed]
     if foreign:
         raise ConfigError(_unknown(kind, foreign))
     return SimpleNamespace(**{name: getattr(config, name) for name in declared if hasattr(config, name)})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ EMBEDDED = "embedded:"
 
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """What is fetched from the hub: weights, configuration and tokenizer. No pickled weights, no code."""
+
+
+NOT_FETCHED = ("consolidated*.safetensors", "original/*")
+"""Of those, the weights that some models bring a second time, in the format of their makers."""
 
 
 def resolve_folder(path: str) -> Path:
@@ -37,7 +43,7 @@ def resolve_folder(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(path, allow_patterns=list(HUB_FILES), ignore_patterns=list(NOT_FETCHED)))
     except Exception as error:  # The client raises a dozen unrelated classes; the user needs one sentence.
         raise ConfigError(
             f"the model is {path!r}; there is no such folder, and the hub did not give it: {first_line(error)}"
@@ -45,14 +51,14 @@ def resolve_folder(path: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model or adapter folder.
+    """The safetensors files of a model or adapter folder, without a second copy of the weights beside them.
 
     Raises:
       ConfigError: there are none; pickled weights are named where there are some.
     """
     files = sorted(folder.glob("*.safetensors"))
     if files:
-        return files
+        return [file for file in files if not file.name.startswith("consolidated")] or files
     pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind))
     found = f"; it has {pickled[0]}, and pickled weights are not read because" if pickled else ", and pickled weights"
     tail = (
@@ -61,6 +67,20 @@ def weight_files(folder: Path) -> list[Path]:
         else " would not be read because they can run code"
     )
     raise ConfigError(f"{folder} has no *.safetensors file{found}{tail}")
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Hash of what tells one model or adapter from another: config files whole, weights by their first and last MiB."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(1 << 20))
+            if file.suffix == ".safetensors" and size > 1 << 20:
+                content.seek(-(1 << 20), os.SEEK_END)
+                digest.update(content.read())
+    return digest.hexdigest()
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -78,19 +98,45 @@ def read_object(file: Path) -> dict[str, Any]:
     return raw
 
 
+def end_tokens(path: str) -> tuple[int, ...]:
+    """Tokens that end what a model writes, by its generation_config.json or else its config.json; () for none.
+
+    Models that were trained to chat have several: the end of a text and the end of a turn.
+
+    Raises:
+      ConfigError: there is no such folder, or one of the files names no tokens.
+    """
+    folder = resolve_folder(path)
+    for name in ("generation_config.json", "config.json"):
+        value = read_object(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        if value is not None:
+            tokens = value if isinstance(value, list) else [value]
+            if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
+                raise ConfigError(f"{folder / name}: eos_token_id is {value!r}; it must be a token's number or several")
+            return tuple(sorted(set(tokens)))
+    return ()
+
+
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model folder, through transformers.
 
     Raises:
-      ConfigError: there is none, or it has no end-of-sequence token.
+      ConfigError: there is none, it cannot be read or comes as code, or it has no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
     folder = resolve_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} has no tokenizer that transformers can read: {first_line(error)}") from error
+    except Exception as error:  # What is wrong in a file shows in whichever way the code that met it happened to fail.
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"{folder}: the tokenizer comes as code of its own, which is not run because it could do anything on "
+                "this machine; choose a model whose tokenizer transformers has"
+            ) from error
+        raise ConfigError(
+            f"{folder} has no tokenizer that transformers can read ({type(error).__name__}: {first_line(error)})"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{folder}: the tokenizer has no end-of-sequence token, so a response could not end")
     return tokenizer

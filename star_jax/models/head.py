@@ -9,14 +9,13 @@ Shapes: `D` model width, `V` vocabulary, `M` positions, `C` positions of a chunk
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-if TYPE_CHECKING:
-    from star_jax.models.checkpoint_hf import LanguageModel
+from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
 Result = TypeVar("Result")

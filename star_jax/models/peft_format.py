@@ -84,6 +84,8 @@ def read_peft(folder: Path) -> PeftAdapter:
             raise ConfigError(
                 f"{folder / WEIGHTS_FILE}: {stem}.lora_B.weight is {found}; {CONFIG_FILE} says rank {rank}"
             )
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise ConfigError(f"{folder / WEIGHTS_FILE}: the factors of {path} hold values that are not finite")
         alpha = _by_pattern(raw.get("alpha_pattern"), path, raw["lora_alpha"])
         pairs[path] = Pair(a, b, alpha / (rank**0.5 if raw.get("use_rslora") else rank))
     if tensors or not pairs:
@@ -222,9 +224,23 @@ def _refuse_others(file: Path, raw: Mapping[str, Any]) -> None:
         refused.append(f"init_lora_weights {raw['init_lora_weights']}")
     if refused:
         raise ConfigError(f"{file}: {', '.join(refused)} is not supported; LoRA and rsLoRA with patterns are")
-    missing = [name for name in ("r", "lora_alpha") if name not in raw]
-    if missing:
-        raise ConfigError(f"{file}: the field {missing[0]!r} is missing")
+    for name in ("r", "lora_alpha"):
+        if not _is_positive(raw.get(name)):
+            found = f"is {raw[name]!r}" if name in raw else "is missing"
+            raise ConfigError(f"{file}: the field {name!r} {found}; a positive number is expected")
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns = raw.get(name) or {}
+        if not isinstance(patterns, dict) or not all(map(_is_positive, patterns.values())):
+            raise ConfigError(f"{file}: {name} is {patterns!r}; an object of module patterns and numbers is expected")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"{file}: {name} has {pattern!r}, no regular expression: {error}") from None
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _refuse_gaps(folder: Path, raw: Mapping[str, Any], adapter: Adapter, config: TransformerConfig) -> None:

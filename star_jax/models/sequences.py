@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter, Dropout, with_adapter
-from star_jax.models.transformer import positions_of
+from star_jax.models.transformer import LanguageModel, positions_of
 
 Array = jax.Array
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 
 from star_jax.models.attention import attend
 from star_jax.models.lora import Dropout, LoraDense
@@ -305,6 +306,19 @@ class Decoder(nn.Module):
             shape = (config.vocab_size, config.hidden_size)
             self.param("lm_head", nn.initializers.normal(0.02), shape, config.dtype)
         return hidden, cache
+
+
+@struct.dataclass
+class LanguageModel:
+    """A decoder with its frozen weights; a pytree whose decoder is static, so that `jit` takes it whole."""
+
+    decoder: Decoder = struct.field(pytree_node=False)
+    params: Any
+
+    @property
+    def config(self) -> TransformerConfig:
+        """Shape and constants of the decoder."""
+        return self.decoder.config
 
 
 def positions_of(lengths: Array, width: int) -> Array:

@@ -1,37 +1,52 @@
-"""A person as annotator, through a table in the run folder: what to label goes out, what was written comes back."""
+"""A person as annotator, through a table beside the run folders: what to label goes out, what was written is read."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from star_jax.active.oracles import LabelsNeeded
 from star_jax.data.examples import DataError, Example, Prompt
-from star_jax.data.reading import read_rows
+from star_jax.data.reading import Row, read_rows
+from star_jax.data.tasks.fields import field_names
 from star_jax.data.tasks.task import Task
 from star_jax.runtime.files import write_text_atomic
 
 LABELS_FILE = "labels.csv"
 """Name of the table: columns id, prompt and response, the last empty where a label is asked for."""
 
+COLUMNS = ("id", "prompt", "response")
+
+
+class _Cell(NamedTuple):
+    """What the table has of a prompt: its text, what a person wrote, and the response that this stands for."""
+
+    prompt: str
+    text: str = ""
+    response: str | None = None
+
 
 class FileAnnotator:
     """Labels from the pool where it has them, and from a person for the rest.
 
-    The table grows by what each round asks for and keeps all that was ever written into it.
+    The table grows by what each round asks for and keeps all that was ever written into it. All runs of an experiment
+    share it: what one has asked for, none asks again.
     """
 
-    def __init__(self, known: Mapping[str, str], path: Path, task: Task) -> None:
+    def __init__(self, known: Mapping[str, str], ids: Collection[str], path: Path, task: Task) -> None:
         """An annotator.
 
         Args:
           known: id -> response, for what the pool has a response to.
+          ids: of all rows that a pool of the experiment may be drawn from.
           path: the table; made when a label is first asked for.
           task: what a response must be.
         """
         self._known = known
+        self._ids = frozenset(ids)
         self._path = path
         self._task = task
 
@@ -40,54 +55,61 @@ class FileAnnotator:
 
         Raises:
           LabelsNeeded: a person has to write some; they are in the table now.
-          DataError: the table cannot be read, or a response in it is none of this task; the line is named.
+          DataError: the table cannot be read, names what is not in the pool, or holds a response that is none of this
+            task; the line is named.
         """
-        written = self._read()
-        labels = {**{name: response for name, (_, response) in written.items() if response}, **self._known}
-        missing = [prompt for prompt in prompts if prompt.id not in labels]
+        table = self._read()
+        written = {name: cell.response for name, cell in table.items() if cell.response is not None}
+        labels = written | dict(self._known)
+        missing = {prompt.id: _Cell(prompt.text) for prompt in prompts if prompt.id not in labels}
         if missing:
-            asked = {prompt.id: (prompt.text, "") for prompt in missing if prompt.id not in written}
-            self._write(written | asked)
+            table = table | {name: cell for name, cell in missing.items() if name not in table}
+            self._write(table)
+            empty = sum(cell.response is None for cell in table.values())
             raise LabelsNeeded(
-                f"{len(missing)} examples need a label: write it into the empty cells of column 'response' in "
+                f"{empty} examples need a label: write it into the empty cells of column 'response' in "
                 f"{self._path}, save, and run the same command again"
             )
         return [Example(prompt, labels[prompt.id]) for prompt in prompts]
 
-    def _read(self) -> dict[str, tuple[str, str]]:
-        """Id -> prompt and response; the response is empty where none was written yet."""
+    def _read(self) -> dict[str, _Cell]:
+        """Id -> what the table has of it, in the table's order."""
         if not self._path.exists():
             return {}
-        written = {}
-        for line, row in read_rows(str(self._path), "train"):
-            if isinstance(row, DataError):
-                raise DataError(f"{self._path}, line {line}: {row}") from row
-            absent = [name for name in ("id", "prompt", "response") if name not in row]
-            if absent:
-                raise DataError(f"{self._path}, line {line}: the column {absent[0]!r} is missing; restore it")
-            text = row["response"].strip()
+        table: dict[str, _Cell] = {}
+        lines: dict[str, int] = {}
+        for line, row in read_rows(str(self._path.absolute()), "train", may_be_empty=True):
             try:
-                written[row["id"]] = (row["prompt"], self._response(text) if text else "")
+                if isinstance(row, DataError):
+                    raise row
+                name, cell = self._cell(row)
+                if name in lines:
+                    raise DataError(f"id '{name}' is already that of line {lines[name]}; keep one of the two rows")
             except DataError as error:
                 raise DataError(f"{self._path}, line {line}: {error}") from error
-        return written
+            table[name], lines[name] = cell, line
+        return table
 
-    def _response(self, text: str) -> str:
-        """What a person wrote as the response to train on: one of the closed answers, or the text as it is."""
-        answer = self._task.parse(text)
-        if self._task.candidates is not None:
-            for candidate in self._task.candidates:
-                if answer is not None and answer == self._task.parse(candidate):
-                    return candidate
-            expected = ", ".join(repr(candidate.strip()) for candidate in self._task.candidates)
-            raise DataError(f"the response is {text!r}; expected one of {expected}")
-        if answer is None:
-            raise DataError(f"the response is {text!r}, and task {self._task.name} finds no answer in it")
-        return self._task.begin + text
+    def _cell(self, row: Row) -> tuple[str, _Cell]:
+        absent = [name for name in COLUMNS if name not in row]
+        if absent:
+            raise DataError(
+                f"the column {absent[0]!r} is missing (the table has {field_names(row)}); restore it, and save the "
+                "table with commas between its cells"
+            )
+        name, text = row["id"], row["response"].strip()
+        if name not in self._ids:
+            raise DataError(
+                f"no row of the pool has the id {name!r}; restore it (spreadsheets drop zeros at the beginning of a "
+                "number), or take the row out"
+            )
+        return name, _Cell(row["prompt"], text, self._task.written(text) if text else None)
 
-    def _write(self, rows: Mapping[str, tuple[str, str]]) -> None:
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("id", "prompt", "response"))
-        writer.writerows((name, prompt, response) for name, (prompt, response) in rows.items())
-        write_text_atomic(self._path, table.getvalue())
+    def _write(self, table: Mapping[str, _Cell]) -> None:
+        """Every cell in quotes, so that a lone carriage return in a prompt is no end of a row."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(COLUMNS)
+        writer.writerows((name, cell.prompt, cell.text) for name, cell in table.items())
+        # Spreadsheets take a file without a byte order mark for one in the encoding of their country.
+        write_text_atomic(self._path, "\ufeff" + text.getvalue())

@@ -1,23 +1,29 @@
-"""The loop's state on disk, through Orbax. The only module that knows Orbax.
+"""The loop's state on disk, through Orbax, and a round's choice until it is trained on. Nothing else knows Orbax.
 
 A checkpoint is written last in a round and appears whole or not at all: it is what makes a round count.
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
-from star_jax.active.loop import LoopState
+from star_jax.active.loop import LoopState, Query
 from star_jax.active.pool import PoolState
 from star_jax.models.lora import Adapter
+from star_jax.runtime.files import write_bytes_atomic
 
 FOLDER = "state"
+
+QUERY = "query-{:03d}.npz"
+"""Name of the file that keeps a round's choice while its labels are waited for."""
 
 
 def save_state(folder: Path, state: LoopState) -> None:
@@ -69,3 +75,26 @@ def _metadata(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:
 def _finished(folder: Path) -> list[tuple[int, Path]]:
     # A half-written checkpoint has a temporary name until Orbax renames it, so a plain number is a whole one.
     return [(int(path.name), path) for path in (folder / FOLDER).glob("*") if path.name.isdigit()]
+
+
+def save_query(folder: Path, number: int, query: Query) -> None:
+    """Keeps what round `number` chose, so that whoever labels it is not asked for something else later."""
+    content = io.BytesIO()
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in query._asdict().items() if leaf is not None}
+    np.savez(content, **arrays)
+    write_bytes_atomic(folder / QUERY.format(number), content.getvalue())
+
+
+def load_query(folder: Path, number: int) -> Query | None:
+    """What round `number` chose before it was interrupted; None where it has not chosen yet."""
+    file = folder / QUERY.format(number)
+    if not file.is_file():
+        return None
+    with np.load(file) as arrays:
+        return Query(**{name: jnp.asarray(arrays[name]) for name in arrays.files})
+
+
+def forget_queries(folder: Path) -> None:
+    """Removes what `save_query` wrote: the state of a finished round has it."""
+    for file in folder.glob("query-*.npz"):
+        file.unlink()

@@ -59,6 +59,14 @@ PACKAGES = (
 )
 """Packages whose versions can change a result, recorded in environment.json."""
 
+FINGERPRINTS = {
+    "pool": "ids or prompts of the pool",
+    "test": "the test examples",
+    "model": "the files of model.path",
+    "start": "the files of model.adapter",
+}
+"""Entries of data.json that a run must find again, and what has changed where it does not."""
+
 NOT_COMPARED = ("output_dir", "strategies", "seeds")
 """Configuration keys that do not change what one strategy and seed compute."""
 
@@ -282,10 +290,10 @@ def _refuse_other_data(path: Path, data: Mapping[str, Any] | None) -> None:
     if data is None or not stored.exists():
         return
     before = read_json(stored)
-    changed = [name for name in ("pool", "test") if before.get(name) != data[name]]
+    changed = [said for name, said in FINGERPRINTS.items() if before.get(name) != data.get(name)]
     if changed:
         raise ConfigError(
-            f"{path} was made with other data (ids or prompts of the {' and the '.join(changed)} set have changed); "
+            f"{path} was made with other data or another model ({' and '.join(changed)} have changed); "
             "choose another --output-dir or delete the folder"
         )
 

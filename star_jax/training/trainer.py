@@ -17,10 +17,10 @@ import optax
 
 from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.data.batching import Batch, Limits, Row, pack
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter, Dropout, Factors, init_adapter, row_keys
 from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets, sequence_inputs
+from star_jax.models.transformer import LanguageModel
 from star_jax.training.losses import TokenLosses, objective, token_losses
 from star_jax.training.optimizers import direction, learning_rate
 

@@ -16,6 +16,7 @@ from star_jax.acquisition.pool_scoring import (
     PoolScores,
     Sampling,
     candidate_pool,
+    check_candidates,
     generated_pool,
     generated_texts,
     proposed_pool,
@@ -24,7 +25,7 @@ from star_jax.acquisition.pool_scoring import (
 from star_jax.config import ConfigError
 from star_jax.data import batching
 from star_jax.data.batching import Encoder, Limits, Row, pack
-from star_jax.data.examples import Prompt
+from star_jax.data.examples import DataError, Prompt
 from star_jax.data.tasks.task import Task
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import score_responses
@@ -194,6 +195,32 @@ def test_generated_texts_leave_out_what_is_behind_the_end(model, adapter, encode
     assert generated_texts(scores, encoder) == want
     with pytest.raises(ValueError, match="generated pool"):
         generated_texts(score_pool(model, adapter, build("proposed")), encoder)
+
+
+def test_generation_ends_at_every_token_that_the_encoder_names(model, adapter, encoder, prompts, build):
+    free = score_pool(model, adapter, build("generated"))
+    responses, lengths = np.asarray(free.responses), np.asarray(free.lengths)
+    extra = next(int(row[0]) for row, n in zip(responses, lengths, strict=True) if n > 1)
+    task = Task("words", lambda row: "", lambda row: None, lambda text: text)
+    several = Encoder(encoder.tokenizer, task, encoder.limits, end_ids=(extra,))
+    scores = score_pool(model, adapter, generated_pool(several, prompts, 4))
+    for row, length, got in zip(responses, lengths, np.asarray(scores.lengths), strict=True):
+        assert got == next((place + 1 for place in range(length) if row[place] == extra), length)
+    assert (np.asarray(scores.lengths) < lengths).any()
+    assert extra not in {WORDS.index(word) for text in generated_texts(scores, several) for word in text.split()}
+
+
+@pytest.mark.parametrize("too_long", ["error", "drop", "truncate-left"])
+def test_candidates_that_are_too_long_are_refused(encoder, prompts, too_long):
+    """Cut to three tokens and the end, the two would be one and the same."""
+    task = Task("words", lambda row: "", lambda row: None, lambda text: text)
+    short = Encoder(encoder.tokenizer, task, Limits(8, 4, too_long))
+    candidates = (" a b c", " a b c d e f")
+    said = "the answer ' a b c d e f' has 7 tokens after the prompt of example p0, over the limit of 4; raise data.max"
+    for check in (check_candidates, lambda one, prompt, texts: candidate_pool(one, [prompt], texts, 4)):
+        with pytest.raises(DataError, match=said):
+            check(short, prompts[0], candidates)
+        check(short, prompts[0], candidates[:1])
 
 
 def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encoder, prompts, build):

@@ -1,20 +1,16 @@
-"""The task that a configuration describes: templates, labels, answers, and the tokenizer's chat template."""
+"""The task that a configuration describes: templates, labels and answers; its chat is in test_chat.py."""
 
-import numpy as np
 import pytest
 from data_files import write_csv, write_lines, write_parquet
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
-from star_jax.config import ConfigError, FormatConfig
-from star_jax.data.batching import Encoder, Limits
+from star_jax.config import ConfigError, DataConfig, FormatConfig
 from star_jax.data.examples import DataError, Example, Prompt
-from star_jax.data.loading import load_examples, load_prompts
+from star_jax.data.loading import load_examples, load_pool_and_test, load_prompts
 from star_jax.data.tasks import get_task
 
 
-def generic(tokenizer=None, **fields):
-    return get_task("generic", FormatConfig(**fields), tokenizer)
+def generic(**fields):
+    return get_task("generic", FormatConfig(**fields))
 
 
 # Templates
@@ -23,7 +19,7 @@ def generic(tokenizer=None, **fields):
 def test_columns_named_prompt_and_response_need_no_format():
     task = get_task("generic")
     row = {"prompt": "How many?", "response": 3}
-    assert (task.prompt(row), task.response(row)) == ("How many?", "3")
+    assert (task.prompt(row), task.response(row)) == ("How many?\n", "3")
 
 
 def test_templates_stand_as_they_are_but_for_blanks_at_the_end():
@@ -41,7 +37,6 @@ def test_a_blank_at_the_end_of_the_prompt_goes_to_the_response_and_to_every_cand
     assert task.prompt(row) == "Is it?\nAnswer:"
     assert task.response(row) == f"{blanks}yes"
     assert task.candidates == (f"{blanks}yes", f"{blanks}no")
-    assert task.begin == blanks
     assert generic(prompt=f"{{{{ q }}}}{blanks}", response="{{ a }}").response(row) == f"{blanks}Yes"
     assert generic(response=" {{ a }}", answers=("yes", "no")).candidates == (" yes", " no")
 
@@ -171,6 +166,50 @@ def test_free_answers_have_no_candidates():
     assert generic().candidates is None
 
 
+# What a person writes
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "response"),
+    [
+        ({}, "42", "42"),
+        ({"prompt": "{{ q }} "}, "42", " 42"),
+        ({"prompt": "{{ q }} ", "response": "The answer is {{ label }}."}, "42", " The answer is 42."),
+        ({"response": "\nIt is {{ row['my label'] | trim }}\n"}, "42", "\nIt is 42"),
+        ({"response": "{{ '%.1f' | format(label | float) }}", "match": "numeric"}, "42", "42.0"),
+        ({"prompt": "{{ q }} ", "response": "{{ label }}", "answers": ("yes", "no")}, "YES", " yes"),
+        # The whole response, where it is made of several columns or does not show what its column says.
+        ({"prompt": "{{ q }} ", "response": "{{ why }} So: {{ label }}"}, "It is 42", " It is 42"),
+        ({"response": " {{ row[kind] }}", "prompt": "{{ q }}"}, "42", " 42"),
+        ({"prompt": "{{ q }} ", "response": "{{ 'yes' if label == 1 else 'no' }}"}, "yes", " yes"),
+        ({"response": "{{ label.split('#')[1] }}"}, "a # b", "a # b"),
+        ({"response": "{{ {'T': 'yes', 'F': 'no'}[label] }}", "answers": ("yes", "no")}, "no", "no"),
+    ],
+)
+def test_what_a_person_writes_becomes_the_response_of_a_row(fields, text, response):
+    assert generic(**fields).written(text) == response
+
+
+@pytest.mark.parametrize("response", ["{{ label }}", "The answer is {{ label }}.", " {{ label }} m", "{{ label }} "])
+@pytest.mark.parametrize("match", ["exact", "numeric"])
+def test_a_person_and_a_row_of_the_pool_say_the_same(response, match):
+    task = generic(prompt="{{ q }}: ", response=response, match=match)
+    assert task.written("42") == task.response({"q": "How many?", "label": "42"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "message"),
+    [
+        ({"match": "numeric"}, "many", "the response is 'many', with no number in it; format.match is numeric"),
+        ({"answers": ("yes", "no")}, "maybe", "the response is 'maybe'; expected one of yes, no"),
+        ({"response": "{% if a != '-' %}{{ a }}{% endif %}"}, "-", "is '-', of which format.response makes nothing"),
+    ],
+)
+def test_what_is_no_answer_is_refused(fields, text, message):
+    with pytest.raises(DataError, match=message):
+        generic(**fields).written(text)
+
+
 # Files
 
 
@@ -218,90 +257,30 @@ def test_columns_that_the_format_names_must_be_there(tmp_path):
     assert [prompt.id for prompt in load_prompts(generic(prompt="{{ question }}"), source, "train")] == ["data-000002"]
 
 
-# Chat
-
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'system' and not_allowed is defined %}{{ raise_exception('no system') }}{% endif %}"
-    "<{{ message.role }}> {{ message.content }} </{{ message.role }}> "
-    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
+WHY = {"prompt": "{{ q }}{% if hint %} ({{ hint }}){% endif %}", "response": "{% if why %}{{ why }} {% endif %}{{ a }}"}
 
 
-def chatty(template=TEMPLATE):
-    """A tokenizer that puts `<s>` before every text, with a template that writes it too, as Llama 3 has both."""
-    names = [
-        "<s>",
-        "</s>",
-        "<unk>",
-        "<user>",
-        "</user>",
-        "<system>",
-        "</system>",
-        "<assistant>",
-        "Why?",
-        "so",
-        "Brief.",
+def test_a_column_that_only_some_lines_have_is_empty_in_the_others(tmp_path):
+    rows = [{"id": 1.0, "q": "Why?", "a": "so"}, {"q": "How?", "hint": "now", "why": "Since", "a": "so", "id": "2"}]
+    source = write_lines(tmp_path / "data.jsonl", *rows, {"q": "When?", "kind": "k"})
+    task = generic(**WHY, group="kind")
+    assert load_prompts(task, source, "train") == [
+        Prompt("1", "Why?"),
+        Prompt("2", "How? (now)"),
+        Prompt("data-000003", "When?", "k"),
     ]
-    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    fast.add_special_tokens({"additional_special_tokens": ["<assistant>"]})
-    fast.chat_template = template
-    return fast
+    config = DataConfig(task="generic", train=source, test=write_lines(tmp_path / "test.jsonl", rows[1] | {"kind": 1}))
+    loaded = load_pool_and_test(config, task, seed=0)
+    assert loaded.labels == {"1": "so", "2": "Since so"}
+    assert loaded.ids == {"1", "2", "data-000003"}
 
 
-@pytest.mark.parametrize("system", [None, "Brief."])
-def test_chat_prompts_begin_with_one_mark_of_the_beginning(system):
-    tokenizer = chatty()
-    task = generic(tokenizer, prompt="{{ q }}", response="{{ a }}", chat=True, system=system)
-    row = {"q": "Why?", "a": "so"}
-    before = "" if system is None else "<system> Brief. </system> "
-    assert task.prompt(row) == f"<s>{before}<user> Why? </user> <assistant>"
-    encoder = Encoder(tokenizer, task, Limits(20, 5))
-    prompt = Prompt("p", task.prompt(row))
-    (alone,) = encoder.prompts([prompt])
-    (both,) = encoder.examples([Example(prompt, task.response(row))])
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": "Why?"})
-    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    np.testing.assert_array_equal(alone, expected)
-    assert alone.tolist().count(tokenizer.bos_token_id) == 1
-    assert tokenizer.convert_ids_to_tokens(both.tokens[both.prompt_length :].tolist()) == ["so", "</s>"]
-    np.testing.assert_array_equal(both.tokens[: both.prompt_length], alone)
-
-
-def test_a_response_ends_where_the_template_ends_a_turn():
-    """As Gemma's does, with a token that is not the tokenizer's end-of-sequence."""
-    tokenizer = chatty()
-    row = {"q": "Why?", "a": "so"}
-    ends = {}
-    for special in (False, True):
-        if special:
-            tokenizer.add_special_tokens({"additional_special_tokens": ["<assistant>", "</assistant>"]})
-        task = generic(tokenizer, prompt="{{ q }}", response="{{ a }}", chat=True)
-        encoder = Encoder(tokenizer, task, Limits(20, 5))
-        (both,) = encoder.examples([Example(Prompt("p", task.prompt(row)), task.response(row))])
-        assert both.tokens[-1] == encoder.eos_id
-        ends[special] = tokenizer.convert_ids_to_tokens(encoder.eos_id)
-    assert ends == {False: "</s>", True: "</assistant>"}
-    assert encoder.text(both.tokens[both.prompt_length :]) == "so"
-
-
-def test_without_chat_the_tokenizer_adds_its_own():
-    encoder = Encoder(chatty(), generic(prompt="{{ q }}"), Limits(20, 5))
-    assert encoder.prompts([Prompt("p", "Why?")])[0].tolist() == [0, 8]
-
-
-def test_a_chat_template_that_refuses_the_message_is_a_config_error():
-    tokenizer = chatty("{% set not_allowed = true %}" + TEMPLATE)
-    assert generic(tokenizer, chat=True).prompt({"prompt": "Why?"}).endswith("<assistant>")
-    with pytest.raises(ConfigError, match=r"chat template cannot be filled in \(no system\); does it take a system"):
-        generic(tokenizer, chat=True, system="Brief.")
-
-
-def test_chat_templates_are_told_the_same_day_every_day():
-    asks = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }} {% endif %}"
-    tokenizer = chatty(asks + "{{ messages[0].content }}")
-    assert generic(tokenizer, chat=True).prompt({"prompt": "Why?"}) == "26 Jul 2024 Why?"
+def test_a_column_that_no_line_has_is_an_error_of_the_prompt_and_no_label(tmp_path):
+    source = write_lines(tmp_path / "data.jsonl", {"q": "Why?", "why": "x"}, {"q": "How?", "hint": "now"})
+    said = r"data\.jsonl, line 1: field 'question' is missing \(the row has q, why, hint\), and format.prompt needs it"
+    with pytest.raises(DataError, match=said):
+        load_prompts(generic(prompt="{% if question %}{{ question }}{% endif %}"), source, "train")
+    config = DataConfig(
+        task="generic", train=source, test=write_lines(tmp_path / "t.jsonl", {"q": "?", "a": "so", "why": 1})
+    )
+    assert load_pool_and_test(config, generic(**WHY | {"prompt": "{{ q }}"}), seed=0).labels == {}

@@ -124,6 +124,21 @@ def test_bad_csv_files_are_named_by_file_and_line(tmp_path, text, message):
         load_examples(GSM8K, str(path), "train")
 
 
+@pytest.mark.parametrize(
+    ("value", "name"), [(1.0, "1"), (12, "12"), (-3.0, "-3"), ("1.0", "1.0"), (1e20, "1" + "0" * 20)]
+)
+def test_ids_that_are_whole_numbers_have_no_fraction(tmp_path, value, name):
+    source = write_parquet(tmp_path / "data.parquet", [{"id": value, **gsm8k_rows(1)[0]}])
+    assert ids(load_examples(GSM8K, source, "train")) == [name]
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan"), float("inf")])
+def test_ids_that_are_other_fractions_are_refused(tmp_path, value):
+    source = write_parquet(tmp_path / "data.parquet", [{"id": value, **gsm8k_rows(1)[0]}])
+    with pytest.raises(DataError, match=rf"row 1: field 'id' is {value}; it must be a number or a text"):
+        load_examples(GSM8K, source, "train")
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
 def test_bad_rows_are_left_out_counted_and_shown_where_that_is_asked_for(tmp_path, caplog, ending):
     good = [{"id": f"g{i}", **row} for i, row in enumerate(gsm8k_rows(4))]
@@ -237,6 +252,7 @@ def test_bad_rows_of_pool_and_test_set_are_counted_apart(tmp_path, config):
     loaded = load_pool_and_test(sources, GSM8K, seed=0)
     assert (len(loaded.pool), len(loaded.test)) == (3, 3)
     assert (loaded.bad_pool_rows, loaded.bad_test_rows) == (2, 1)
+    assert loaded.ids == {f"pool-{line:06d}" for line in range(2, 7)}  # Those drawn, and the others.
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

@@ -38,6 +38,8 @@ def test_everything_is_kept_where_it_fits(prepared):
     assert data.labels == {row["id"]: row["answer"] for row in ROWS if row["answer"]}
     assert [(example.id, example.response) for example in data.labelled()] == list(data.labels.items())
     assert data.unlabelled == 2
+    assert data.ids == {"a", "b", "c", "d", "pool-000005"} == prepared(6, 4, "drop").ids
+    assert prepared(9, 6, "error", pool_limit=2).ids == data.ids
     assert {name: count for name, count in data.counts().items() if count} == {
         "pool_examples": 5,
         "pool_unlabelled": 2,
@@ -71,7 +73,8 @@ def test_the_fingerprint_is_that_of_ids_and_texts_in_order(prepared):
     assert data.facts["pool"] == fingerprint(data.pool) != fingerprint(data.pool[::-1])
     assert data.facts["pool"] == prepared(9, 6, "truncate-left").facts["pool"]
     assert data.facts["pool"] != prepared(6, 6, "drop").facts["pool"]
-    assert data.facts["test"] == fingerprint([example.prompt for example in data.test])
+    prompts, responses = [example.prompt for example in data.test], [example.response for example in data.test]
+    assert data.facts["test"] == fingerprint(prompts, responses) != fingerprint(prompts, responses[::-1])
 
 
 def test_labelled_examples_are_fitted_in_their_own_order(prepared):

@@ -33,6 +33,27 @@ def test_csv_rows_carry_the_line_they_begin_on(tmp_path):
     assert [row for _, row in read_rows(source, "train")] == gsm8k_rows(3)
 
 
+def test_a_csv_cell_may_be_a_whole_document(tmp_path):
+    rows = [{"text": "word " * 60_000, "answer": "yes"}]
+    assert list(read_rows(write_csv(tmp_path / "data.csv", rows), "train")) == [(2, rows[0])]
+
+
+def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_lines(tmp_path / "data.jsonl", *gsm8k_rows(1))
+    assert list(read_rows("~/data.jsonl", "train")) == [(1, gsm8k_rows(1)[0])]
+    for source in ("~/missing.jsonl", "~nobody-of-this-name/data.jsonl"):
+        with pytest.raises(DataError, match=f"^{source}: there is no such file"):
+            list(read_rows(source, "train"))
+
+
+def test_no_rows_are_fine_where_that_is_said(tmp_path):
+    path = tmp_path / "data.csv"
+    for content in ("a,b\n", ""):
+        path.write_text(content)
+        assert list(read_rows(str(path), "train", may_be_empty=True)) == []
+
+
 # What cannot be read
 
 

@@ -57,6 +57,28 @@ def test_rows_stop_at_end_of_sequence_which_they_include(small_model, small_adap
     assert (lengths == WIDTH).any()
 
 
+def test_rows_stop_at_whichever_end_comes_first(small_model, small_adapter, numpy_logits):
+    prompts = draw_prompts(8)
+    free = [
+        naive(numpy_logits, small_model, small_adapter, p[:n], NEVER) for p, n in zip(prompts, LENGTHS, strict=True)
+    ]
+    ends = (free[0][0], free[1][2], NEVER)
+    tokens, lengths = decode(small_model, small_adapter, prompts, eos_id=ends)
+    for row, want in enumerate(free):
+        stop = next((place for place, token in enumerate(want) if token in ends), WIDTH - 1) + 1
+        assert lengths[row] == stop
+        assert tokens[row].tolist() == want[:stop] + [0] * (WIDTH - stop)
+    assert lengths[0] == 1
+    assert lengths[1] <= 3
+    traced = jax.jit(
+        lambda eos: generate(small_model, small_adapter, prompts, np.array(LENGTHS), width=WIDTH, eos_id=eos)
+    )
+    for given in (ends[0], jnp.asarray(ends)):
+        one = ends if given is not ends[0] else ends[0]
+        for got, want in zip(traced(given), decode(small_model, small_adapter, prompts, eos_id=one), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 def test_end_of_sequence_may_come_first(small_model, small_adapter, numpy_logits):
     prompts = draw_prompts(3)
     eos_id = naive(numpy_logits, small_model, small_adapter, prompts[1, : LENGTHS[1]], NEVER)[0]

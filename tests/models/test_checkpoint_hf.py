@@ -130,6 +130,10 @@ def test_tensors_are_read_one_by_one_in_their_own_type(folder: Path) -> None:
         ),
         (lambda tensors: tensors.pop("lm_head.weight"), "the tensor lm_head.weight is missing"),
         (
+            lambda tensors: tensors.update({LAST: tensors[LAST].astype(np.int8)}),
+            f"the tensor {LAST} is stored as I8; quantised weights are not read",
+        ),
+        (
             lambda tensors: tensors.update({"model.layers.0.self_attn.q_norm.weight": np.ones(8, np.float32)}),
             "the tensors model.layers.0.self_attn.q_norm.weight are not part of what config.json says",
         ),

@@ -255,7 +255,7 @@ def test_norms_have_their_names_in_checkpoints(read: Read, fields: Fields, insid
         ({"model_type": "gpt2"}, "model_type is 'gpt2'; the families that are read are llama, mistral, smollm3, qwen2"),
         (
             {"model_type": "exotic", "auto_map": {"AutoModelForCausalLM": "modeling_exotic.Exotic"}},
-            "model_type is 'exotic', and the remote code that its auto_map names is not run; the families",
+            "model_type is 'exotic', and the remote code that its auto_map names is not run, since it could do anything",
         ),
         ({"model_type": None}, "model_type is None; the families that are read are"),
         (
@@ -264,6 +264,8 @@ def test_norms_have_their_names_in_checkpoints(read: Read, fields: Fields, insid
         ),
         ({"model_type": "llama", "alibi": True, "experts": 8}, "alibi, experts: not known for llama, and may change"),
         ({"model_type": "llama", "sliding_window": 8}, "sliding_window: not known for llama, and may change"),
+        ({"model_type": "llama", "sliding_window_pattern": 6}, "sliding_window_pattern: not known for llama"),
+        ({"model_type": "qwen3", "rope_local_base_freq": 1e4}, "rope_local_base_freq: not known for qwen3"),
         ({"model_type": "qwen2", "attention_bias": True}, "attention_bias: not known for qwen2"),
         ({"model_type": "llama", "final_logit_softcapping": 30.0}, "final_logit_softcapping: not known for llama"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "is set; this decoder is causal"),
@@ -318,9 +320,16 @@ def test_more_layers_without_positions_than_layers_are_cut_as_transformers_does(
     assert config.layer_ropes == (0, 0, 1, 0)
 
 
-@pytest.mark.parametrize("value", [None, False, [], {}])
+@pytest.mark.parametrize("value", [None, [], {}])
 def test_unknown_fields_that_are_not_set_are_passed_over(read: Read, value: Any) -> None:
     assert read({"model_type": "llama", "alibi": value, "sliding_window": value or None}) == COMMON
+
+
+def test_switches_that_are_off_are_passed_over_where_they_are_known(read: Read) -> None:
+    assert read({"model_type": "llama", "lm_head_bias": False, "rope_interleaved": False}) == COMMON
+    for value in (False, 0, 0.0):
+        with pytest.raises(ConfigError, match="use_rope: not known for llama, and may change"):
+            read({"model_type": "llama", "use_rope": value})
 
 
 def test_fields_that_the_user_knows_to_be_harmless_are_passed_over(read: Read) -> None:

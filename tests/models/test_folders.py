@@ -1,18 +1,28 @@
 """Where a model comes from, which of its files are read, and what is wrong with them said in one sentence."""
 
-import fnmatch
+import json
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from star_jax.config import ConfigError
-from star_jax.models.folders import HUB_FILES, first_line, load_tokenizer, read_object, resolve_folder, weight_files
+from star_jax.models.folders import (
+    HUB_FILES,
+    NOT_FETCHED,
+    end_tokens,
+    first_line,
+    load_tokenizer,
+    read_object,
+    resolve_folder,
+    weight_files,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +54,13 @@ def test_a_local_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.
 def test_a_hub_name_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def fetch(name: str, *, allow_patterns: list[str]) -> str:
-        asked[name] = allow_patterns
+    def fetch(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked[name] = allow_patterns, ignore_patterns
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert resolve_folder("owner/model") == tmp_path
-    assert asked == {"owner/model": list(HUB_FILES)}
+    assert asked == {"owner/model": (list(HUB_FILES), list(NOT_FETCHED))}
 
 
 @pytest.mark.parametrize(
@@ -74,10 +84,14 @@ def test_a_hub_name_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("model.gguf", False),
         ("modeling_exotic.py", False),
         ("configuration_exotic.py", False),
+        ("consolidated.safetensors", False),
+        ("consolidated-00001-of-00002.safetensors", False),
+        ("original/params.json", False),
+        ("original/tokenizer.model", False),
     ],
 )
-def test_neither_pickles_nor_code_are_fetched(name: str, fetched: bool) -> None:
-    assert any(fnmatch.fnmatch(name, pattern) for pattern in HUB_FILES) is fetched
+def test_neither_pickles_nor_code_nor_weights_twice_are_fetched(name: str, fetched: bool) -> None:
+    assert bool(list(filter_repo_objects([name], allow_patterns=HUB_FILES, ignore_patterns=NOT_FETCHED))) is fetched
 
 
 def test_a_hub_that_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +116,13 @@ def test_weights_are_all_safetensors_files_in_order(tmp_path: Path) -> None:
     for name in ("b.safetensors", "a.safetensors", "pytorch_model.bin"):
         (tmp_path / name).touch()
     assert [file.name for file in weight_files(tmp_path)] == ["a.safetensors", "b.safetensors"]
+
+
+def test_weights_that_lie_there_twice_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "consolidated.safetensors").touch()
+    assert [file.name for file in weight_files(tmp_path)] == ["consolidated.safetensors"]
+    (tmp_path / "model-00001-of-00001.safetensors").touch()
+    assert [file.name for file in weight_files(tmp_path)] == ["model-00001-of-00001.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
@@ -164,3 +185,47 @@ def test_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no tokenizer that transformers can read"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": {}}', '{"version": "1.0", "model": {"type": "New"}}', "{"])
+def test_a_broken_tokenizer_is_one_sentence(tmp_path: Path, content: str) -> None:
+    save_tokenizer(tmp_path, eos_token="</s>")
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ConfigError, match="has no tokenizer that transformers can read"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_that_comes_as_code_is_refused_without_advice_to_run_it(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, eos_token="</s>")
+    (tmp_path / "tokenizer.json").unlink()
+    config = {"tokenizer_class": "ExoticTokenizer", "auto_map": {"AutoTokenizer": ["exotic.ExoticTokenizer", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "exotic.py").write_text("raise SystemExit('this code was run')")
+    with pytest.raises(ConfigError, match="could do anything on this machine; choose a model whose") as caught:
+        load_tokenizer(str(tmp_path))
+    assert "trust_remote_code" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "tokens"),
+    [
+        ({"eos_token_id": [7, 3, 7]}, {"eos_token_id": 5}, (3, 7)),
+        ({"eos_token_id": 0}, {"eos_token_id": 5}, (0,)),
+        ({"temperature": 1.0}, {"eos_token_id": 5}, (5,)),
+        (None, {"eos_token_id": [5, 6]}, (5, 6)),
+        (None, {"eos_token_id": None}, ()),
+        (None, None, ()),
+    ],
+)
+def test_end_tokens_are_those_of_generation_or_else_of_the_model(tmp_path: Path, generation, config, tokens) -> None:
+    for name, content in (("generation_config.json", generation), ("config.json", config)):
+        if content is not None:
+            (tmp_path / name).write_text(json.dumps(content))
+    assert end_tokens(str(tmp_path)) == tokens
+
+
+@pytest.mark.parametrize("value", ["</s>", True, [1, "2"], 1.5])
+def test_end_tokens_that_are_no_numbers_are_refused(tmp_path: Path, value: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ConfigError, match=r"config.json: eos_token_id is .*; it must be a token's number or several"):
+        end_tokens(str(tmp_path))

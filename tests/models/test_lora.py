@@ -124,6 +124,20 @@ def test_gradient_is_of_the_adapter_alone(
         assert factors["b"].any((1, 2)).all()
 
 
+@pytest.mark.parametrize("scale", [2 / 3, 16 / 24])
+def test_the_scale_is_not_rounded_to_the_models_type(rng: np.random.Generator, key: jax.Array, scale: float) -> None:
+    """2/3 in bfloat16 is 0.66797; with numbers that bfloat16 holds, the product shows which was used."""
+    x = jnp.asarray(rng.integers(-2, 3, (1, 2, 8)), jnp.bfloat16)
+    variables = {
+        "params": {"kernel": jnp.zeros((8, 4), jnp.bfloat16)},
+        "lora": {"a": 240 * jnp.eye(8, 8), "b": jnp.eye(8, 4)},
+        "lora_scale": {"scale": jnp.float32(scale)},
+    }
+    got = LoraDense(4, jnp.bfloat16).apply(variables, x, jnp.asarray(0), None)
+    want = (np.asarray(x[..., :4], np.float32) * 240 * np.float32(scale)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(np.asarray(got, np.float32), want.astype(np.float32))
+
+
 # A fresh adapter.
 
 

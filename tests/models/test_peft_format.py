@@ -142,6 +142,35 @@ def test_missing_fields_are_named(tiny_config: TransformerConfig, folder: Path) 
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("lora_alpha", None, "the field 'lora_alpha' is None; a positive number is expected"),
+        ("r", 0, "the field 'r' is 0; a positive number is expected"),
+        ("rank_pattern", ["q_proj"], "rank_pattern is .*; an object of module patterns and numbers is expected"),
+        ("alpha_pattern", {"q_proj": "big"}, "alpha_pattern is .*; an object of module patterns and numbers"),
+        ("rank_pattern", {"(": 3}, r"rank_pattern has '\(', no regular expression"),
+    ],
+)
+def test_malformed_fields_are_named(
+    tiny_config: TransformerConfig, folder: Path, field: str, value: Any, sentence: str
+) -> None:
+    raw = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(raw | {field: value}))
+    with pytest.raises(ConfigError, match=f"{CONFIG_FILE}: {sentence}"):
+        load_adapter(folder, tiny_config)
+
+
+def test_factors_that_are_not_finite_are_refused(tiny_config: TransformerConfig, folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS_FILE)
+    tensors[FIRST] = np.where(np.arange(tensors[FIRST].shape[1]) == 5, np.nan, tensors[FIRST]).astype(np.float32)
+    save_file(tensors, folder / WEIGHTS_FILE)
+    with pytest.raises(
+        ConfigError, match="layers.0.self_attn.q_proj hold values that are not finite"
+    ):
+        load_adapter(folder, tiny_config)
+
+
+@pytest.mark.parametrize(
     ("edit", "sentence"),
     [
         (

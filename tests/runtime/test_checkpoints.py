@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.active.loop import LoopState
+from star_jax.active.loop import LoopState, Query
 from star_jax.active.pool import PoolState
 from star_jax.models.lora import Adapter
-from star_jax.runtime.checkpoints import load_state, save_state
+from star_jax.runtime.checkpoints import forget_queries, load_query, load_state, save_query, save_state
 
 
 def state_of(number, base):
@@ -36,3 +36,20 @@ def test_half_written_state_does_not_count(tmp_path):
     save_state(tmp_path, state_of(1, None))
     (tmp_path / "state" / "002.orbax-checkpoint-tmp-0").mkdir()
     assert load_state(tmp_path).round == 1
+
+
+@pytest.mark.parametrize("scores", [None, jnp.array([0.25, -jnp.inf, 3.0])])
+def test_what_a_round_chose_is_kept_until_it_is_trained_on(tmp_path, scores):
+    query = Query(jnp.array([4, 1, 2], jnp.int32), scores, None, scores, None)
+    assert load_query(tmp_path, 1) is None
+    save_query(tmp_path, 1, query)
+    assert load_query(tmp_path, 2) is None
+    again = load_query(tmp_path, 1)
+    for ours, theirs in zip(again, query, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+    forget_queries(tmp_path)
+    assert load_query(tmp_path, 1) is None
+    assert not list(tmp_path.iterdir())

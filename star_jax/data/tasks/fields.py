@@ -12,6 +12,14 @@ from typing import Any
 from star_jax.data.examples import DataError
 
 
+class FieldError(DataError):
+    """A field with a value that will not do; `problem` is the message without the field's name."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"field '{name}' {problem}")
+        self.problem = problem
+
+
 def text_field(row: Mapping[str, Any], name: str) -> str:
     """The field's text, exactly as it stands.
 
@@ -35,7 +43,7 @@ def optional_text_field(row: Mapping[str, Any], name: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise DataError(f"field '{name}' is {short(value)}; it must be a string")
+        raise FieldError(name, f"is {short(value)}; it must be a string")
     check_unicode(value, f"field '{name}'")
     return value if value.strip() else None
 
@@ -49,9 +57,9 @@ def check_unicode(text: str, what: str) -> None:
         raise DataError(f"{what} holds an unpaired surrogate (\\ud800 to \\udfff); remove it")
 
 
-def invalid_field(row: Mapping[str, Any], name: str, expected: str) -> DataError:
+def invalid_field(row: Mapping[str, Any], name: str, expected: str) -> FieldError:
     """The error for a field whose value makes no sense; `expected` says what would."""
-    return DataError(f"field '{name}' is {short(row.get(name))}; expected {expected}")
+    return FieldError(name, f"is {short(row.get(name))}; expected {expected}")
 
 
 def field_names(row: Mapping[str, Any]) -> str:

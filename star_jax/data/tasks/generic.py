@@ -13,6 +13,7 @@ from typing import Any
 
 from star_jax.config import ConfigError, FormatConfig
 from star_jax.data.examples import DataError, Prompt
+from star_jax.data.tasks.chat import chat_format
 from star_jax.data.tasks.choices import choice_reader
 from star_jax.data.tasks.fields import short
 from star_jax.data.tasks.numbers import last_number
@@ -20,9 +21,8 @@ from star_jax.data.tasks.task import Task, no_group
 from star_jax.data.tasks.templates import RowTemplate, UnfilledError
 
 NAME = "generic"
-CHAT_DATE = "26 Jul 2024"
-"""What chat templates are told of today's date: with the real one, a pool's prompts would change overnight. This is
-the date that Llama's templates fall back to."""
+PROBE = "7351"
+"""An answer that shows whether a template prints its column; digits, for a template may ask for a number."""
 
 Parse = Callable[[str], str | None]
 
@@ -38,19 +38,31 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
       ConfigError: a template is not valid, there is no chat template or it refuses the message, or an answer cannot
         be read back from its own text.
     """
-    blanks = "" if config.chat else _blanks_at_end(config.prompt)
-    prompt_template = RowTemplate("format.prompt", config.prompt.removesuffix(blanks))
+    chat = chat_format(tokenizer, config.system) if config.chat else None
+    blanks = _blanks_at_end(config.prompt) if chat is None else chat.between
+    prompt_template = RowTemplate("format.prompt", config.prompt.removesuffix(_blanks_at_end(config.prompt)))
     response_template = RowTemplate("format.response", config.response)
     parse = _parser(config)
     answers = _closed_answers(config, parse)
-    begin = blanks + config.response[: len(config.response) - len(config.response.lstrip())]
-    chat = _chat(config, tokenizer) if config.chat else None
+    leading = config.response[: len(config.response) - len(config.response.lstrip())]
+    begin = blanks + (leading if chat is None else "")
 
     def prompt(row: Mapping[str, Any]) -> str:
         text = prompt_template.render(row)
         if not text.strip():
             raise DataError("the prompt is empty; fill in the fields that format.prompt is made of")
-        return text.removesuffix(_blanks_at_end(text)) if chat is None else chat(text)
+        return text.removesuffix(_blanks_at_end(text)) if chat is None else chat.prompt(text.rstrip())
+
+    def checked(text: str, before: str) -> str:
+        """The response of that text, or of the closed answer that it names."""
+        answer = parse(text)
+        if answers:
+            if answer not in answers:
+                raise DataError(f"the response is {short(text)}; expected one of {', '.join(config.answers)}")
+            return begin + answers[answer]
+        if answer is None:
+            raise DataError(f"the response is {short(text)}, with no number in it; format.match is {config.match}")
+        return before + text
 
     def response(row: Mapping[str, Any]) -> str | None:
         try:
@@ -59,14 +71,17 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
             return None
         if not text:
             return None
-        answer = parse(text)
-        if answers:
-            if answer not in answers:
-                raise DataError(f"the response is {short(text)}; expected one of {', '.join(config.answers)}")
-            return begin + answers[answer]
-        if answer is None:
-            raise DataError(f"the response is {short(text)}, with no number in it; format.match is {config.match}")
-        return blanks + text
+        return checked(text, blanks) if chat is None else checked(text.lstrip(), blanks)
+
+    answer_column = None if answers else _answer_column(response_template)
+
+    def from_text(text: str) -> str:
+        if answer_column is None:
+            return checked(text.strip(), begin)
+        written = response({answer_column: text})
+        if written is None:
+            raise DataError(f"the response is {short(text)}, of which format.response makes nothing")
+        return written
 
     return Task(
         name=NAME,
@@ -74,13 +89,29 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
         response=response,
         parse=parse,
         candidates=tuple(begin + text for text in answers.values()) or None,
-        begin=begin,
+        from_text=from_text,
         group=no_group if config.group is None else _group,
-        add_special_tokens=not config.chat,
-        end_id=_end_of_turn(tokenizer) if config.chat else None,
+        add_special_tokens=chat is None,
+        end_id=None if chat is None else chat.end_id,
         id_field=config.id,
         group_field=config.group,
+        sparse=True,
     )
+
+
+def _answer_column(template: RowTemplate) -> str | None:
+    """The column that a person's answer stands for; None where what a person writes is the whole response.
+
+    That is so where the response is made of several columns, and where its only column does not show in it: of
+    `{{ 'yes' if label == 1 else 'no' }}`, a person writes what it says.
+    """
+    if template.only_column is None:
+        return None
+    try:
+        shown = template.render({template.only_column: PROBE})
+    except DataError:
+        return None
+    return template.only_column if PROBE in shown else None
 
 
 def _blanks_at_end(text: str) -> str:
@@ -130,42 +161,3 @@ def _closed_answers(config: FormatConfig, parse: Parse) -> dict[str, str]:
             )
         answers[answer] = text
     return answers
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the chat template writes after the model's answer; None where it writes none."""
-    answer = "the answer"
-    turns = [{"role": "user", "content": "a message"}, {"role": "assistant", "content": answer}]
-    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
-    tokens = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
-    added = tokenizer.added_tokens_decoder.items()
-    special = {number for number, token in added if token.special} - {tokenizer.unk_token_id}
-    return tokens[0] if tokens and tokens[0] in special else None
-
-
-def _chat(config: FormatConfig, tokenizer: Any) -> Callable[[str], str]:
-    """A function message -> text of a conversation that the model is to continue."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise ConfigError(
-            "format.chat is true and the model's tokenizer has no chat template; set it to false, or choose a model "
-            "that was trained to chat"
-        )
-    # A macro of the same name goes before the function that transformers offers to templates.
-    today = f"{{%- macro strftime_now(format) -%}}{CHAT_DATE}{{%- endmacro -%}}"
-    template = today + tokenizer.get_chat_template()
-    system = [] if config.system is None else [{"role": "system", "content": config.system}]
-
-    def chat(text: str) -> str:
-        return tokenizer.apply_chat_template(
-            [*system, {"role": "user", "content": text}],
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-
-    try:
-        chat("a message")
-    except Exception as error:  # templates refuse what they do not know in ways of their own
-        told = "" if config.system is None else "; does it take a system message? If not, set format.system to none"
-        raise ConfigError(f"the model's chat template cannot be filled in ({error}){told}") from error
-    return chat

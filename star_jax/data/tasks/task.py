@@ -1,4 +1,4 @@
-"""What a task is: five functions and a closed answer set, as data.
+"""What a task is: a few functions and a closed answer set, as data.
 
 A task knows how a raw row becomes a prompt and a response, and how a generated text is read and judged.
 Adding one is one file that builds a `Task`, and one line in the registry of this package.
@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from star_jax.data.examples import Prompt
+from star_jax.data.examples import DataError, Prompt
+from star_jax.data.tasks.fields import FieldError
 
 
 def no_group(prompt: Prompt) -> str:
@@ -29,13 +30,15 @@ class Task:
       parse: generated or reference text -> canonical answer, or None where none can be read.
       candidates: response texts of a closed answer set, or None for free answers.
       group: prompt -> name of its kind, for reports of what was picked.
-      begin: what stands before a free answer that a person writes, to make it a response: blanks, or nothing.
+      from_text: what a person writes as the answer -> response text, or `DataError`; None where the answer stands in
+        the field `answer` of a row.
       append_eos: whether a response ends in the tokenizer's end-of-sequence token.
       end_id: the token that ends a response instead, where a chat template has one of its own.
       add_special_tokens: whether the tokenizer puts its special tokens around a prompt; False where they are part
         of the prompt's text, as a chat template writes them.
       id_field: the field of a row that names it. Any but `id` must be there.
       group_field: the field of a row that becomes `Prompt.group`, or None.
+      sparse: whether a field that only some rows of a source have is an empty one in the others.
     """
 
     name: str
@@ -44,12 +47,29 @@ class Task:
     parse: Callable[[str], str | None]
     candidates: tuple[str, ...] | None = None
     group: Callable[[Prompt], str] = no_group
-    begin: str = ""
+    from_text: Callable[[str], str] | None = None
     append_eos: bool = True
     end_id: int | None = None
     add_special_tokens: bool = True
     id_field: str = "id"
     group_field: str | None = None
+    sparse: bool = False
+
+    def written(self, text: str) -> str:
+        """The response that a person's answer stands for: that of a row of the pool with this answer.
+
+        Raises:
+          DataError: the text is no answer of this task.
+        """
+        if self.from_text is not None:
+            return self.from_text(text)
+        try:
+            response = self.response({"answer": text})
+        except FieldError as error:
+            raise DataError(f"the response {error.problem}") from error
+        if response is None:
+            raise DataError("the response is empty")
+        return response
 
     def is_correct(self, prediction: str, reference: str) -> bool:
         """Exact match of the parsed answers; a prediction that cannot be parsed is wrong."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta
+from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from star_jax.config import ConfigError
@@ -32,6 +32,9 @@ class RowTemplate:
       option: its dotted name, for messages.
       source: Jinja text.
 
+    Attributes:
+      only_column: the one column that the text is made of; None where there are several, or none.
+
     Raises:
       ConfigError: the text is no template.
     """
@@ -39,13 +42,17 @@ class RowTemplate:
     def __init__(self, option: str, source: str) -> None:
         self._option = option
         try:
-            self._columns = meta.find_undeclared_variables(_ENVIRONMENT.parse(source)) - {WHOLE_ROW}
+            tree = _ENVIRONMENT.parse(source)
+            self._columns = meta.find_undeclared_variables(tree) - {WHOLE_ROW}
             self._template = _ENVIRONMENT.from_string(source)
         except TemplateSyntaxError as error:
             line = f" in its line {error.lineno}" if "\n" in source else ""
             raise ConfigError(
                 f"{option} is no valid Jinja template: {error.message}{line}; a column is written {{{{ name }}}}"
             ) from None
+
+        columns = self._columns.difference(_ENVIRONMENT.globals) | _columns_of_row(tree)
+        self.only_column = columns.pop() if len(columns) == 1 else None
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The template with the row's columns filled in.
@@ -74,6 +81,16 @@ class _Empty(StrictUndefined):
 
     def __bool__(self) -> bool:  # type: ignore[override]
         return False
+
+
+def _columns_of_row(tree: nodes.Template) -> set[str | None]:
+    """The columns that a template reads by `WHOLE_ROW`; None among them for those that only a row could tell."""
+    named = {
+        id(read.node): read.arg.value
+        for read in tree.find_all(nodes.Getitem)
+        if isinstance(read.arg, nodes.Const) and isinstance(read.arg.value, str)
+    }
+    return {named.get(id(name)) for name in tree.find_all(nodes.Name) if name.name == WHOLE_ROW}
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:

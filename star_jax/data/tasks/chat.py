@@ -1,0 +1,94 @@
+"""The tokenizer's chat template as the frame of prompts and responses: what stands before, between and behind them.
+
+A model that was trained to chat has only ever seen answers in this frame, so the blanks before an answer and the token
+behind it are taken from a conversation that the template itself has written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from star_jax.config import ConfigError
+
+CHAT_DATE = "26 Jul 2024"
+"""What chat templates are told of today's date: with the real one, a pool's prompts would change overnight. This is
+the date that Llama's templates fall back to."""
+
+MESSAGE, ANSWER = "a message", "the answer"
+"""Of the conversation that a template is asked to write."""
+
+Turns = list[dict[str, str]]
+
+
+class ChatFormat(NamedTuple):
+    """How a conversation is written.
+
+    Attributes:
+      prompt: message -> text of a conversation that the model is to continue, without blanks at its end.
+      between: the blanks that the template has between such a text and the answer.
+      end_id: the special token that the template writes behind an answer; None where it writes none.
+    """
+
+    prompt: Callable[[str], str]
+    between: str
+    end_id: int | None
+
+
+def chat_format(tokenizer: Any, system: str | None) -> ChatFormat:
+    """The frame that a tokenizer's template gives to a message and its answer.
+
+    Args:
+      tokenizer: the model's.
+      system: the message before the user's, or None.
+
+    Raises:
+      ConfigError: there is no template, or it refuses a conversation of one message and one answer.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigError(
+            "format.chat is true and the model's tokenizer has no chat template; set it to false, or choose a model "
+            "that was trained to chat"
+        )
+    opening: Turns = [] if system is None else [{"role": "system", "content": system}]
+    question = [*opening, {"role": "user", "content": MESSAGE}]
+    try:
+        # A macro of the same name goes before the function that transformers offers to templates.
+        today = f"{{%- macro strftime_now(format) -%}}{CHAT_DATE}{{%- endmacro -%}}"
+        template = today + tokenizer.get_chat_template()
+        asked = _written(tokenizer, template, question, open_end=True)
+        answered = _written(tokenizer, template, [*question, {"role": "assistant", "content": ANSWER}])
+    except Exception as error:  # templates refuse what they do not know in ways of their own
+        told = "" if system is None else "; does it take a system message? If not, set format.system to none"
+        raise ConfigError(f"the model's chat template cannot be filled in ({error}){told}") from error
+    blanks = _blanks_at_end(asked)
+
+    def prompt(text: str) -> str:
+        turns = [*opening, {"role": "user", "content": text}]
+        return _written(tokenizer, template, turns, open_end=True).removesuffix(blanks)
+
+    return ChatFormat(prompt, blanks + _between(asked, answered), _end_of_turn(tokenizer, answered))
+
+
+def _written(tokenizer: Any, template: str, turns: Turns, open_end: bool = False) -> str:
+    return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=open_end)
+
+
+def _between(asked: str, answered: str) -> str:
+    """What the template adds between prompt and answer where that is blank; text, such as empty thoughts, it is not."""
+    if not answered.startswith(asked):
+        return ""
+    between = answered[len(asked) :].partition(ANSWER)[0]
+    return "" if between.strip() else between
+
+
+def _end_of_turn(tokenizer: Any, answered: str) -> int | None:
+    _, found, tail = answered.rpartition(ANSWER)
+    tokens = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"] if found else []
+    added = tokenizer.added_tokens_decoder.items()
+    special = {number for number, token in added if token.special} - {tokenizer.unk_token_id}
+    return tokens[0] if tokens and tokens[0] in special else None
+
+
+def _blanks_at_end(text: str) -> str:
+    return text[len(text.rstrip(" \t")) :]
