@@ -40,7 +40,7 @@ from star_jax.models.transformer import LanguageModel
 from star_jax.records import group_counts, length_correlation, queried_rows, summary_row
 from star_jax.report.model_card import model_card
 from star_jax.runtime.annotation import LABELS_FILE, FileAnnotator
-from star_jax.runtime.checkpoints import forget_queries, load_query, load_state, save_query, save_state
+from star_jax.runtime.checkpoints import Choice, forget_choices, load_choice, load_state, save_choice, save_state
 from star_jax.runtime.files import replace_folder_atomic, write_text_atomic
 from star_jax.runtime.progress import Progress
 from star_jax.runtime.run_folder import RunFolder
@@ -206,7 +206,8 @@ def _annotator(bench: Workbench, data: RunData) -> Annotator:
     A person's labels serve all runs of the experiment.
     """
     if data.unlabelled:
-        return FileAnnotator(data.labels, data.ids, Path(bench.config.output_dir) / LABELS_FILE, bench.task)
+        table = Path(bench.config.output_dir) / LABELS_FILE
+        return FileAnnotator(data.labels, data.ids, table, bench.task, lambda one: bench.encoder.examples([one]))
     return SimulatedOracle(data.labelled())
 
 
@@ -231,6 +232,8 @@ def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> dict
         else:
             progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
             state = state._replace(labels=_labels(folder, data.pool, state.round))
+            if state.base is None:
+                state = state._replace(base=bench.base_measures.get(_base_place(config, strategy, data)))
         test_set = prepare_test_set(bench.encoder, data.test, config.evaluation.batch_size)
         while state.round < config.loop.rounds:
             state = _round(bench, strategy, seed, data, problem, test_set, state, folder, title)
@@ -282,13 +285,16 @@ def _round(
     config, number = bench.config, state.round
     candidates = np.asarray(available(state.pool))
     timed = Timed(bench.progress, f"{title}, round {number + 1}/{config.loop.rounds}")
-    key, query = jax.random.key(seed), load_query(folder.path, number)
-    if query is None:
+    key, origin = jax.random.key(seed), folder.origin(config.to_dict(), data.facts)
+    choice = load_choice(folder.path, number, origin)
+    if choice is None:
         query = choose(config, strategy, problem, state, key, timed)
-        save_query(folder.path, number, query)
-    if query.base is not None:
-        bench.base_measures[_base_place(config, strategy, data)] = query.base
-    state, info = learn(config, problem, state, query, key, timed)
+        choice = Choice(query, timed.seconds.get("score", 0.0))
+        save_choice(folder.path, number, choice, origin)
+    timed.seconds["score"] = choice.seconds
+    if choice.query.base is not None:
+        bench.base_measures[_base_place(config, strategy, data)] = choice.query.base
+    state, info = learn(config, problem, state, choice.query, key, timed)
     assert state.adapter is not None
     base = _base_on_test(bench, test)
     with timed.phase("evaluate", len(test.examples), "examples") as tick:
@@ -319,7 +325,7 @@ def _round(
     replace_folder_atomic(folder.adapter, partial(_write_adapter, bench, strategy.name, seed, adapter, row, data.facts))
     folder.append_metrics(row)
     save_state(folder.path, state)
-    forget_queries(folder.path)
+    forget_choices(folder.path)
     bench.progress.log(
         f"{timed.title}: {info.labelled} labels, accuracy {figures['accuracy']:.3f}, ECE {figures['ece']:.3f}"
     )

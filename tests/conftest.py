@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from random_models import random_adapter, random_model
 
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, Dropout, with_adapter
 from star_jax.models.rotary import Rope
-from star_jax.models.transformer import TransformerConfig, positions_of
+from star_jax.models.transformer import LanguageModel, TransformerConfig, positions_of
 
 # In the environment too, for the commands that tests start as processes of their own.
 os.environ["JAX_PLATFORMS"] = "cpu"

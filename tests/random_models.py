@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.models.checkpoint_hf import LanguageModel, norm_width, projection_shapes
+from star_jax.models.checkpoint_hf import norm_width, projection_shapes
 from star_jax.models.families import norm_paths
 from star_jax.models.lora import Adapter
-from star_jax.models.transformer import Decoder, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Of a block without fused projections."""

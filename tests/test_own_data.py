@@ -198,3 +198,15 @@ def test_seeds_that_draw_different_pools_share_the_table(files, tmp_path, capfd)
     assert len(ids) == len(set(ids)) > 13
     assert f"{len(ids)} examples need a label" in said[0]
     assert said[0] == said[1]
+
+
+def test_a_choice_made_with_other_settings_is_forgotten(files, tmp_path, capfd):
+    (tmp_path / "pool.csv").write_text("question,kind\n" + "".join(f"max {n // 9} {n % 9} =,max\n" for n in range(40)))
+    (tmp_path / "test.csv").write_text("question,label,kind\nmax 1 2 =,2,max\n")
+    for labels in ("8", "5"):
+        assert guarded_main(run.main, flags(tmp_path, "--loop.initial-labels", labels)) == 3
+    fill_in(tmp_path / "out" / "labels.csv", {f"max {n // 9} {n % 9} =": str(max(n // 9, n % 9)) for n in range(40)})
+    assert guarded_main(run.main, flags(tmp_path, "--loop.initial-labels", "5")) == 3
+    assert (
+        len((tmp_path / "out" / "random" / "seed-0" / "rounds" / "000" / "queried.jsonl").read_text().splitlines()) == 5
+    )

@@ -1,4 +1,7 @@
-"""STAR's loop as `init` and `step`: query, label, train a fresh adapter. The only wiring there is.
+"""STAR's loop: `init`, and `step`, which is `choose` and `learn`. The only wiring there is.
+
+`choose` scores the pool and picks; `learn` gets labels for what was picked and trains. A shell that has to wait for
+labels keeps what was chosen in between.
 
 Round 0 labels a random initial set. Round r ≥ 1 scores the pool with the model of round r − 1, so its query is
 number t = r − 1. Every key is folded from the run's key and the round, and the adapter is trained anew each

@@ -70,14 +70,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Hash of what tells one model or adapter from another: config files whole, weights by their first and last MiB."""
+    """Hash of the files of `HUB_FILES` in a model or adapter folder; of large ones, their first and last MiB."""
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+    for file in sorted({file for pattern in HUB_FILES for file in folder.glob(pattern)}):
         size = file.stat().st_size
         digest.update(f"{file.name} {size} ".encode())
         with file.open("rb") as content:
             digest.update(content.read(1 << 20))
-            if file.suffix == ".safetensors" and size > 1 << 20:
+            if size > 1 << 20:
                 content.seek(-(1 << 20), os.SEEK_END)
                 digest.update(content.read())
     return digest.hexdigest()

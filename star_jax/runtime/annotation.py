@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +24,12 @@ COLUMNS = ("id", "prompt", "response")
 
 
 class _Cell(NamedTuple):
-    """What the table has of a prompt: its text, what a person wrote, and the response that this stands for."""
+    """What the table has of a prompt: its text, what a person wrote, the response that this stands for, its line."""
 
     prompt: str
     text: str = ""
     response: str | None = None
+    line: int = 0
 
 
 class FileAnnotator:
@@ -36,7 +39,14 @@ class FileAnnotator:
     share it: what one has asked for, none asks again.
     """
 
-    def __init__(self, known: Mapping[str, str], ids: Collection[str], path: Path, task: Task) -> None:
+    def __init__(
+        self,
+        known: Mapping[str, str],
+        ids: Collection[str],
+        path: Path,
+        task: Task,
+        check: Callable[[Example], object] = lambda example: None,
+    ) -> None:
         """An annotator.
 
         Args:
@@ -44,21 +54,32 @@ class FileAnnotator:
           ids: of all rows that a pool of the experiment may be drawn from.
           path: the table; made when a label is first asked for.
           task: what a response must be.
+          check: raises `DataError` for a labelled example that cannot be trained on, such as one that is too long.
         """
         self._known = known
         self._ids = frozenset(ids)
         self._path = path
         self._task = task
+        self._check = check
 
     def label(self, prompts: Sequence[Prompt]) -> list[Example]:
         """One labelled example a prompt, in the order asked.
 
         Raises:
           LabelsNeeded: a person has to write some; they are in the table now.
-          DataError: the table cannot be read, names what is not in the pool, or holds a response that is none of this
-            task; the line is named.
+          DataError: the table cannot be read, names what is not in the pool or has another prompt there, or holds a
+            response that is none of this task or does not pass the check; the line is named.
         """
+        if all(prompt.id in self._known for prompt in prompts):
+            return [Example(prompt, self._known[prompt.id]) for prompt in prompts]
+        with self._locked():
+            return self._label(prompts)
+
+    def _label(self, prompts: Sequence[Prompt]) -> list[Example]:
         table = self._read()
+        for prompt in prompts:
+            if prompt.id in table:
+                self._verify(prompt, table[prompt.id])
         written = {name: cell.response for name, cell in table.items() if cell.response is not None}
         labels = written | dict(self._known)
         missing = {prompt.id: _Cell(prompt.text) for prompt in prompts if prompt.id not in labels}
@@ -66,11 +87,34 @@ class FileAnnotator:
             table = table | {name: cell for name, cell in missing.items() if name not in table}
             self._write(table)
             empty = sum(cell.response is None for cell in table.values())
+            closed = self._task.candidates or ()
+            choice = f" ({', '.join(text.strip() for text in closed)})" if closed else ""
             raise LabelsNeeded(
-                f"{empty} examples need a label: write it into the empty cells of column 'response' in "
+                f"{empty} examples need a label{choice}: write it into the empty cells of column 'response' in "
                 f"{self._path}, save, and run the same command again"
             )
         return [Example(prompt, labels[prompt.id]) for prompt in prompts]
+
+    def _verify(self, prompt: Prompt, cell: _Cell) -> None:
+        """A label belongs to a text: where the pool's file has changed, an id may be that of another one."""
+        problem = None
+        if cell.prompt.split() != prompt.text.split():
+            problem = f"the prompt of id {prompt.id!r} is not the pool's; restore the pool's file, or take the row out"
+        elif cell.response is not None:
+            try:
+                self._check(Example(prompt, cell.response))
+            except DataError as error:
+                problem = str(error)
+        if problem:
+            raise DataError(f"{self._path}, line {cell.line}: {problem}")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time reads the table and adds to it; runs of one experiment may be started side by side."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with (self._path.parent / f".{self._path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _read(self) -> dict[str, _Cell]:
         """Id -> what the table has of it, in the table's order."""
@@ -82,7 +126,9 @@ class FileAnnotator:
             try:
                 if isinstance(row, DataError):
                     raise row
-                name, cell = self._cell(row)
+                if not any(str(cell).strip() for cell in row.values()):
+                    continue  # spreadsheets leave such rows behind
+                name, cell = self._cell(row, line)
                 if name in lines:
                     raise DataError(f"id '{name}' is already that of line {lines[name]}; keep one of the two rows")
             except DataError as error:
@@ -90,7 +136,7 @@ class FileAnnotator:
             table[name], lines[name] = cell, line
         return table
 
-    def _cell(self, row: Row) -> tuple[str, _Cell]:
+    def _cell(self, row: Row, line: int) -> tuple[str, _Cell]:
         absent = [name for name in COLUMNS if name not in row]
         if absent:
             raise DataError(
@@ -103,7 +149,7 @@ class FileAnnotator:
                 f"no row of the pool has the id {name!r}; restore it (spreadsheets drop zeros at the beginning of a "
                 "number), or take the row out"
             )
-        return name, _Cell(row["prompt"], text, self._task.written(text) if text else None)
+        return name, _Cell(row["prompt"], text, self._task.written(text) if text else None, line)
 
     def _write(self, table: Mapping[str, _Cell]) -> None:
         """Every cell in quotes, so that a lone carriage return in a prompt is no end of a row."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from star_jax.runtime.files import write_bytes_atomic
 
 FOLDER = "state"
 
-QUERY = "query-{:03d}.npz"
+CHOICE = "choice-{:03d}.npz"
 """Name of the file that keeps a round's choice while its labels are waited for."""
 
 
@@ -77,24 +77,42 @@ def _finished(folder: Path) -> list[tuple[int, Path]]:
     return [(int(path.name), path) for path in (folder / FOLDER).glob("*") if path.name.isdigit()]
 
 
-def save_query(folder: Path, number: int, query: Query) -> None:
-    """Keeps what round `number` chose, so that whoever labels it is not asked for something else later."""
+class Choice(NamedTuple):
+    """What a round chose, and the seconds that it took."""
+
+    query: Query
+    seconds: float
+
+
+def save_choice(folder: Path, number: int, choice: Choice, origin: str) -> None:
+    """Keeps what round `number` chose, so that whoever labels it is not asked for something else later.
+
+    Args:
+      folder: of the run.
+      number: of the round.
+      choice: to keep.
+      origin: stands for the settings and the data that it was made with.
+    """
+    leaves = {name: np.asarray(leaf) for name, leaf in choice.query._asdict().items() if leaf is not None}
+    arrays: dict[str, Any] = leaves | {"seconds": np.asarray(choice.seconds), "origin": np.asarray(origin)}
     content = io.BytesIO()
-    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in query._asdict().items() if leaf is not None}
     np.savez(content, **arrays)
-    write_bytes_atomic(folder / QUERY.format(number), content.getvalue())
+    write_bytes_atomic(folder / CHOICE.format(number), content.getvalue())
 
 
-def load_query(folder: Path, number: int) -> Query | None:
-    """What round `number` chose before it was interrupted; None where it has not chosen yet."""
-    file = folder / QUERY.format(number)
+def load_choice(folder: Path, number: int, origin: str) -> Choice | None:
+    """What round `number` chose before it was interrupted; None where it has not chosen yet, or from something else."""
+    file = folder / CHOICE.format(number)
     if not file.is_file():
         return None
     with np.load(file) as arrays:
-        return Query(**{name: jnp.asarray(arrays[name]) for name in arrays.files})
+        if str(arrays["origin"]) != origin:
+            return None
+        query = Query(**{name: jnp.asarray(arrays[name]) for name in arrays.files if name in Query._fields})
+        return Choice(query, float(arrays["seconds"]))
 
 
-def forget_queries(folder: Path) -> None:
-    """Removes what `save_query` wrote: the state of a finished round has it."""
-    for file in folder.glob("query-*.npz"):
+def forget_choices(folder: Path) -> None:
+    """Removes what `save_choice` wrote: the state of a finished round has it."""
+    for file in folder.glob("choice-*.npz"):
         file.unlink()

@@ -7,6 +7,8 @@ can be read and continued, and a report may be built while a run is under way.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
 import platform
 import shlex
@@ -205,6 +207,13 @@ class RunFolder:
     ) -> None:
         self.close()
 
+    @staticmethod
+    def origin(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+        """Hash of the settings that are compared and of the data: a choice made with others means nothing."""
+        settings = {name: value for name, value in flatten(plain(config)).items() if name not in NOT_COMPARED}
+        facts = {name: data[name] for name in FINGERPRINTS if name in data}
+        return hashlib.sha256(json.dumps([settings, facts], sort_keys=True).encode()).hexdigest()
+
     @property
     def adapter(self) -> Path:
         """Where the last round's adapter lies (a PEFT folder); write it with `replace_folder_atomic`."""
@@ -290,7 +299,7 @@ def _refuse_other_data(path: Path, data: Mapping[str, Any] | None) -> None:
     if data is None or not stored.exists():
         return
     before = read_json(stored)
-    changed = [said for name, said in FINGERPRINTS.items() if before.get(name) != data.get(name)]
+    changed = [said for name, said in FINGERPRINTS.items() if name in before and before[name] != data.get(name)]
     if changed:
         raise ConfigError(
             f"{path} was made with other data or another model ({' and '.join(changed)} have changed); "

@@ -29,10 +29,9 @@ from star_jax.data.examples import DataError, Prompt
 from star_jax.data.tasks.task import Task
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import score_responses
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import sequence_inputs
-from star_jax.models.transformer import TransformerConfig
+from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 WORDS = ["</s>", *"abcdefghijkl"]
 CANDIDATES = (" a", " b c", " d e")

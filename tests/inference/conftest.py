@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from random_models import PROJECTIONS, random_adapter, random_model
 
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.lora import Adapter
 from star_jax.models.rotary import Rope
 from star_jax.models.sequences import SequenceInputs, sequence_inputs
-from star_jax.models.transformer import TransformerConfig
+from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 SHAPE = TransformerConfig(
     vocab_size=17,

@@ -255,7 +255,7 @@ def test_norms_have_their_names_in_checkpoints(read: Read, fields: Fields, insid
         ({"model_type": "gpt2"}, "model_type is 'gpt2'; the families that are read are llama, mistral, smollm3, qwen2"),
         (
             {"model_type": "exotic", "auto_map": {"AutoModelForCausalLM": "modeling_exotic.Exotic"}},
-            "model_type is 'exotic', and the remote code that its auto_map names is not run, since it could do anything",
+            "model_type is 'exotic', and the remote code that its auto_map names is not run, since it could do any",
         ),
         ({"model_type": None}, "model_type is None; the families that are read are"),
         (

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from star_jax.models import head
-from star_jax.models.checkpoint_hf import LanguageModel
-from star_jax.models.transformer import TransformerConfig
+from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 COUNT, WIDTH, VOCABULARY = 37, 6, 19
 

@@ -13,7 +13,7 @@ from random_models import PROJECTIONS
 from scipy import stats
 
 from star_jax.config import ConfigError, LoraConfig
-from star_jax.models.checkpoint_hf import LanguageModel, projection_shapes
+from star_jax.models.checkpoint_hf import projection_shapes
 from star_jax.models.lora import (
     Adapter,
     Dropout,
@@ -25,7 +25,7 @@ from star_jax.models.lora import (
     with_adapter,
 )
 from star_jax.models.quantization import Quantization, quantize
-from star_jax.models.transformer import Architecture, TransformerConfig
+from star_jax.models.transformer import Architecture, LanguageModel, TransformerConfig
 
 Rows = tuple[np.ndarray, np.ndarray]
 Forward = Callable[..., jax.Array]

@@ -164,9 +164,7 @@ def test_factors_that_are_not_finite_are_refused(tiny_config: TransformerConfig,
     tensors = load_file(folder / WEIGHTS_FILE)
     tensors[FIRST] = np.where(np.arange(tensors[FIRST].shape[1]) == 5, np.nan, tensors[FIRST]).astype(np.float32)
     save_file(tensors, folder / WEIGHTS_FILE)
-    with pytest.raises(
-        ConfigError, match="layers.0.self_attn.q_proj hold values that are not finite"
-    ):
+    with pytest.raises(ConfigError, match=r"layers.0.self_attn.q_proj hold values that are not finite"):
         load_adapter(folder, tiny_config)
 
 

@@ -12,7 +12,7 @@ import pytest
 from random_models import PROJECTIONS
 from scipy import stats
 
-from star_jax.models.checkpoint_hf import LanguageModel, load_model, save_model
+from star_jax.models.checkpoint_hf import load_model, save_model
 from star_jax.models.lora import Adapter, Factors
 from star_jax.models.quantization import (
     BLOCK,
@@ -23,7 +23,7 @@ from star_jax.models.quantization import (
     projection_bytes,
     quantize,
 )
-from star_jax.models.transformer import TransformerConfig
+from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 KINDS = ("int8", "nf4")
 Rows = tuple[np.ndarray, np.ndarray]

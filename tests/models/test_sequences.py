@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, Dropout
 from star_jax.models.sequences import (
@@ -18,6 +17,7 @@ from star_jax.models.sequences import (
     response_mask,
     response_targets,
 )
+from star_jax.models.transformer import LanguageModel
 
 WIDTH, RATE = 5, 0.3
 Parts = tuple[list[list[int]], list[list[int]]]

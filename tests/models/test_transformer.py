@@ -11,7 +11,6 @@ import pytest
 from random_models import PROJECTIONS
 from scipy import special
 
-from star_jax.models.checkpoint_hf import LanguageModel
 from star_jax.models.families import BOTH_NORMS, POST_NORMS, PRE_NORMS
 from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, with_adapter
@@ -20,6 +19,7 @@ from star_jax.models.transformer import (
     Architecture,
     Decoder,
     KVCache,
+    LanguageModel,
     RMSNorm,
     TransformerConfig,
     empty_cache,

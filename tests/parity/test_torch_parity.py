@@ -16,13 +16,13 @@ from tiny_models import greedy, torch_logits
 
 from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.inference.generation import generate
-from star_jax.models.checkpoint_hf import LanguageModel, load_model, save_model
+from star_jax.models.checkpoint_hf import load_model, save_model
 from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.modules import PROJECTION_PATHS
 from star_jax.models.peft_format import load_adapter, save_adapter
 from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
-from star_jax.models.transformer import TransformerConfig
+from star_jax.models.transformer import LanguageModel, TransformerConfig
 from star_jax.training.losses import objective, token_losses
 from star_jax.training.optimizers import direction
 from star_jax.training.trainer import TrainBatch, TrainState, train_step

@@ -52,7 +52,7 @@ def test_runs_share_a_table_and_are_told_of_all_its_empty_cells(tmp_path):
         with pytest.raises(LabelsNeeded, match=f"^{empty} examples need a label"):
             annotator(table).label([PROMPTS[place] for place in asked])
     assert [name for name, _, _ in rows(table)] == ["b", "a", "c"]
-    write(table, [("b", "", "7"), ("a", "", ""), ("c", "", "")])
+    write(table, [("b", PROMPTS[0].text, "7"), ("a", PROMPTS[1].text, ""), ("c", PROMPTS[2].text, "")])
     assert annotator(table).label(PROMPTS[:1])[0].response == "7"
     with pytest.raises(LabelsNeeded, match=r"^2 examples"):
         annotator(table).label(PROMPTS[:2])
@@ -92,7 +92,7 @@ def test_spreadsheets_are_told_the_encoding_and_may_leave_it_out(tmp_path, encod
         annotator(table).label([Prompt("a", "für 1 €?")])
     assert table.read_bytes().startswith(b"\xef\xbb\xbf")
     write(table, [("a", "für 1 €?", "7 €")], encoding)
-    assert annotator(table).label(PROMPTS[1:2])[0].response == "7 €"
+    assert annotator(table).label([Prompt("a", "für 1 €?")])[0].response == "7 €"
     with pytest.raises(LabelsNeeded):
         annotator(table).label(PROMPTS[:1])
     assert table.read_bytes().count(b"\xef\xbb\xbf") == 1
@@ -125,3 +125,38 @@ def test_what_cannot_be_used_is_named_by_its_line(tmp_path, content, sentence):
     with pytest.raises(DataError, match=re.escape(f"{table}, {sentence}")):
         annotator(table).label([PROMPTS[1], Prompt("001", "with zeros")])
     assert table.read_text() == content
+
+
+def test_a_label_of_another_text_is_not_taken(tmp_path):
+    """Ids are line numbers where a file has none: a row put in before gives them to other prompts."""
+    table = tmp_path / "labels.csv"
+    write(table, [("a", "2 + 2", "4"), ("b", PROMPTS[0].text.replace("\n", "\r\n"), "7")])
+    assert annotator(table).label(PROMPTS[:1])[0].response == "7"
+    with pytest.raises(
+        DataError, match=r"labels.csv, line 2: the prompt of id 'a' is not the pool's; restore the pool"
+    ):
+        annotator(table).label(PROMPTS[:2])
+
+
+def test_rows_that_a_spreadsheet_leaves_empty_are_passed_over(tmp_path):
+    table = tmp_path / "labels.csv"
+    write(table, [("a", "1 + 1", "2"), ("", " ", ""), ("", "", "")])
+    assert annotator(table).label(PROMPTS[1:2])[0].response == "2"
+
+
+def test_a_label_that_cannot_be_trained_on_is_named_by_its_line(tmp_path):
+    def check(example):
+        if len(example.response) > 3:
+            raise DataError("the response is too long")
+
+    table = tmp_path / "labels.csv"
+    write(table, [("a", "1 + 1", "2"), ("c", PROMPTS[2].text, "12345")])
+    strict = FileAnnotator({}, {"a", "b", "c"}, table, get_task("gsm8k"), check)
+    assert strict.label(PROMPTS[1:2])[0].response == "2"
+    with pytest.raises(DataError, match=r"labels.csv, line 3: the response is too long"):
+        strict.label(PROMPTS[1:3])
+
+
+def test_closed_answers_are_named_where_labels_are_asked_for(tmp_path):
+    with pytest.raises(LabelsNeeded, match=r"1 examples need a label \(A, B, C, D\): write it"):
+        FileAnnotator({}, {"a"}, tmp_path / "labels.csv", get_task("openbookqa")).label(PROMPTS[1:2])

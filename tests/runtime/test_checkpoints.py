@@ -6,7 +6,7 @@ import pytest
 from star_jax.active.loop import LoopState, Query
 from star_jax.active.pool import PoolState
 from star_jax.models.lora import Adapter
-from star_jax.runtime.checkpoints import forget_queries, load_query, load_state, save_query, save_state
+from star_jax.runtime.checkpoints import Choice, forget_choices, load_choice, load_state, save_choice, save_state
 
 
 def state_of(number, base):
@@ -41,15 +41,17 @@ def test_half_written_state_does_not_count(tmp_path):
 @pytest.mark.parametrize("scores", [None, jnp.array([0.25, -jnp.inf, 3.0])])
 def test_what_a_round_chose_is_kept_until_it_is_trained_on(tmp_path, scores):
     query = Query(jnp.array([4, 1, 2], jnp.int32), scores, None, scores, None)
-    assert load_query(tmp_path, 1) is None
-    save_query(tmp_path, 1, query)
-    assert load_query(tmp_path, 2) is None
-    again = load_query(tmp_path, 1)
+    assert load_choice(tmp_path, 1, "these settings") is None
+    save_choice(tmp_path, 1, Choice(query, 2.5), "these settings")
+    assert load_choice(tmp_path, 2, "these settings") is None
+    assert load_choice(tmp_path, 1, "other settings") is None
+    again, seconds = load_choice(tmp_path, 1, "these settings")
+    assert seconds == 2.5
     for ours, theirs in zip(again, query, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             np.testing.assert_array_equal(ours, theirs)
             assert ours.dtype == theirs.dtype
-    forget_queries(tmp_path)
-    assert load_query(tmp_path, 1) is None
+    forget_choices(tmp_path)
+    assert load_choice(tmp_path, 1, "these settings") is None
     assert not list(tmp_path.iterdir())

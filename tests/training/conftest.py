@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from random_models import random_model
 
-from star_jax.models.checkpoint_hf import LanguageModel
-from star_jax.models.transformer import TransformerConfig
+from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 SHAPE = TransformerConfig(
     vocab_size=13,
