@@ -19,7 +19,7 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
-from star_jax.report.model_card import RESULTS, model_card
+from star_jax.report.model_card import ANSWERS, CONFIDENCE, RESULTS, model_card
 
 FACTS = {"pool_examples": 1234, "test_examples": 567, "pool": "a fingerprint"}
 
@@ -154,4 +154,6 @@ def test_a_strategy_that_does_not_exist_is_an_error(metrics):
 def test_every_choice_of_the_configuration_has_its_words(metrics):
     for answers in ("generated", "candidates", "reference"):
         for confidence in ("sequence", "mean_token"):
-            made(metrics, scoring=ScoringConfig(answers), evaluation=EvaluationConfig(confidence=confidence))
+            _, text = made(metrics, scoring=ScoringConfig(answers), evaluation=EvaluationConfig(confidence=confidence))
+            assert ANSWERS[answers] in text
+            assert CONFIDENCE[confidence] in text
