@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     from safetensors import SafetensorError
 
     from star_jax.experiment import configure_logging
-    from star_jax.models.folders import first_line
+    from star_jax.models.folders import on_one_line
     from star_jax.models.merge import plan_merge, write_merged
     from star_jax.models.peft_format import read_peft
     from star_jax.runtime.files import replace_folder_atomic
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         replace_folder_atomic(out, lambda folder: write_merged(plan, folder))
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{out} cannot be written, and nothing is left there: {first_line(error)}") from error
+        raise ConfigError(f"{out} cannot be written, and nothing is left there: {on_one_line(error)}") from error
     count = sum(map(len, plan.files.values()))
     print(f"{out}: {len(plan.pairs)} of {count} tensors merged, {plan.total_bytes} bytes in {len(plan.files)} file(s)")
     return 0

@@ -20,7 +20,7 @@ from jax.sharding import Sharding
 
 from star_jax.config import ConfigError
 from star_jax.models.families import norm_paths, read_config
-from star_jax.models.folders import first_line, read_object, resolve_folder, weight_files
+from star_jax.models.folders import on_one_line, read_object, resolve_folder, weight_files
 from star_jax.models.modules import PROJECTION_PATHS, module_path
 from star_jax.models.quantization import Quantization, quantize
 from star_jax.models.rotary import Rope
@@ -104,7 +104,7 @@ class TensorReader:
             handle = self._stack.enter_context(safe_open(file, framework="np", backend="pread"))
         except (SafetensorError, OSError) as error:
             self._stack.close()
-            raise ConfigError(f"{file} cannot be read: {first_line(error)}; fetch the whole file again") from error
+            raise ConfigError(f"{file} cannot be read: {on_one_line(error)}; fetch the whole file again") from error
         self._handles |= dict.fromkeys(handle.keys(), handle)
 
 

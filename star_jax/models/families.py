@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from star_jax.config import ConfigError
-from star_jax.models.folders import first_line, read_object
+from star_jax.models.folders import on_one_line, read_object
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
 from star_jax.models.transformer import ACTIVATIONS, Architecture, TransformerConfig
 
@@ -171,7 +171,7 @@ def _normalised(raw: Mapping[str, Any], folder: Path, ignored_fields: Collection
     except KeyError as error:
         raise ConfigError(f"Transformers takes this {kind} for a {error}, which is no family that is read") from error
     except Exception as error:  # a strict dataclass's errors, KeyErrors, ValueErrors: all of them say what is wrong
-        raise ConfigError(f"cannot be read: {first_line(error)}") from error
+        raise ConfigError(f"cannot be read: {on_one_line(error)}") from error
     if config.model_type != kind:
         raise ConfigError(f"Transformers reads this {kind} as {config.model_type}, which is no family that is read")
     # What a class does not declare, its models do not read; a width of heads is the exception.

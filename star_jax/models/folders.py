@@ -46,7 +46,7 @@ def resolve_folder(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=list(HUB_FILES), ignore_patterns=list(NOT_FETCHED)))
     except Exception as error:  # The client raises a dozen unrelated classes; the user needs one sentence.
         raise ConfigError(
-            f"the model is {path!r}; there is no such folder, and the hub did not give it: {first_line(error)}"
+            f"the model is {path!r}; there is no such folder, and the hub did not give it: {on_one_line(error)}"
         ) from error
 
 
@@ -135,13 +135,13 @@ def load_tokenizer(path: str) -> Any:
                 "this machine; choose a model whose tokenizer transformers has"
             ) from error
         raise ConfigError(
-            f"{folder} has no tokenizer that transformers can read ({type(error).__name__}: {first_line(error)})"
+            f"{folder} has no tokenizer that transformers can read ({type(error).__name__}: {on_one_line(error)})"
         ) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{folder}: the tokenizer has no end-of-sequence token, so a response could not end")
     return tokenizer
 
 
-def first_line(error: Exception) -> str:
+def on_one_line(error: Exception) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

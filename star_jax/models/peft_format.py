@@ -22,7 +22,7 @@ import numpy as np
 
 from star_jax.config import ConfigError
 from star_jax.models.checkpoint_hf import projection_shapes
-from star_jax.models.folders import first_line, read_object
+from star_jax.models.folders import on_one_line, read_object
 from star_jax.models.lora import Adapter
 from star_jax.models.modules import matches, module_path
 from star_jax.models.transformer import TransformerConfig
@@ -271,4 +271,4 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
     try:
         return {name: tensor.astype(np.float32) for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{file} cannot be read: {first_line(error)}; fetch the whole file again") from error
+        raise ConfigError(f"{file} cannot be read: {on_one_line(error)}; fetch the whole file again") from error

@@ -17,8 +17,8 @@ from star_jax.models.folders import (
     HUB_FILES,
     NOT_FETCHED,
     end_tokens,
-    first_line,
     load_tokenizer,
+    on_one_line,
     read_object,
     resolve_folder,
     weight_files,
@@ -104,9 +104,9 @@ def test_a_hub_that_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_error_is_told_on_one_line() -> None:
-    assert first_line(ValueError("  one\n\ttwo ")) == "one two"
-    assert len(first_line(ValueError("x" * 1000))) == 300
-    assert first_line(KeyError()) == "KeyError"
+    assert on_one_line(ValueError("  one\n\ttwo ")) == "one two"
+    assert len(on_one_line(ValueError("x" * 1000))) == 300
+    assert on_one_line(KeyError()) == "KeyError"
 
 
 # Files of a folder.
