@@ -1,6 +1,7 @@
 # make demo    installs into .venv and runs configs/quickstart.yaml
 # make test    all tests but those against PyTorch        make parity   those against PyTorch and PEFT
 # make lint    ruff            make types   mypy          make clean    removes what the others made
+# make bench   speed beside Transformers and PEFT, about 20 minutes; experiments/benchmarks/bench.py has flags
 #
 # Needs Python 3.11 or newer with its venv module, and make. Another Python beside it:
 #   make test PYTHON=python3.12 VENV=.venv-3.12
@@ -14,7 +15,7 @@ python := $(VENV)/bin/python
 # What an installation needs is known from pyproject.toml alone: it is repeated when that file has changed.
 install = $(python) -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: demo test parity lint types clean
+.PHONY: demo test parity lint types bench clean
 
 demo: $(VENV)/installed
 	$(python) -m star_jax.run
@@ -31,6 +32,9 @@ lint: $(VENV)/installed-lint
 
 types: $(VENV)/installed-lint
 	$(python) -m mypy
+
+bench: $(VENV)/installed-parity
+	$(python) experiments/benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

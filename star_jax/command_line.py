@@ -101,10 +101,17 @@ class Arguments(ExperimentConfig):
 
     config: Annotated[str, tyro.conf.arg(metavar="FILE")] = str(DEFAULT_CONFIG)
     """YAML file of the experiment. Every other flag replaces one of its values; the defaults shown are the file's."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for a trace of this run, for TensorBoard or Perfetto; no part of the experiment."""
 
 
 def parse_experiment(argv: Sequence[str]) -> ExperimentConfig:
-    """The experiment that `python -m star_jax.run ARGV` asks for: the YAML file, then the flags over it.
+    """The experiment that `python -m star_jax.run ARGV` asks for; errors as in `parse_run`."""
+    return parse_run(argv)[0]
+
+
+def parse_run(argv: Sequence[str]) -> tuple[ExperimentConfig, str | None]:
+    """What `python -m star_jax.run ARGV` asks for: the YAML file, then the flags over it; and where to trace to.
 
     Raises:
       ConfigError: the file cannot be used, or the values contradict each other.
@@ -129,7 +136,8 @@ def parse_experiment(argv: Sequence[str]) -> ExperimentConfig:
         config=_TYRO,
         registry=_REGISTRY,
     )
-    return ExperimentConfig(**{name: value for name, value in _shallow(parsed).items() if name != "config"})
+    settings = {name: value for name, value in _shallow(parsed).items() if name not in ("config", "profile")}
+    return ExperimentConfig(**settings), parsed.profile
 
 
 def _named_file(program: str, argv: Sequence[str]) -> str | None:
@@ -187,6 +195,8 @@ class ScoreConfig:
     """Masks of the MC passes; tied makes each pass one sample of A's weights."""
     dropout_rate: float | None = None
     """Dropout probability of the MC passes; the adapter's own when none."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for a trace of the scoring, for TensorBoard or Perfetto."""
     format: FormatConfig = field(default_factory=FormatConfig)
 
     def __post_init__(self) -> None:

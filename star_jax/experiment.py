@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import Pool, candidate_pool, check_candidates, generated_pool, proposed_pool
+from star_jax.acquisition.pool_scoring import (
+    Pool,
+    candidate_pool,
+    check_candidates,
+    generated_pool,
+    proposed_pool,
+    score_pool,
+)
 from star_jax.acquisition.strategies import Strategy, get_strategy, resolve
 from star_jax.active.loop import LoopState, Problem, choose, init, learn
 from star_jax.active.oracles import Annotator, LabelsNeeded, SimulatedOracle
@@ -31,7 +37,7 @@ from star_jax.data.loading import load_examples
 from star_jax.data.prepared import RunData, examples_within_limits, prepare
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
-from star_jax.evaluation.evaluator import TestSet, base_uncertainty, evaluate, prepare_test_set
+from star_jax.evaluation.evaluator import UNCERTAINTY, TestSet, evaluate, prepare_test_set
 from star_jax.models.checkpoint_hf import load_model
 from star_jax.models.folders import EMBEDDED, end_tokens, folder_fingerprint, load_tokenizer, resolve_folder
 from star_jax.models.lora import Adapter, b_norm
@@ -40,40 +46,21 @@ from star_jax.models.transformer import LanguageModel
 from star_jax.records import group_counts, length_correlation, queried_rows, summary_row
 from star_jax.report.model_card import model_card
 from star_jax.runtime.annotation import LABELS_FILE, FileAnnotator
+from star_jax.runtime.base_scores import FOLDER, BaseScores, Measures, scores_origin
 from star_jax.runtime.checkpoints import Choice, forget_choices, load_choice, load_state, save_choice, save_state
 from star_jax.runtime.files import replace_folder_atomic, write_text_atomic
+from star_jax.runtime.observer import Timed
 from star_jax.runtime.progress import Progress
 from star_jax.runtime.run_folder import RunFolder
+from star_jax.runtime.timing import Stopwatch, added, row_seconds
 
 REPLAY_FILE = "replay.jsonl"
 """Name of the replay rows beside a model that ships with the package."""
 
 
 @dataclass
-class Timed:
-    """An observer that shows progress and adds up the seconds of each phase."""
-
-    progress: Progress
-    title: str
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Times a phase; see `active.loop.Observer`. A phase with nothing to do is not shown."""
-        began = time.monotonic()
-        try:
-            if total:
-                with self.progress.task(f"{self.title}: {name}", total, unit) as tick:
-                    yield tick
-            else:
-                yield lambda count: None
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-
-
-@dataclass
 class Workbench:
-    """What the runs of an experiment share: the model, and figures of the base model that stay the same.
+    """What the runs of an experiment share: the model, and its scores, which stay the same.
 
     Attributes:
       config: the experiment.
@@ -81,11 +68,11 @@ class Workbench:
       encoder: tokenizer, format and limits.
       task: format and correctness.
       replay: tokenised replay rows.
+      base: the base model's scores.
       progress: where to show what is going on.
+      watch: splits the time of the session; each run takes what it has spent.
       start: the adapter the user starts from, or None.
       rslora: whether adapters are written with rsLoRA's scale.
-      base_measures: (pool, measure) -> the base model's scores, computed by the first run that needs them.
-      base_tests: test set -> the base model's uncertainty on it.
     """
 
     config: ExperimentConfig
@@ -93,19 +80,21 @@ class Workbench:
     encoder: Encoder
     task: Task
     replay: Sequence[Row]
+    base: BaseScores
     progress: Progress
+    watch: Stopwatch
     start: Adapter | None = None
     rslora: bool = False
-    base_measures: dict[tuple[Any, ...], jax.Array] = field(default_factory=dict)
-    base_tests: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
 
 
-def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[str, Any]]:
+def run_experiment(config: ExperimentConfig, progress: Progress, began: float | None = None) -> list[dict[str, Any]]:
     """Runs, or continues, every strategy with every seed.
 
     Args:
       config: the experiment.
       progress: where to show what is going on.
+      began: when the command was started, by `time.monotonic`; now when None. What all runs share, loading and the
+        base model's scores, counts as time of the run that it was done for first.
 
     Returns:
       One summary a run, in the order of strategies and seeds.
@@ -116,6 +105,33 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[st
       FloatingPointError: a training or a score diverged.
     """
     strategies = [get_strategy(name) for name in config.strategies]
+    watch = Stopwatch(began)
+    with watch.phase("load"):
+        bench = _workbench(config, strategies, progress, watch)
+        # A seed's pool is loaded once for all strategies, which must see the same one. Everything that can be refused
+        # is refused before the first training: data of all seeds, then all run folders.
+        data = {seed: _load(bench, seed) for seed in config.seeds}
+        for seed in config.seeds:
+            for strategy in strategies:
+                with _open(bench, strategy, seed, data[seed]):
+                    pass
+    summaries: dict[tuple[str, int], dict[str, Any]] = {}
+    waiting: LabelsNeeded | None = None
+    for seed in config.seeds:
+        for strategy in strategies:
+            try:
+                summaries[strategy.name, seed] = _run(bench, strategy, seed, data[seed])
+            except LabelsNeeded as needed:
+                waiting = needed  # all runs ask in one table, so the last one speaks for all
+                watch.lap()  # what it has spent lies with its choice
+    if waiting is not None:
+        raise waiting
+    return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
+
+
+def _workbench(
+    config: ExperimentConfig, strategies: Sequence[Strategy], progress: Progress, watch: Stopwatch
+) -> Workbench:
     tokenizer = load_tokenizer(config.model.path)
     task = get_task(config.data.task, config.format, tokenizer)
     check_experiment(config, strategies, task)
@@ -126,25 +142,9 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> list[dict[st
         tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=end_tokens(config.model.path)
     )
     start, rslora = _starting_adapter(config, model, progress)
-    bench = Workbench(config, model, encoder, task, load_replay(config, task, encoder), progress, start, rslora)
-    # A seed's pool is loaded once for all strategies, which must see the same one. Everything that can be refused
-    # is refused before the first training: data of all seeds, then all run folders.
-    data = {seed: _load(bench, seed) for seed in config.seeds}
-    for seed in config.seeds:
-        for strategy in strategies:
-            with _open(bench, strategy, seed, data[seed]):
-                pass
-    summaries: dict[tuple[str, int], dict[str, Any]] = {}
-    waiting: LabelsNeeded | None = None
-    for seed in config.seeds:
-        for strategy in strategies:
-            try:
-                summaries[strategy.name, seed] = _run(bench, strategy, seed, data[seed])
-            except LabelsNeeded as needed:
-                waiting = needed  # all runs ask in one table, so the last one speaks for all
-    if waiting is not None:
-        raise waiting
-    return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
+    replay = load_replay(config, task, encoder)
+    base = BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config), progress.log)
+    return Workbench(config, model, encoder, task, replay, base, progress, watch, start, rslora)
 
 
 def load_base(config: ExperimentConfig) -> LanguageModel:
@@ -224,27 +224,21 @@ def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> dict
         if folder.finished:
             progress.log(f"{title}: finished already, in {folder.path}")
             return folder.summary()
-        state = load_state(folder.path)
-        folder.drop_rounds_from(0 if state is None else state.round)
-        problem = _problem(bench, data)
-        if state is None:
-            state = init(len(data.pool), bench.base_measures.get(_base_place(config, strategy, data)))
-        else:
-            progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
-            state = state._replace(labels=_labels(folder, data.pool, state.round))
-            if state.base is None:
-                state = state._replace(base=bench.base_measures.get(_base_place(config, strategy, data)))
-        test_set = prepare_test_set(bench.encoder, data.test, config.evaluation.batch_size)
+        with bench.watch.phase("load"):
+            state = load_state(folder.path)
+            folder.drop_rounds_from(0 if state is None else state.round)
+            problem = _problem(bench, data)
+            test_set = prepare_test_set(bench.encoder, data.test, config.evaluation.batch_size)
+            if state is None:
+                state = init(len(data.pool))
+            else:
+                progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
+                state = state._replace(labels=_labels(folder, data.pool, state.round))
         while state.round < config.loop.rounds:
             state = _round(bench, strategy, seed, data, problem, test_set, state, folder, title)
-        summary = summary_row(strategy.name, seed, folder.metrics(), data.counts())
+        summary = summary_row(strategy.name, seed, folder.metrics(), data.counts(), bench.watch.lap())
         folder.write_summary(summary)
         return summary
-
-
-def _base_place(config: ExperimentConfig, strategy: Strategy, data: RunData) -> tuple[Any, ...]:
-    """Under which the base model's scores are kept for the other runs of the experiment."""
-    return resolve(strategy, config.acquisition).measure, data.facts["pool"]
 
 
 def _labels(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> dict[int, str]:
@@ -284,48 +278,43 @@ def _round(
     """One round and its files; the checkpoint is written last, and makes the round count."""
     config, number = bench.config, state.round
     candidates = np.asarray(available(state.pool))
-    timed = Timed(bench.progress, f"{title}, round {number + 1}/{config.loop.rounds}")
+    timed = Timed(bench.progress, bench.watch, f"{title}, round {number + 1}/{config.loop.rounds}")
     key, origin = jax.random.key(seed), folder.origin(config.to_dict(), data.facts)
     choice = load_choice(folder.path, number, origin)
     if choice is None:
-        query = choose(config, strategy, problem, state, key, timed)
-        choice = Choice(query, timed.seconds.get("score", 0.0))
-        save_choice(folder.path, number, choice, origin)
-    timed.seconds["score"] = choice.seconds
-    if choice.query.base is not None:
-        bench.base_measures[_base_place(config, strategy, data)] = choice.query.base
+        query = choose(config, strategy, problem, _with_base(bench, strategy, problem, state), key, timed)
+        choice = Choice(query, bench.watch.lap())
+        with bench.watch.phase("write"):
+            save_choice(folder.path, number, choice, origin)
     state, info = learn(config, problem, state, choice.query, key, timed)
     assert state.adapter is not None
-    base = _base_on_test(bench, test)
-    with timed.phase("evaluate", len(test.examples), "examples") as tick:
-        figures, predictions = evaluate(
-            bench.model,
-            state.adapter,
-            test,
-            bench.task,
-            bench.encoder,
-            config.evaluation,
-            base=base,
-            on_batch=tick,
-        )
-    queried = queried_rows(bench.task, problem, info, state.labels)
     adapter = state.adapter
+    with bench.watch.phase("evaluate"):
+        base = _base_measures(bench, test.prompts, "base model on the test set")[UNCERTAINTY]
+        with timed.phase("evaluate", len(test.examples), "examples") as tick:
+            figures, predictions = evaluate(
+                bench.model, adapter, test, bench.task, bench.encoder, config.evaluation, base=base, on_batch=tick
+            )
+        held_out = _validate(bench, adapter, info.validation)
+    queried = queried_rows(bench.task, problem, info, state.labels)
     row = {
         "round": number,
         "labelled": info.labelled,
         **figures,
-        **_validate(bench, adapter, info.validation),
-        "lora_b_norm": float(b_norm(state.adapter)),
+        **held_out,
+        "lora_b_norm": float(b_norm(adapter)),
         "train_loss": info.train_loss,
-        **{f"{name}_seconds": round(timed.seconds.get(name, 0.0), 3) for name in ("train", "score", "evaluate")},
         "score_length_correlation": length_correlation(info, candidates),
         "picked_groups": group_counts([entry["group"] for entry in queried]),
     }
-    folder.write_round(number, queried, predictions)
-    replace_folder_atomic(folder.adapter, partial(_write_adapter, bench, strategy.name, seed, adapter, row, data.facts))
-    folder.append_metrics(row)
-    save_state(folder.path, state)
-    forget_choices(folder.path)
+    with bench.watch.phase("write"):
+        folder.write_round(number, queried, predictions)
+        writer = partial(_write_adapter, bench, strategy.name, seed, adapter, row, data.facts)
+        replace_folder_atomic(folder.adapter, writer)
+        # What is written from here on counts in the next row, or in the summary.
+        folder.append_metrics(row | row_seconds(added([choice.seconds, bench.watch.lap()])))
+        save_state(folder.path, state)
+        forget_choices(folder.path)
     bench.progress.log(
         f"{timed.title}: {info.labelled} labels, accuracy {figures['accuracy']:.3f}, ECE {figures['ece']:.3f}"
     )
@@ -360,12 +349,24 @@ def _validate(bench: Workbench, adapter: Adapter, examples: Sequence[Example]) -
     }
 
 
-def _base_on_test(bench: Workbench, test: TestSet) -> np.ndarray:
-    place = tuple(example.id for example in test.examples)
-    if place not in bench.base_tests:
-        with bench.progress.task("base model on the test set", len(place), "examples") as tick:
-            bench.base_tests[place] = base_uncertainty(bench.model, bench.start, test, tick)
-    return bench.base_tests[place]
+def _with_base(bench: Workbench, strategy: Strategy, problem: Problem, state: LoopState) -> LoopState:
+    """The state with the base model's measure, where the coming query needs it and does not have it."""
+    resolved = resolve(strategy, bench.config.acquisition)
+    if state.round == 0 or state.base is not None or not resolved.needs_base or resolved.measure is None:
+        return state
+    with bench.watch.phase("score"):
+        measures = _base_measures(bench, problem.pool, "base model on the pool")
+    return state._replace(base=jnp.asarray(measures[resolved.measure]))
+
+
+def _base_measures(bench: Workbench, pool: Pool, title: str) -> Measures:
+    """The base model's measures, from disk or from a pass over the examples."""
+
+    def compute() -> Mapping[str, jax.Array]:
+        with bench.progress.task(title, pool.size, "examples") as tick:
+            return score_pool(bench.model, bench.start, pool, on_batch=tick).measures
+
+    return bench.base.measures(pool, compute)
 
 
 def configure_logging() -> None:
@@ -380,6 +381,9 @@ def configure_jax() -> None:
     """True float32 products, and compiled programs kept across processes unless the user chose a place for them."""
     # Accelerators multiply float32 in fewer bits unless told otherwise; bfloat16 products are not affected.
     jax.config.update("jax_default_matmul_precision", "highest")
+    # Also the small programs, dozens of which run before the first batch: reading one back is a tenth of compiling it.
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "star_jax" / "xla"))

@@ -10,6 +10,7 @@ import numpy as np
 from star_jax.active.loop import Problem, RoundInfo
 from star_jax.data.tasks.task import Task
 from star_jax.evaluation.curves import aubc
+from star_jax.runtime.timing import total_seconds
 
 
 def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[int, str]) -> list[dict[str, Any]]:
@@ -50,8 +51,18 @@ def length_correlation(info: RoundInfo, candidates: np.ndarray) -> float | None:
     return float(np.corrcoef(measure, tokens)[0, 1])
 
 
-def summary_row(strategy: str, seed: int, rows: Sequence[dict[str, Any]], data: Mapping[str, int]) -> dict[str, Any]:
-    """summary.json of a finished run, from its rows of metrics.jsonl and the counts of its data."""
+def summary_row(
+    strategy: str, seed: int, rows: Sequence[dict[str, Any]], data: Mapping[str, int], after: Mapping[str, float]
+) -> dict[str, Any]:
+    """summary.json of a finished run.
+
+    Args:
+      strategy: registry name.
+      seed: of the run.
+      rows: of metrics.jsonl; their seconds are those of the sessions that finished the rounds.
+      data: counts of its data.
+      after: seconds by phase that were spent after the last row was written.
+    """
     last = rows[-1]
     return {
         "strategy": strategy,
@@ -61,5 +72,6 @@ def summary_row(strategy: str, seed: int, rows: Sequence[dict[str, Any]], data: 
         "accuracy": last["accuracy"],
         "ece": last["ece"],
         "aubc": aubc([row["labelled"] for row in rows], [row["accuracy"] for row in rows]),
+        "seconds": total_seconds(rows, after),
         "data": dict(data),
     }

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
-from star_jax.command_line import guarded_main, parse_experiment
+from star_jax.command_line import guarded_main, parse_run
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the experiment that `argv` describes; prints a table, a row a strategy, and the path of the report."""
-    config = parse_experiment(argv)
+    """Runs the experiment that `argv` describes; prints a row a strategy, a row a run, and the path of the report."""
+    began = time.monotonic()
+    config, profile = parse_run(argv)
     # Imported after parsing: JAX takes seconds to load, and `--help` or a mistyped flag should not wait for it.
     from star_jax.experiment import configure_jax, configure_logging, run_experiment
-    from star_jax.report import build_report
-    from star_jax.runtime.progress import Progress, print_table
+    from star_jax.runtime.profiling import profiled
+    from star_jax.runtime.progress import Progress, print_tables
 
     configure_logging()
     configure_jax()
-    summaries = run_experiment(config, Progress())
-    print_table(summaries)
+    progress = Progress()
+    with profiled(profile, progress.log):
+        summaries = run_experiment(config, progress, began)
+    print_tables(summaries)
+    # Imported last: drawing is not needed before the first batch.
+    from star_jax.report.page import build_report
+
     print(f"report: {build_report(config.output_dir)}")
     return 0
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from star_jax.data.batching import Encoder
     from star_jax.data.examples import Prompt
     from star_jax.data.tasks.task import Task
+    from star_jax.runtime.progress import Progress
 
 _log = logging.getLogger("star_jax.score")  # as a command, the module is called otherwise
 
@@ -32,10 +33,14 @@ def main(argv: Sequence[str]) -> int:
     # Imported after parsing, for the same reason as in run.py.
     from star_jax.experiment import configure_jax, configure_logging
     from star_jax.runtime.files import write_jsonl_atomic
+    from star_jax.runtime.profiling import profiled
+    from star_jax.runtime.progress import Progress
 
     configure_logging()
     configure_jax()
-    rows = score_file(config)
+    progress = Progress()
+    with profiled(config.profile, progress.log):
+        rows = score_file(config, progress)
     if out is None:
         for row in rows:
             print(json.dumps(row, allow_nan=False))
@@ -45,8 +50,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
+def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     """One object an example: `id`, every measure of `acquisition.measures`, and the response where there is one.
+
+    Args:
+      config: what to score, and with what.
+      progress: where to show what is going on.
 
     Raises:
       ConfigError, DataError: model, adapter or data cannot be used, or the task has no closed answer set.
@@ -62,7 +71,6 @@ def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
     from star_jax.models.checkpoint_hf import load_model
     from star_jax.models.folders import end_tokens, load_tokenizer
     from star_jax.models.peft_format import load_adapter
-    from star_jax.runtime.progress import Progress
 
     tokenizer = load_tokenizer(config.model)
     task = get_task(config.task, config.format, tokenizer)
@@ -87,7 +95,7 @@ def score_file(config: ScoreConfig) -> list[dict[str, Any]]:
                     f"{config.adapter} says lora_dropout 0, where all --mc-samples are the same; pass --dropout-rate"
                 )
             sampling = Sampling(config.mc_samples, rate, config.dropout)
-    with Progress().task("score", len(prompts), "examples") as tick:
+    with progress.task("score", len(prompts), "examples") as tick:
         key = jax.random.key(config.seed)
         scores = score_pool(model, adapter, pool, key=key, sampling=sampling, on_batch=tick)
     names = [name for name in MEASURES if sampling is not None or not name.startswith(("bald", "jensen"))]

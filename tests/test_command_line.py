@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from star_jax import command_line
-from star_jax.command_line import ScoreConfig, guarded_main, parse_experiment, parse_score
+from star_jax.command_line import ScoreConfig, guarded_main, parse_experiment, parse_run, parse_score
 from star_jax.config import ConfigError, ExperimentConfig, FormatConfig
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.data.examples import DataError
@@ -43,6 +43,8 @@ def as_flag_value(value):
 def test_no_arguments_run_the_quickstart():
     quickstart = config_from_mapping(*load_yaml(CONFIGS / "quickstart.yaml"))
     assert parse_experiment([]) == quickstart
+    assert parse_run([]) == (quickstart, None)
+    assert parse_run(["--profile", "traces"]) == (quickstart, "traces")
     assert quickstart.data.regime == "R1"
     assert {"star", "random"} <= set(quickstart.strategies)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from star_jax.command_line import guarded_main
 from star_jax.data import skills_benchmark as skills
 from star_jax.data.tasks import boolq
 from star_jax.runtime.run_folder import RunFolder
+from star_jax.runtime.timing import PHASES
 
 GOLDEN_MODEL = Path(__file__).parent / "golden" / "llama" / "model"
 CONFIG = """
@@ -103,6 +105,10 @@ def test_run_folder_is_complete_and_the_budget_exact(finished, strategy):
         assert row["lora_b_norm"] > 0
         assert row["train_seconds"] > 0
         assert row["evaluate_seconds"] > 0
+        assert {f"{name}_seconds" for name in PHASES} <= set(row)
+    seconds = json.loads((folder / "summary.json").read_text())["seconds"]
+    assert seconds["total"] >= sum(row["train_seconds"] + row["evaluate_seconds"] for row in metrics)
+    assert seconds["other"] <= 0.1 * seconds["total"]
     for number, row in enumerate(metrics):
         predictions = lines(folder / "rounds" / f"{number:03d}" / "predictions.jsonl")
         assert len(predictions) == 48
@@ -110,6 +116,37 @@ def test_run_folder_is_complete_and_the_budget_exact(finished, strategy):
         assert {"id", "prediction", "reference", "correct", "confidence"} <= set(predictions[0])
     assert (finished / "report.html").is_file()
     assert (finished / "learning_curve.png").is_file()
+
+
+def test_the_first_run_compiles_and_its_seconds_are_told_in_a_line(workplace, finished, capfd):
+    seconds = {
+        name: json.loads((finished / name / "seed-0" / "summary.json").read_text()) for name in ("star", "random")
+    }
+    assert seconds["star"]["seconds"]["compile"] > 0
+    assert run.main(flags(workplace, finished, "--strategies", "star,random")) == 0
+    table = capfd.readouterr().out
+    for name, summary in seconds.items():
+        assert re.search(rf"{name} seed 0\s+{summary['seconds']['total']:,.1f}", table)
+    assert f"{seconds['random']['seconds']['train']:,.1f}" in (finished / "report.html").read_text()
+
+
+def test_a_trace_is_no_setting(workplace, finished, tmp_path):
+    """The finished run is found again with `--profile`; nothing in its folder names it."""
+    folder = finished / "random" / "seed-0"
+    assert run.main(flags(workplace, finished, "--strategies", "random", "--profile", str(tmp_path / "trace"))) == 0
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    assert "profile" not in (folder / "config.yaml").read_text()
+
+
+def test_a_trace_that_cannot_be_written_is_one_sentence_before_anything_is(workplace, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    argv = flags(workplace, tmp_path / "out", "--profile", str(tmp_path / "file" / "trace"))
+    assert guarded_main(run.main, argv) == 2
+    error = capfd.readouterr().err
+    assert "--profile is" in error
+    assert "cannot be made" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_strategies_start_from_the_same_labels_and_then_differ(finished):

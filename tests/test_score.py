@@ -60,6 +60,11 @@ def test_monte_carlo_samples_differ_by_seed_and_repeat_by_seed(files):
     assert [row["response"] for row in plain] == [row["response"] for row in first]
 
 
+def test_a_trace_is_written_beside_the_scores(files):
+    assert scored(files, "--profile", str(files / "trace")) == scored(files)
+    assert list((files / "trace").rglob("*.xplane.pb"))
+
+
 def test_rate_zero_and_missing_pieces_are_one_sentence(files, capfd):
     model = load_model("embedded:skills")
     adapter = init_adapter(jax.random.key(1), model.params, LoraConfig(rank=2, targets=("q_proj",)))
@@ -70,6 +75,7 @@ def test_rate_zero_and_missing_pieces_are_one_sentence(files, capfd):
         (["--answers", "candidates"], "no closed answer set"),
         (["--answers", "reference"], "no response"),
         (["--out", str(files / "nowhere" / "x.jsonl")], "nowhere"),
+        (["--profile", str(files / "pool.jsonl" / "trace")], "--profile is"),
         (["--adapter", str(files / "missing")], "adapter_config.json"),
     ):
         assert guarded_main(score.main, [*base, *extra]) == 2

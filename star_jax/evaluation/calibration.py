@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 Scheme = Literal["equal_width", "equal_mass"]
 
@@ -113,6 +112,8 @@ def auroc(uncertainty: ArrayLike, error: ArrayLike) -> float | None:
     right = error.size - wrong
     if wrong == 0 or right == 0:
         return None
+    from scipy import stats  # here: it is slow to import, and a run is to reach its first batch soon
+
     wins = stats.rankdata(uncertainty)[error].sum() - wrong * (wrong + 1) / 2
     return float(wins / (wrong * right))
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 
 class PairedDifference(NamedTuple):
@@ -55,6 +54,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:
     n = difference.size
     if sd is None:
         return PairedDifference(mean, None, n, None, None, None)
+
+    from scipy import stats  # here: it is slow to import, and needed only once runs have finished
 
     # Differences that are equal but for the rounding of a − b would make a t statistic out of rounding errors.
     rounding = 4 * np.finfo(np.float64).eps * max(np.abs(first).max(), np.abs(second).max())

@@ -45,6 +45,17 @@ GROUP_COLOURS = (
 )
 OTHER_COLOUR = "#C8C8C8"
 
+PHASE_COLOURS = {
+    "train": "#4477AA",
+    "score": "#EE6677",
+    "evaluate": "#CCBB44",
+    "compile": "#AA3377",
+    "load": "#66CCEE",
+    "write": "#228833",
+    "other": "#BBBBBB",
+}
+"""Phase of `runtime.timing.PHASES` -> its colour, in Paul Tol's bright scheme."""
+
 STYLE: Any = {
     "text.parse_math": False,
     "font.size": 10,
@@ -337,19 +348,13 @@ def score_length(runs: Sequence[Run]) -> Figure | None:
 
 @_drawn
 def seconds(runs: Sequence[Run]) -> Figure | None:
-    """Seconds a whole run spent training, scoring and evaluating, mean over seeds."""
+    """Seconds of a whole run by phase, mean over seeds."""
     groups, _ = _shown(runs)
-    parts = {"train": "#4477AA", "score": "#EE6677", "evaluate": "#CCBB44"}
     figure = Figure(figsize=(HALF_WIDTH, max(2.2, 1.4 + 0.34 * len(groups))))
     axes = figure.subplots()
     left = np.zeros(len(groups))
-    for part, colour in parts.items():
-        width = np.array(
-            [
-                np.mean([sum(filter(None, run.column(f"{part}_seconds"))) for run in members])
-                for members in groups.values()
-            ]
-        )
+    for part, colour in PHASE_COLOURS.items():
+        width = np.array([np.mean([run.seconds[part] for run in members]) for members in groups.values()])
         axes.barh(list(groups), width, left=left, color=colour, label=part, height=0.6)
         left = left + width
     if not left.any():
@@ -357,5 +362,5 @@ def seconds(runs: Sequence[Run]) -> Figure | None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("seconds a run")
-    figure.legend(loc="outside upper left", ncols=3, fontsize=8.5)
+    figure.legend(loc="outside upper left", ncols=4, fontsize=8.5)
     return figure

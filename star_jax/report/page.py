@@ -29,6 +29,7 @@ from star_jax.report.read import (
 )
 from star_jax.runtime.files import write_bytes_atomic, write_text_atomic
 from star_jax.runtime.progress import duration, mean_sd
+from star_jax.runtime.timing import PHASES
 
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -271,7 +272,8 @@ def _figures(runs: Sequence[Run]) -> list[Figure]:
         ),
         (
             "Time",
-            "Where the seconds of one whole run went, all rounds together.",
+            "Where the seconds of one whole run went, all rounds together. Compiling counts apart from the phase that "
+            "waited for it; what runs share, loading and the base model's scores, with the run it was done for first.",
             figures.seconds(runs),
             True,
         ),
@@ -292,11 +294,12 @@ def _details(runs: Sequence[Run]) -> list[dict[str, Any]]:
     shared_details = [{"runs": ", ".join(names), "text": text} for names, text in groups.values()]
     rounds = "".join(
         f"{run.strategy} seed {run.seed}: started {run.environment.get('started', 'unknown')}, "
-        f"{len(run.rows)} rounds, {duration(_total_seconds(run))}\n  {run.environment.get('command', '')}\n"
+        f"{len(run.rows)} rounds, {_time(run)}\n  {run.environment.get('command', '')}\n"
         for run in runs
     )
     return [{"runs": "All runs", "text": rounds}, *shared_details]
 
 
-def _total_seconds(run: Run) -> float:
-    return sum(row.get(f"{part}_seconds") or 0.0 for row in run.rows for part in ("train", "score", "evaluate"))
+def _time(run: Run) -> str:
+    parts = ", ".join(f"{name} {run.seconds[name]:,.1f}" for name in PHASES if run.seconds[name])
+    return f"{duration(run.seconds['total'])} (seconds: {parts or 'none'})"

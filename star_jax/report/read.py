@@ -18,6 +18,7 @@ from star_jax.evaluation.curves import aubc
 from star_jax.evaluation.statistics import PairedDifference, mean_and_sd, paired_difference
 from star_jax.runtime.files import Row, read_json, read_jsonl, read_yaml
 from star_jax.runtime.run_folder import differences
+from star_jax.runtime.timing import Seconds, total_seconds
 
 BASELINE = "random"
 """The strategy the others are compared with."""
@@ -76,6 +77,15 @@ class Run:
         if not self.finished or not accuracy or None in accuracy:
             return None
         return aubc(self.column("labelled"), accuracy)
+
+    @cached_property
+    def seconds(self) -> Seconds:
+        """Where the run's time went so far: `total`, and every phase of `runtime.timing.PHASES`."""
+        if self.finished:
+            spent = read_json(self.path / "summary.json").get("seconds")
+            if spent is not None:
+                return spent
+        return total_seconds(self.rows)
 
     @cached_property
     def predictions(self) -> list[Row]:

@@ -19,11 +19,15 @@ from star_jax.active.loop import LoopState, Query
 from star_jax.active.pool import PoolState
 from star_jax.models.lora import Adapter
 from star_jax.runtime.files import write_bytes_atomic
+from star_jax.runtime.timing import Seconds
 
 FOLDER = "state"
 
 CHOICE = "choice-{:03d}.npz"
 """Name of the file that keeps a round's choice while its labels are waited for."""
+
+_SECONDS = "seconds."
+"""Beginning of the names in it of the seconds of a phase."""
 
 
 def save_state(folder: Path, state: LoopState) -> None:
@@ -78,10 +82,10 @@ def _finished(folder: Path) -> list[tuple[int, Path]]:
 
 
 class Choice(NamedTuple):
-    """What a round chose, and the seconds that it took."""
+    """What a round chose, and the seconds that it took, by phase."""
 
     query: Query
-    seconds: float
+    seconds: Seconds
 
 
 def save_choice(folder: Path, number: int, choice: Choice, origin: str) -> None:
@@ -94,7 +98,8 @@ def save_choice(folder: Path, number: int, choice: Choice, origin: str) -> None:
       origin: stands for the settings and the data that it was made with.
     """
     leaves = {name: np.asarray(leaf) for name, leaf in choice.query._asdict().items() if leaf is not None}
-    arrays: dict[str, Any] = leaves | {"seconds": np.asarray(choice.seconds), "origin": np.asarray(origin)}
+    seconds = {f"{_SECONDS}{phase}": np.asarray(value) for phase, value in choice.seconds.items()}
+    arrays: dict[str, Any] = leaves | seconds | {"origin": np.asarray(origin)}
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_bytes_atomic(folder / CHOICE.format(number), content.getvalue())
@@ -109,7 +114,8 @@ def load_choice(folder: Path, number: int, origin: str) -> Choice | None:
         if str(arrays["origin"]) != origin:
             return None
         query = Query(**{name: jnp.asarray(arrays[name]) for name in arrays.files if name in Query._fields})
-        return Choice(query, float(arrays["seconds"]))
+        spent = [name for name in arrays.files if name.startswith(_SECONDS)]
+        return Choice(query, {name.removeprefix(_SECONDS): float(arrays[name]) for name in spent})
 
 
 def forget_choices(folder: Path) -> None:

@@ -17,9 +17,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from star_jax.evaluation.statistics import mean_and_sd
+from star_jax.runtime.timing import PHASES, compile_seconds
 
 Mode = Literal["auto", "bars", "lines", "silent"]
 Tick = Callable[[int], None]
+
+SHOWN_COMPILING = 0.1
+"""Seconds of compilation from which on the closing line of a task names them."""
 
 LINE_WIDTH = 1000
 """Columns allowed where the output is no terminal: more than any line has, so that nothing is cut or wrapped."""
@@ -34,6 +38,8 @@ class Progress:
       console: where to draw or print; stderr when None.
       interval: seconds between two lines of a task.
       clock: seconds, never running backwards.
+      compiled: seconds of them that were spent compiling. Rates, and with them the time left, are taken over the
+        others: a program is compiled once, when its first batch comes, and says nothing of how quick it is.
 
     Example:
       >>> shown = Progress(mode="silent")
@@ -47,6 +53,7 @@ class Progress:
         console: Console | None = None,
         interval: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        compiled: Callable[[], float] = compile_seconds,
     ) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         if mode == "auto":
@@ -54,6 +61,7 @@ class Progress:
         self.mode = mode
         self._interval = interval
         self._clock = clock
+        self._compiled = compiled
         self._bars: progress.Progress | None = None
 
     def log(self, text: str) -> None:
@@ -88,17 +96,21 @@ class Progress:
             _CountColumn(Column(no_wrap=True)),
             _RateColumn(Column(no_wrap=True)),
             progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(),
             console=self._console,
             transient=True,
         )
         if outermost:
             self._bars = bars
             bars.start()
-        task = bars.add_task(name, total=total, unit=unit)
+        pace = _Pace(total, self._clock, self._compiled)
+        task = bars.add_task(name, total=total, unit=unit, pace=pace)
+
+        def tick(count: int) -> None:
+            pace.add(count)
+            bars.advance(task, count)
+
         try:
-            yield lambda count: bars.advance(task, count)
+            yield tick
         finally:
             bars.remove_task(task)
             if outermost:
@@ -107,26 +119,57 @@ class Progress:
 
     @contextmanager
     def _lines(self, name: str, total: int | None, unit: str) -> Iterator[Tick]:
-        started = last = self._clock()
-        done = 0
+        pace = _Pace(total, self._clock, self._compiled)
+        last = self._clock()
 
         def tick(count: int) -> None:
-            nonlocal done, last
-            done += count
-            now = self._clock()
-            if now - last >= self._interval and done != total:
-                last = now
+            nonlocal last
+            pace.add(count)
+            if self._clock() - last >= self._interval and pace.done != total:
+                last = self._clock()
                 of = "" if total is None else f" of {total:,}"
-                left = "" if not total or not done else f", {duration((now - started) / done * (total - done))} left"
-                self.log(f"{name}: {done:,}{of} {unit}, {rate(done, now - started)} {unit}/s{left}")
+                left = "" if pace.left is None else f", {duration(pace.left)} left"
+                self.log(f"{name}: {pace.done:,}{of} {unit}, {pace.rate} {unit}/s{left}")
 
         try:
             yield tick
         except BaseException:
-            self.log(f"{name}: stopped after {done:,} {unit}, {duration(self._clock() - started)}")
+            self.log(f"{name}: stopped after {pace.done:,} {unit}, {duration(pace.elapsed)}")
             raise
-        seconds = self._clock() - started
-        self.log(f"{name}: {done:,} {unit} in {duration(seconds)}, {rate(done, seconds)} {unit}/s")
+        compiling = f" ({duration(pace.compiling)} of them compiling)" if pace.compiling >= SHOWN_COMPILING else ""
+        self.log(f"{name}: {pace.done:,} {unit} in {duration(pace.elapsed)}{compiling}, {pace.rate} {unit}/s")
+
+
+class _Pace:
+    """How quick a task is: units done, and the seconds since it began, those spent compiling apart."""
+
+    def __init__(self, total: int | None, clock: Callable[[], float], compiled: Callable[[], float]) -> None:
+        self.done = 0
+        self._total, self._clock, self._compiled = total, clock, compiled
+        self._began, self._compiled_before = clock(), compiled()
+        self._worked = 0.0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        self._worked = self.elapsed - self.compiling
+
+    @property
+    def elapsed(self) -> float:
+        return self._clock() - self._began
+
+    @property
+    def compiling(self) -> float:
+        return self._compiled() - self._compiled_before
+
+    @property
+    def rate(self) -> str:
+        """Units a second up to the last tick."""
+        return rate(self.done, self._worked)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left at that rate; None before the first tick and where the total is not known."""
+        return self._worked / self.done * (self._total - self.done) if self._total and self.done else None
 
 
 class _CountColumn(progress.ProgressColumn):
@@ -139,11 +182,15 @@ class _CountColumn(progress.ProgressColumn):
 
 
 class _RateColumn(progress.ProgressColumn):
-    """Units a second, over the bar's recent ticks."""
+    """Units a second and time left, as the lines have them; nothing before the first tick."""
 
     def render(self, task: progress.Task) -> Text:
         """Text of one bar."""
-        return Text("" if task.speed is None else f"{task.speed:,.1f}/s", style="progress.data.speed")
+        pace: _Pace = task.fields["pace"]
+        if not pace.done:
+            return Text("")
+        left = "" if pace.left is None else f", {duration(pace.left)} left"
+        return Text(f"{pace.rate}/s{left}", style="progress.data.speed")
 
 
 def rate(count: int, seconds: float) -> str:
@@ -200,7 +247,27 @@ def results_table(rows: Sequence[Mapping[str, Any]], between: str = " ± ") -> T
     return table
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints `results_table` to stdout, uncut where stdout is not a terminal."""
+def times_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The closing table of seconds: a row a run, what it took in all and where it went.
+
+    Args:
+      rows: one a run, as summary.json has them: strategy, seed, seconds. Runs without seconds are left out.
+    """
+    table = Table(box=box.SIMPLE)
+    table.add_column("seconds", no_wrap=True)
+    for name in ("total", *PHASES):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        if "seconds" in row:
+            spent = row["seconds"]
+            figures = [f"{spent[name]:,.1f}" for name in ("total", *PHASES)]
+            table.add_row(Text(f"{row['strategy']} seed {row['seed']}"), *figures)
+    return table
+
+
+def print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints `results_table` and `times_table` to stdout, uncut where stdout is not a terminal."""
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else LINE_WIDTH, highlight=False)
     console.print(results_table(rows, " ± " if console.encoding.startswith("utf") else " +/- "))
+    if any("seconds" in row for row in rows):
+        console.print(times_table(rows))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.models.attention import attend
+from star_jax.models import attention
+from star_jax.models.attention import attend, attend_cache, self_attention
 
 
 def attend_by_loops(
@@ -112,3 +113,73 @@ def test_bfloat16_stays_bfloat16_and_close(rng: np.random.Generator) -> None:
     want = attend_by_loops(*(np.asarray(part, np.float64) for part in narrow), query_positions, key_positions)
     seen = query_positions >= 0
     np.testing.assert_allclose(np.asarray(got, np.float64)[seen], want[seen], atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("length", "groups"), [(1, 4), (1, 2), (5, 4)])
+def test_a_cache_of_heads_first_gives_the_same(
+    rng: np.random.Generator, dtype: jnp.dtype, length: int, groups: int
+) -> None:
+    query, key, value, query_positions, key_positions = random_inputs(rng, groups)
+    narrow = [jnp.asarray(part, dtype) for part in (query[:, :length], key, value)]
+    places = (jnp.asarray(query_positions[:, :length]), jnp.asarray(key_positions))
+    got = jax.jit(attend_cache)(narrow[0], narrow[1].swapaxes(1, 2), narrow[2].swapaxes(1, 2), *places)
+    want = attend_by_loops(*(np.asarray(part, np.float64) for part in narrow), *(np.asarray(part) for part in places))
+    seen = query_positions[:, :length] >= 0
+    assert got.dtype == dtype
+    tolerance = 1e-4 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(np.asarray(got, np.float64)[seen], want[seen], rtol=1e-4, atol=tolerance)
+
+
+@pytest.mark.parametrize("length", [2, 4, 7, 11])
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"window": 2}, {"scale": 0.6, "window": 4, "softcap": 1.5}])
+def test_whole_rows_equal_loops(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, length: int, options: dict[str, float]
+) -> None:
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 2)
+    monkeypatch.setattr(attention, "MOST_BLOCKS", 4)
+    query = 2 * rng.normal(size=(2, length, 4, 6))
+    key, value = rng.normal(size=(2, 2, length, 2, 6))
+    positions = np.tile(np.arange(length), (2, 1))
+    want = attend_by_loops(query, key, value, positions, positions, **options)
+    arrays = [jnp.asarray(part) for part in (query, key, value)]
+    got = jax.jit(partial(self_attention, **options, kernel="xla"))(*arrays)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_whole_rows_equal_those_of_the_library(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    query, weight = jnp.asarray(rng.normal(size=(2, 2, 8, 4, 6)), jnp.float32)
+    key, value = jnp.asarray(rng.normal(size=(2, 2, 8, 2, 6)), jnp.float32)
+
+    def ours(query: jax.Array, key: jax.Array, value: jax.Array, window: jax.Array) -> jax.Array:
+        return jnp.sum(weight * self_attention(query, key, value, window=window, kernel="xla"))
+
+    def library(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True, local_window_size=(2, 0))
+        return jnp.sum(weight * mixed)
+
+    got = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(query, key, value, jnp.asarray(3))
+    want = jax.jit(jax.grad(library, argnums=(0, 1, 2)))(query, key, value)
+    for ours_of, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours_of, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_what_stands_in_the_padding_changes_nothing(rng: np.random.Generator) -> None:
+    lengths = np.asarray([9, 1, 5])
+    real = np.arange(9)[None, :, None, None] < lengths[:, None, None, None]
+    parts = [jnp.asarray(rng.normal(size=(3, 9, 2, 4)), jnp.float32) for _ in range(3)]
+    others = [jnp.where(real, part, jnp.asarray(100 * rng.normal(size=part.shape), jnp.float32)) for part in parts]
+
+    def total(parts: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        out = self_attention(*parts, kernel="xla")
+        return jnp.sum(jnp.where(real, out, 0) ** 2), out
+
+    read = jax.jit(jax.grad(total, has_aux=True))
+    (gradients, out), (other_gradients, other_out) = read(parts), read(others)
+    for first, second in zip([out, *gradients], [other_out, *other_gradients], strict=True):
+        assert np.isfinite(second).all()
+        np.testing.assert_allclose(np.where(real, first, 0), np.where(real, second, 0), rtol=1e-4, atol=1e-5)
+    assert not any(np.where(real, 0, gradient).any() for gradient in other_gradients)

@@ -202,9 +202,13 @@ def test_an_adapter_on_top_has_a_gradient(
         assert np.isfinite(leaf).all()
         assert np.abs(leaf).max(axis=(1, 2)).min() > 0
     norm = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient))
-    step = 0.01 * float(value) / norm
-    moved = jax.tree.map(lambda leaf, slope: leaf - step * slope, adapter.weights, gradient)
-    assert float(value - loss(moved)) == pytest.approx(step * norm, rel=0.2)
+    step = 0.002 * float(value) / norm
+    there, back = (
+        loss(jax.tree.map(lambda leaf, slope, by=by: leaf + by * slope, adapter.weights, gradient))
+        for by in (step, -step)
+    )
+    # To both sides, so that the curvature, large for some draws of the weights, cancels.
+    assert float(there - back) == pytest.approx(2 * step * norm, rel=0.2)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", "float32"), ("nf4", "bfloat16")])

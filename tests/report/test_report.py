@@ -16,9 +16,10 @@ import pytest
 from star_jax.command_line import guarded_main
 from star_jax.config import ConfigError, ExperimentConfig, LoopConfig, ScoringConfig, TrainingConfig
 from star_jax.data.examples import DataError
-from star_jax.report import build_report, figures, page, read
+from star_jax.report import figures, page, read
 from star_jax.report.__main__ import main
 from star_jax.runtime.run_folder import RunFolder
+from star_jax.runtime.timing import PHASES
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -124,7 +125,7 @@ class Cells(html.parser.HTMLParser):
 
 
 def read_page(root):
-    return Cells(build_report(root).read_text())
+    return Cells(page.build_report(root).read_text())
 
 
 def area(curve):
@@ -247,6 +248,25 @@ def test_what_a_run_does_not_have_is_a_dash_or_left_out(tmp_path):
     assert "Random selection was not run" in shown.prose
 
 
+def test_the_time_of_a_run_is_its_summary_or_while_it_runs_its_rows(tmp_path):
+    write_run(tmp_path, "star", 0, [0.3, 0.5], finished=False)
+    folder = write_run(tmp_path, "random", 0, [0.3, 0.4])
+    spent = dict.fromkeys(("total", *PHASES), 1.0) | {"total": 3700.0, "compile": 1234.5, "write": 0.0}
+    (folder / "summary.json").write_text(json.dumps({"seconds": spent}))
+    star, random = read.read_runs(tmp_path)
+    assert star.seconds == dict.fromkeys(("total", *PHASES), 0.0) | {
+        "total": 14.0,
+        "train": 7.0,
+        "score": 5.0,
+        "evaluate": 2.0,
+    }
+    assert random.seconds == spent
+    shown = read_page(tmp_path)
+    assert "2 rounds, 14.0 s (seconds: score 5.0, train 7.0, evaluate 2.0)" in shown.prose
+    assert "2 rounds, 1 h 01 min (seconds: compile 1,234.5, load 1.0" in shown.prose
+    assert set(figures.PHASE_COLOURS) == set(PHASES)
+
+
 def test_the_first_sentence_says_what_the_numbers_allow(tmp_path):
     for seed in range(3):
         write_run(tmp_path / "clear", "star", seed, [0.3, 0.5 + 0.01 * seed])
@@ -309,7 +329,7 @@ def test_a_strategy_keeps_its_look_and_no_two_share_one():
 
 def test_users_errors_are_one_sentence_and_exit_code_2(tmp_path, capsys):
     with pytest.raises(ConfigError, match="holds no runs"):
-        build_report(tmp_path / "nowhere")
+        page.build_report(tmp_path / "nowhere")
     assert guarded_main(main, [str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -320,7 +340,7 @@ def test_users_errors_are_one_sentence_and_exit_code_2(tmp_path, capsys):
         assert "none has finished a round" in capsys.readouterr().err
         (folder.path / "metrics.jsonl").write_text(json.dumps({"round": 0}) + "\n")
         with pytest.raises(DataError, match="line 1 has no whole number 'labelled'"):
-            build_report(tmp_path)
+            page.build_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 

@@ -42,11 +42,11 @@ def test_half_written_state_does_not_count(tmp_path):
 def test_what_a_round_chose_is_kept_until_it_is_trained_on(tmp_path, scores):
     query = Query(jnp.array([4, 1, 2], jnp.int32), scores, None, scores, None)
     assert load_choice(tmp_path, 1, "these settings") is None
-    save_choice(tmp_path, 1, Choice(query, 2.5), "these settings")
+    save_choice(tmp_path, 1, Choice(query, {"score": 2.5, "compile": 0.25}), "these settings")
     assert load_choice(tmp_path, 2, "these settings") is None
     assert load_choice(tmp_path, 1, "other settings") is None
     again, seconds = load_choice(tmp_path, 1, "these settings")
-    assert seconds == 2.5
+    assert seconds == {"score": 2.5, "compile": 0.25}
     for ours, theirs in zip(again, query, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:

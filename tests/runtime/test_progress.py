@@ -7,12 +7,13 @@ import statistics
 import pytest
 from rich.console import Console
 
-from star_jax.runtime.progress import Progress, duration, mean_sd, print_table, rate
+from star_jax.runtime.progress import Progress, duration, mean_sd, print_tables, rate
+from star_jax.runtime.timing import PHASES
 
 
 class Clock:
     def __init__(self):
-        self.now = 0.0
+        self.now = self.compiled = 0.0
 
     def __call__(self):
         return self.now
@@ -21,7 +22,7 @@ class Clock:
 def make(mode, **options):
     stream, clock = io.StringIO(), Clock()
     console = Console(file=stream, width=100, **options)
-    return Progress(mode, console=console, interval=10, clock=clock), stream, clock
+    return Progress(mode, console=console, interval=10, clock=clock, compiled=lambda: clock.compiled), stream, clock
 
 
 def test_lines_come_at_most_every_interval_and_at_the_end():
@@ -43,6 +44,29 @@ def test_a_short_task_is_one_line_and_a_long_line_is_not_cut():
         tick(7)
     shown.log("[bold] is not markup: " + "x" * 200)
     assert stream.getvalue() == "train: 7 steps in 2.0 s, 3.5 steps/s\n[bold] is not markup: " + "x" * 200 + "\n"
+
+
+@pytest.mark.parametrize("mode", ["lines", "bars"])
+def test_compilation_is_no_part_of_the_rate(mode):
+    """30 s of compilation at the beginning and 20 s in the middle; the work itself is 10 examples a second."""
+    shown, stream, clock = make(mode, force_terminal=mode == "bars")
+    with shown.task("score", total=1000, unit="examples") as tick:
+        for compiled in (30, 0, 20, 0):
+            clock.now += compiled + 10
+            clock.compiled += compiled
+            tick(100)
+            if mode == "bars":
+                shown.log("draws")
+        if mode == "bars":
+            shown._bars.refresh()
+        clock.now += 60
+        tick(600)
+    lines = stream.getvalue()
+    for said in ("10.0 examples/s, 1 min 30 s left", "10.0 examples/s, 1 min 00 s left"):
+        assert (said if mode == "lines" else "10.0/s, 1 min 00 s left") in lines
+    if mode == "lines":
+        end = "score: 1,000 examples in 2 min 30 s (50.0 s of them compiling), 10.0 examples/s"
+        assert lines.splitlines()[-1] == end
 
 
 def test_an_unknown_total_and_no_time_at_all():
@@ -119,20 +143,25 @@ def test_mean_and_sample_standard_deviation():
     assert mean_sd([1, 3], digits=1, between=" +/- ") == "2.0 +/- 1.4"
 
 
-def test_the_closing_table_is_one_uncut_row_a_strategy(capsys):
+def test_the_closing_tables_have_uncut_rows_a_strategy_and_a_run(capsys):
+    spent = dict(zip(("total", *PHASES), (1234.56, 100.0, 20.0, 600.0, 400.0, 100.0, 10.06, 4.5), strict=True))
     name = "a_strategy_with_a_name_that_would_not_fit_in_a_column_of_an_eighty_column_terminal"
     run = {"labelled": 4600, "accuracy": 0.8, "ece": 0.1, "aubc": 0.7}
     rows = [
-        {**run, "strategy": "star", "seed": 0},
+        {**run, "strategy": "star", "seed": 0, "seconds": spent},
         {**run, "strategy": name, "seed": 0, "aubc": None},
         {**run, "strategy": "star", "seed": 1, "accuracy": 0.9},
         {**run, "strategy": "[x]", "seed": 1, "labelled": 20},
         {**run, "strategy": "[x]", "seed": 1},
     ]
-    print_table(rows)
+    print_tables(rows)
     lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[0] == ["strategy", "seeds", "labels", "accuracy", "ECE", "AUBC"]
     assert lines[2] == ["star", "2", "4,600", "0.850 ± 0.071", "0.100 ± 0.000", "0.700 ± 0.000"]
     assert lines[3] == [name, "1", "4,600", "0.800", "0.100", "-"]
     assert lines[4][:3] == ["[x]", "2", "20-4,600"]
-    assert len(lines) == 5
+    assert lines[5] == ["seconds", "total", *PHASES]
+    assert lines[7] == ["star seed 0", "1,234.6", "100.0", "20.0", "600.0", "400.0", "100.0", "10.1", "4.5"]
+    assert len(lines) == 8
+    print_tables(rows[1:])
+    assert "seconds" not in capsys.readouterr().out

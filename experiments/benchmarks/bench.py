@@ -1,0 +1,237 @@
+"""star_jax beside Transformers + PEFT: scoring, training, generation and a whole active-learning round.
+
+    make bench
+    python experiments/benchmarks/bench.py --device gpu
+
+starts one process a side and asks them in turn, so that whatever else the machine does falls on both alike. Prints
+tables and writes every single timing as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flops import work_of
+from random_folders import write_folders
+from table import NAMES, SIDES, agreement, summary, tables
+from workers import Worker, busy_seconds, machine
+from workload import TASKS, BenchError, Shape, Workload, read_lengths
+
+from star_jax.runtime.files import write_text_atomic
+
+DEFAULTS = {
+    "cpu": Workload(Shape(384, 6, 6, 6, 1024, 8192), "cpu", None, 64, 64, 32, 16, 16, 2048),
+    "gpu": Workload(Shape(4096, 32, 32, 32, 11008, 32000), "gpu", None, 128, 64, 128, 64, 64, 8192),
+}
+"""Sizes where no flag says otherwise."""
+
+DTYPES = {"cpu": ("float32", "bfloat16"), "gpu": ("bfloat16",)}
+
+SHAPE_FLAGS = ("width", "layers", "heads", "kv_heads", "mlp", "vocab")
+SIZE_FLAGS = ("examples", "prompts", "new_tokens", "pool", "picks", "test", "samples", "rank")
+BATCH_FLAGS = ("score_batch", "train_batch", "generate_batch", "peak_size")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 2 where it cannot do what it is asked to."""
+    args = parse(arguments)
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"{missing[0]} is not installed; pip install -e '.[parity]' brings the peer", file=sys.stderr)
+        return 2
+    try:
+        workload = workload_of(args)
+        out = args.out or Path("runs/benchmarks") / f"{args.device}-{datetime.now():%Y%m%d-%H%M%S}.json"
+        record = run(workload, args, out)
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(tables(record)))
+    print(f"\n{quietness(record['runs'])}\nevery timing is in {out}")
+    return 0
+
+
+def quietness(runs: Sequence[dict[str, Any]]) -> str:
+    """How much of the machine the timed side had to share, in words."""
+    seconds = sum(one["seconds"] for one in runs)
+    text = f"on average the side that waited used {sum(one['idle_cpu_seconds'] for one in runs) / seconds:.3f} cores"
+    if any(one["other_cpu_seconds"] is None for one in runs):
+        return text
+    worst = max(one["other_cpu_seconds"] / one["seconds"] for one in runs)
+    return text + (
+        f", other processes {sum(one['other_cpu_seconds'] for one in runs) / seconds:.2f} and at most {worst:.2f}; "
+        "the spread is to be trusted only where that is little"
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--alternations", type=int, default=5, help="timed runs of each task on each side (5)")
+    parser.add_argument("--tasks", type=_names, default=TASKS, help=f"comma separated, of {','.join(TASKS)} (all)")
+    parser.add_argument("--dtypes", type=_names, help="comma separated, float32 and bfloat16 (on a GPU bfloat16)")
+    parser.add_argument("--out", type=Path, help="JSON file (runs/benchmarks/DEVICE-TIME.json)")
+    parser.add_argument("--scoring-dropout", choices=("tied", "per_token"), default="tied", help="star_jax's masks")
+    parser.add_argument(
+        "--training-dropout", choices=("tied", "per_token"), default="per_token", help="star_jax's masks"
+    )
+    parser.add_argument(
+        "--in-memory-weights", action="store_true", help="random weights made by each side, as --device gpu does"
+    )
+    for flags in (SHAPE_FLAGS, SIZE_FLAGS, BATCH_FLAGS):
+        for name in flags:
+            values = [getattr(one.shape if flags is SHAPE_FLAGS else one, name) for one in DEFAULTS.values()]
+            parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"({values[0]}; {values[1]} on a GPU)")
+    args = parser.parse_args(arguments)
+    args.dtypes = args.dtypes or DTYPES[args.device]
+    args.command = shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if arguments is None else arguments)])
+    return args
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def workload_of(args: argparse.Namespace) -> Workload:
+    """The workload that the flags ask for; its folder is set later.
+
+    Raises:
+      BenchError: they do not go together.
+    """
+    default = DEFAULTS[args.device]
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    shape = replace(default.shape, **{name: given[name] for name in SHAPE_FLAGS if name in given})
+    sizes = {name: given[name] for name in (*SIZE_FLAGS, *BATCH_FLAGS) if name in given}
+    workload = replace(
+        default, shape=shape, **sizes, scoring_dropout=args.scoring_dropout, training_dropout=args.training_dropout
+    )
+    most = len(read_lengths())
+    _require(args.alternations >= 1, f"--alternations is {args.alternations}; it must be at least 1")
+    for name, value in {**{name: getattr(shape, name) for name in SHAPE_FLAGS}, **sizes}.items():
+        _require(value >= 1, f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    for name, known in (("tasks", TASKS), ("dtypes", ("float32", "bfloat16"))):
+        unknown = [one for one in getattr(args, name) if one not in known]
+        _require(not unknown, f"--{name} names {', '.join(unknown)}; choose from {', '.join(known)}")
+    _require(
+        shape.width % (2 * shape.heads) == 0 and shape.heads % shape.kv_heads == 0,
+        f"{shape.heads} heads and {shape.kv_heads} key-value heads do not cut a width of {shape.width} into even parts",
+    )
+    _require(shape.vocab > 256, f"--vocab is {shape.vocab}; it must be above 256")
+    _require(workload.examples <= most, f"--examples is {workload.examples}; there are lengths for {most}")
+    _require(workload.prompts <= most, f"--prompts is {workload.prompts}; there are lengths for {most}")
+    _require(workload.pool + workload.test <= most, f"--pool and --test together must not be over {most}")
+    _require(workload.picks <= workload.pool, f"--picks is {workload.picks}, and --pool only {workload.pool}")
+    return workload
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise BenchError(message)
+
+
+def run(workload: Workload, args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Starts both sides, warms them up, and times them in turn; the file is written after each alternation."""
+    with ExitStack() as stack:
+        workers = {side: stack.enter_context(Worker(side, NAMES[side], args.device)) for side in SIDES}
+        if args.device == "cpu" and not args.in_memory_weights:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            write_folders(workload, Path(folder))
+            workload = replace(workload, folder=folder)
+        started = {side: worker.ask("start", workload=workload.to_dict()) for side, worker in workers.items()}
+        _check_devices(args.device, started)
+        record: dict[str, Any] = {
+            "command": args.command,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine() | {f"{side}_gpu": one["accelerator"] for side, one in started.items()},
+            "versions": {name: number for one in started.values() for name, number in one["versions"].items()},
+            "imported": {side: one["imported"] for side, one in started.items()},
+            # Where the random weights lie for the time of a run is of no interest; that they came from a folder is.
+            "workload": workload.to_dict() | {"folder": "random" if workload.folder else None},
+            **{name: [] for name in ("warm_up", "agreement", "runs", "peaks")},
+        }
+        _warm_up(workers, workload, args, record)
+        for number in range(args.alternations):
+            _alternate(workers, workload, args, record, number)
+            record["summary"] = summary(record)
+            write_text_atomic(out, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _check_devices(device: str, started: dict[str, dict[str, Any]]) -> None:
+    libraries = {"ours": "JAX", "peer": "torch"}
+    blind = [libraries[side] for side, one in started.items() if one["accelerator"] is None]
+    if device == "gpu":
+        who = "neither JAX nor torch sees a GPU" if len(blind) == 2 else f"{''.join(blind)} sees no GPU"
+        _require(not blind, f"--device gpu: {who}; install its GPU build, or leave --device out to use the CPU")
+
+
+def _warm_up(workers: dict[str, Worker], workload: Workload, args: argparse.Namespace, record: dict[str, Any]) -> None:
+    """First calls, one side after the other; their results are compared where both have the same weights."""
+    for dtype in args.dtypes:
+        checks: dict[str, dict[str, Any]] = {}
+        for side, worker in workers.items():
+            loaded = worker.ask("load", dtype=dtype)["seconds"]
+            _say(f"warm-up, {dtype}, {NAMES[side]}: loaded in {loaded:.1f} s")
+            for task in args.tasks:
+                warm = worker.ask("warm", dtype=dtype, task=task)
+                checks.setdefault(task, {})[side] = warm.pop("check")
+                record["warm_up"].append({"side": side, "dtype": dtype, "task": task, "load_seconds": loaded, **warm})
+                _say(f"warm-up, {dtype}, {NAMES[side]}: {task} {warm['seconds']:.1f} s {warm['variant']}")
+        if workload.folder is not None:
+            record["agreement"] += [
+                {"dtype": dtype, "task": task, "words": agreement(task, both["ours"], both["peer"])}
+                for task, both in checks.items()
+            ]
+
+
+def _alternate(
+    workers: dict[str, Worker], workload: Workload, args: argparse.Namespace, record: dict[str, Any], number: int
+) -> None:
+    """One timed run of everything on both sides; who goes first changes from run to run."""
+    for dtype in args.dtypes:
+        for side, worker in workers.items():
+            peak = worker.ask("peak", dtype=dtype)
+            record["peaks"].append({"alternation": number, "dtype": dtype, "side": side, **peak})
+        for place, task in enumerate(args.tasks):
+            seconds: dict[str, float] = {}
+            for side in SIDES if (number + place) % 2 == 0 else reversed(SIDES):
+                before = {name: worker.cpu_seconds() for name, worker in workers.items()}, busy_seconds()
+                outcome = workers[side].ask("run", dtype=dtype, task=task)
+                after = {name: worker.cpu_seconds() for name, worker in workers.items()}, busy_seconds()
+                work = work_of(task, workload, outcome["merged"], outcome.pop("check").get("picked"))
+                entry = {"alternation": number, "dtype": dtype, "task": task, "side": side, "first": not seconds}
+                record["runs"].append(entry | outcome | work._asdict() | _cpu_use(side, before, after))
+                seconds[side] = outcome["seconds"]
+            both = ", ".join(f"{NAMES[side]} {seconds[side]:.2f} s" for side in SIDES)
+            _say(f"{number + 1}/{args.alternations}, {dtype}, {task}: {both}")
+
+
+Usage = tuple[dict[str, float], float | None]
+"""CPU seconds by side, and of the whole machine."""
+
+
+def _cpu_use(side: str, before: Usage, after: Usage) -> dict[str, float | None]:
+    """CPU seconds of the side that waited, and of all processes that are none of the two."""
+    used = {name: after[0][name] - before[0][name] for name in SIDES}
+    others = None if before[1] is None or after[1] is None else max(0.0, after[1] - before[1] - sum(used.values()))
+    return {"idle_cpu_seconds": sum(used.values()) - used[side], "other_cpu_seconds": others}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

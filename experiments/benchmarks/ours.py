@@ -1,0 +1,224 @@
+"""star_jax's side: every call of the package that is timed, and nothing of torch."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from workload import LORA_SPREAD, SEED, WEIGHT_SPREAD, Outcome, Workload, prompts_of
+
+from star_jax.acquisition.pool_scoring import ProposedPool, Sampling, score_pool
+from star_jax.acquisition.strategies import acquire, get_strategy
+from star_jax.config import AcquisitionConfig, LoraConfig, TrainingConfig
+from star_jax.data.batching import Batch, Limits, Row, prompt_batches, sequence_batches
+from star_jax.experiment import configure_jax
+from star_jax.inference.generation import generate
+from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.lora import Adapter, init_adapter
+from star_jax.models.peft_format import load_adapter
+from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.training.trainer import fit
+
+Array = jax.Array
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax")
+
+NEVER = (-1,)
+"""An end that no token is, so that every answer has its full length."""
+
+configure_jax()
+
+
+def accelerator() -> str | None:
+    """Name of the GPU that JAX computes on, or None."""
+    device = jax.devices()[0]
+    return device.device_kind if device.platform == "gpu" else None
+
+
+class Bench:
+    """The tasks in one dtype, with their model and batches."""
+
+    def __init__(self, workload: Workload, dtype: str) -> None:
+        self.workload, self.dtype = workload, dtype
+        self.lora = LoraConfig(
+            rank=workload.rank,
+            alpha=workload.alpha,
+            dropout=workload.dropout,
+            training_dropout=workload.training_dropout,
+        )
+        self.training = TrainingConfig(
+            learning_rate=workload.learning_rate,
+            epochs=1,
+            batch_size=workload.train_batch,
+            gradient_clip=workload.gradient_clip,
+            decay_b=workload.decay_b,
+        )
+        self.model, self.adapter = (
+            _in_memory(workload, dtype, self.lora) if workload.folder is None else _read(workload, dtype)
+        )
+        sequences = workload.sequences()
+        self.limits = Limits(max(one.prompt_length for one in sequences), max(one.response_length for one in sequences))
+        rows = [Row(one.tokens, one.prompt_length) for one in sequences]
+        self.rows, self.pool_rows = rows[: workload.examples], rows[: workload.pool]
+        self.proposed, self.pool = self._proposed(self.rows), self._proposed(self.pool_rows)
+        self.prompts = self._prompts(prompts_of(sequences[: workload.prompts]))
+        self.test = self._prompts(workload.test_prompts())
+        self.sampling = Sampling(workload.samples, workload.dropout, workload.scoring_dropout)
+
+    def choose(self, task: str) -> dict[str, float]:
+        """There is one way to do a task."""
+        return {}
+
+    def run(self, task: str) -> Outcome:
+        """One timed run of a task."""
+        tasks = {
+            "score-k1": self._score_once,
+            "score-k3": self._score_samples,
+            "train": self._train,
+            "generate": self._generate,
+            "round": self._round,
+        }
+        began = time.perf_counter()
+        check = tasks[task]()
+        return Outcome(time.perf_counter() - began, merged=False, variant="", check=check)
+
+    def multiply(self, times: int) -> None:
+        """Takes the product of two square matrices so many times, in float32 or with float32 accumulation."""
+        jax.block_until_ready([_product(*self._factors) for _ in range(times)])
+
+    @cached_property
+    def _factors(self) -> tuple[Array, Array]:
+        square = (self.workload.peak_size, self.workload.peak_size)
+        left, right = jax.random.split(jax.random.key(SEED))
+        return jax.random.normal(left, square, self.dtype), jax.random.normal(right, square, self.dtype)
+
+    def _score_once(self) -> dict[str, list[float]]:
+        return _measures(score_pool(self.model, self.adapter, self.proposed).measures)
+
+    def _score_samples(self) -> dict[str, list[float]]:
+        scores = score_pool(self.model, self.adapter, self.proposed, key=jax.random.key(1), sampling=self.sampling)
+        return _measures(scores.measures)
+
+    def _train(self) -> dict[str, list[float]]:
+        return {"loss": [self._fit(self.rows)[1]]}
+
+    def _generate(self) -> dict[str, list[float]]:
+        return {"tokens": self._answers(self.prompts, self.workload.prompts, self.adapter).ravel().tolist()}
+
+    def _round(self) -> dict[str, list[float]]:
+        """Base scores, full scores, picks, training, answers on the test prompts."""
+        base = score_pool(self.model, None, self.pool).measures["token_entropy"]
+        full = score_pool(self.model, self.adapter, self.pool, key=jax.random.key(1), sampling=self.sampling)
+        picked = np.asarray(_pick(base, full.measures["token_entropy"], count=self.workload.picks)).tolist()
+        adapter, _ = self._fit([self.pool_rows[i] for i in picked])
+        self._answers(self.test, self.workload.test, adapter)
+        return {"picked": picked}
+
+    def _fit(self, rows: list[Row]) -> tuple[Adapter, float]:
+        adapter, loss = fit(
+            jax.random.key(2), self.model, rows, [], limits=self.limits, lora=self.lora, config=self.training
+        )
+        return jax.block_until_ready(adapter), loss
+
+    def _answers(self, batches: list[Batch], count: int, adapter: Adapter) -> np.ndarray:
+        """Greedy answers `count×new_tokens`, in the order of the prompts."""
+        width = self.workload.new_tokens
+        results = [
+            _generate(self.model, adapter, batch.tokens, batch.prompt_lengths, batch.row_mask, width=width)
+            for batch in batches
+        ]
+        answers = np.zeros((count, width), np.int32)
+        for batch, result in zip(batches, results, strict=True):
+            answers[batch.index[batch.row_mask]] = np.asarray(result)[batch.row_mask]
+        return answers
+
+    def _proposed(self, rows: list[Row]) -> ProposedPool:
+        return ProposedPool(tuple(sequence_batches(rows, self.limits, self.workload.score_batch)), len(rows))
+
+    def _prompts(self, prompts: list[np.ndarray]) -> list[Batch]:
+        return list(prompt_batches(prompts, self.limits, self.workload.generate_batch))
+
+
+def _read(workload: Workload, dtype: str) -> tuple[LanguageModel, Adapter]:
+    assert workload.folder is not None
+    model = load_model(str(Path(workload.folder) / "model"), dtype)
+    return model, load_adapter(Path(workload.folder) / "adapter", model.config)[0]
+
+
+def _in_memory(workload: Workload, dtype: str, lora: LoraConfig) -> tuple[LanguageModel, Adapter]:
+    """Random weights made on the device: the tree of a loaded model, without a file."""
+    shape = workload.shape
+    decoder = Decoder(
+        TransformerConfig(
+            vocab_size=shape.vocab,
+            hidden_size=shape.width,
+            intermediate_size=shape.mlp,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            rms_norm_eps=shape.config()["rms_norm_eps"],
+            dtype=dtype,
+        )
+    )
+    one = jnp.zeros((1, 1), jnp.int32)
+    tree = jax.eval_shape(decoder.init, jax.random.key(0), one, one)["params"]
+    leaves, structure = jax.tree.flatten_with_path(tree)
+    keys = jax.random.split(jax.random.key(SEED), len(leaves))
+    params = jax.tree.unflatten(
+        structure,
+        [
+            _drawn(key, name=path[-1].key, shape=leaf.shape, dtype=leaf.dtype)
+            for key, (path, leaf) in zip(keys, leaves, strict=True)
+        ],
+    )
+    fresh = init_adapter(jax.random.key(SEED + 1), params, lora)
+    factors = {
+        name: {"a": pair["a"], "b": LORA_SPREAD * jax.random.normal(key, pair["b"].shape)}
+        for key, (name, pair) in zip(
+            jax.random.split(jax.random.key(SEED + 2), len(shape.projections)),
+            fresh.weights["layers"].items(),
+            strict=True,
+        )
+    }
+    return LanguageModel(decoder, params), Adapter({"layers": factors}, fresh.scale)
+
+
+@partial(jax.jit, static_argnames=("name", "shape", "dtype"))
+def _drawn(key: Array, *, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    if name == "scale":
+        return jnp.ones(shape, dtype)
+    if len(shape) == 2:
+        return (WEIGHT_SPREAD * jax.random.normal(key, shape)).astype(dtype)
+    # Layer by layer: the random bits of a whole stack would be the largest array of all.
+    return jax.lax.map(partial(_drawn, name=name, shape=shape[1:], dtype=dtype), jax.random.split(key, shape[0]))
+
+
+def _measures(measures: dict[str, Array]) -> dict[str, list[float]]:
+    host = jax.device_get(measures)  # all of them, as a run that compares strategies would
+    return {"nll": host["sequence_nll"].tolist(), "entropy": host["token_entropy"].tolist()}
+
+
+@partial(jax.jit, static_argnames=("width",))
+def _generate(
+    model: LanguageModel, adapter: Adapter, tokens: Array, lengths: Array, row_mask: Array, *, width: int
+) -> Array:
+    return generate(model, adapter, tokens, lengths, width=width, eos_id=NEVER, row_mask=row_mask)[0]
+
+
+@partial(jax.jit, static_argnames=("count",))
+def _pick(base: Array, full: Array, *, count: int) -> Array:
+    """STAR's blend in the midst of a run of ten queries, and its top k."""
+    everything = jnp.ones(base.shape, bool)
+    key = jax.random.key(3)
+    return acquire(get_strategy("star"), AcquisitionConfig(), key, base, full, everything, 4, 10, count)[0]
+
+
+@jax.jit
+def _product(left: Array, right: Array) -> Array:
+    return jnp.matmul(left, right, preferred_element_type=jnp.float32)

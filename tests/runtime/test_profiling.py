@@ -1,0 +1,43 @@
+"""Traces: written, also when what is traced fails, and refused in one sentence where they cannot be."""
+
+import gzip
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from star_jax.config import ConfigError
+from star_jax.runtime.profiling import profiled
+
+
+def test_a_trace_is_written_also_when_what_is_traced_fails(tmp_path):
+    said = []
+
+    def fail():
+        with profiled(str(tmp_path / "new" / "trace"), said.append):
+            jax.jit(lambda x: x @ x)(jnp.ones((8, 8))).block_until_ready()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert list((tmp_path / "new" / "trace").rglob("*.xplane.pb"))
+    (trace,) = (tmp_path / "new" / "trace").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any("Execute" in event.get("name", "") for event in events)
+    assert len(said) == 1
+    assert str(tmp_path / "new" / "trace") in said[0]
+
+
+def test_nothing_is_traced_unless_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.profiler, "start_trace", None)
+    said = []
+    with profiled(None, said.append):
+        pass
+    assert said == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--profile is .*/file/trace, which cannot be made"):
+        profiled(str(tmp_path / "file" / "trace"), print).__enter__()
