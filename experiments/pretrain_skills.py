@@ -22,15 +22,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from star_jax.data import skills_benchmark as skills
-from star_jax.data.batching import Encoder, Limits, prompt_batches, sequence_batches
+from star_jax.data.batching import Shape, pack, prompt_batches
+from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.tasks.skills import SKILLS
 from star_jax.inference.generation import generate
 from star_jax.models.checkpoint_hf import LanguageModel, save_model
-from star_jax.models.head import output_weight
-from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
-from star_jax.models.transformer import Decoder, TransformerConfig, positions_of
-from star_jax.training.losses import token_losses
+from star_jax.models.head import logits, output_head
+from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
+from star_jax.models.transformer import Decoder, TransformerConfig
 
 FOLDER = Path(__file__).parent.parent / "star_jax" / "embedded" / "skills"
 LIMITS = Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
@@ -57,13 +57,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train_step(decoder: Decoder, optimizer: optax.GradientTransformation, params, state, inputs: SequenceInputs):
-    width = LIMITS.response
-
     def loss_of(params):
-        hidden = response_hidden(LanguageModel(decoder, params), None, inputs, width, None)
-        mask, targets = response_mask(inputs, width), response_targets(inputs, width)
-        losses = token_losses(hidden, targets, mask, output_weight(params))
-        return losses.cross_entropy / losses.count
+        model = LanguageModel(decoder, params)
+        scores = logits(hidden_states(model, None, inputs, None), output_head(model))
+        losses = optax.softmax_cross_entropy_with_integer_labels(scores, next_tokens(inputs))
+        return jnp.mean(losses, where=response_mask(inputs))
 
     loss, gradient = jax.value_and_grad(loss_of)(params)
     updates, state = optimizer.update(gradient, state, params)
@@ -74,11 +72,13 @@ def accuracy_by_skill(model: LanguageModel, encoder: Encoder) -> dict[str, float
     examples = skills.test_examples()
     run = jax.jit(partial(generate, width=LIMITS.response, eos_id=encoder.eos_id))
     hits: dict[str, list[bool]] = {}
-    for batch in prompt_batches(encoder.prompts([e.prompt for e in examples]), LIMITS, 240):
-        tokens, lengths = map(np.asarray, run(model, None, batch.tokens, batch.prompt_lengths))
-        for row, length, index in zip(tokens, lengths, batch.index, strict=True):
-            example = examples[index]
-            correct = SKILLS.is_correct(encoder.text(row[:length]), example.response)
+    shape = Shape(240, LIMITS.prompt, 240 * LIMITS.prompt)
+    for batch in prompt_batches(encoder.prompts([e.prompt for e in examples]), [shape]):
+        written = jax.device_get(run(model, None, batch.tokens, batch.prompt_lengths))
+        for place in np.flatnonzero(batch.row_mask):
+            example = examples[batch.index[place]]
+            text = encoder.text(written.tokens[place, : written.lengths[place]])
+            correct = SKILLS.is_correct(text, example.response)
             hits.setdefault(SKILLS.group(example.prompt), []).append(correct)
     return {skill: float(np.mean(row)) for skill, row in hits.items()}
 
@@ -99,13 +99,12 @@ def main() -> None:
     encoder = Encoder(tokenizer, SKILLS, LIMITS)
     items = skills.pretraining_items(args.seed, args.items)
     rows = encoder.examples([Example(Prompt(str(i), prompt), answer) for i, (prompt, answer) in enumerate(items)])
-    (data,) = sequence_batches(rows, LIMITS, len(rows))
-    print(f"{len(rows)} items, {int(data.lengths.sum())} tokens, {time.monotonic() - began:.0f} s", flush=True)
+    tokens = sum(len(row.tokens) for row in rows)
+    print(f"{len(rows)} items, {tokens} tokens, {time.monotonic() - began:.0f} s", flush=True)
 
     decoder = Decoder(CONFIG)
     init_key, order_key = jax.random.split(jax.random.key(args.seed))
-    example = jnp.zeros((1, LIMITS.prompt), jnp.int32)
-    params = decoder.init(init_key, example, positions_of(jnp.array([LIMITS.prompt]), LIMITS.prompt))["params"]
+    params = decoder.init(init_key, jnp.zeros((1, LIMITS.prompt), jnp.int32))["params"]
     print(f"{sum(leaf.size for leaf in jax.tree.leaves(params))} parameters", flush=True)
     schedule = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, 100, args.steps, args.learning_rate / 30)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
@@ -113,10 +112,12 @@ def main() -> None:
     step = jax.jit(partial(train_step, decoder, optimizer), donate_argnums=(0, 1))
 
     losses = []
+    longest = LIMITS.prompt + LIMITS.response
+    shape = Shape(args.batch_size, longest, args.batch_size * longest)
     for number in range(args.steps):
         chosen = np.asarray(jax.random.randint(jax.random.fold_in(order_key, number), (args.batch_size,), 0, len(rows)))
-        inputs = SequenceInputs(data.tokens[chosen], data.prompt_lengths[chosen], data.lengths[chosen])
-        params, state, loss = step(params, state, inputs)
+        batch = pack([rows[i] for i in chosen], chosen, [shape])
+        params, state, loss = step(params, state, SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths))
         losses.append(loss)
         if (number + 1) % 200 == 0:
             mean = float(np.mean([float(value) for value in losses[-200:]]))

@@ -9,35 +9,43 @@ bytes of the projections against bfloat16. Without arguments, the model that shi
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from star_jax.data import skills_benchmark as skills
-from star_jax.data.batching import Encoder, Limits, sequence_batches
+from star_jax.data.batching import budget_shapes, sequence_batches
+from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.loading import load_examples
 from star_jax.data.tasks import get_task
 from star_jax.experiment import configure_jax
 from star_jax.models.checkpoint_hf import LanguageModel, load_model
 from star_jax.models.folders import load_tokenizer
-from star_jax.models.head import logits, output_head
+from star_jax.models.head import at_positions, chunk_size, logits, output_head
 from star_jax.models.quantization import projection_bytes
-from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, sequence_inputs
+from star_jax.models.sequences import SequenceInputs, hidden_states, response_mask, sequence_inputs
+
+BATCH_SIZE = 16
 
 
-@partial(jax.jit, static_argnames=("width",))
-def compare(full: LanguageModel, small: LanguageModel, inputs: SequenceInputs, row_mask: jax.Array, width: int):
+@jax.jit
+def compare(full: LanguageModel, small: LanguageModel, inputs: SequenceInputs, row_mask: jax.Array):
     """Largest and mean |Δ logit|, mean KL in nats and share of equal best tokens, as masked sums, and the count."""
-    mask = response_mask(inputs, width) & row_mask[:, None]
-    ours, theirs = (logits(response_hidden(m, None, inputs, width, None), output_head(m)) for m in (full, small))
-    log_p, log_q = jax.nn.log_softmax(ours), jax.nn.log_softmax(theirs)
-    error = jnp.abs(ours - theirs)
-    divergence = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-    same = ours.argmax(-1) == theirs.argmax(-1)
-    sums = [jnp.sum(jnp.where(mask, value, 0)) for value in (error.mean(-1), divergence, same)]
-    return jnp.max(jnp.where(mask, error.max(-1), 0)), jnp.stack(sums), jnp.sum(mask)
+    heads = [output_head(m) for m in (full, small)]
+
+    def at(*hidden: jax.Array) -> tuple[jax.Array, ...]:
+        ours, theirs = (logits(states, head) for states, head in zip(hidden, heads, strict=True))
+        log_p, log_q = jax.nn.log_softmax(ours), jax.nn.log_softmax(theirs)
+        error = jnp.abs(ours - theirs)
+        divergence = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+        same = (ours.argmax(-1) == theirs.argmax(-1)).astype(jnp.float32)
+        return error.max(-1), error.mean(-1), divergence, same
+
+    mask = response_mask(inputs) & row_mask[:, None]
+    hidden = (hidden_states(m, None, inputs, None) for m in (full, small))
+    largest, *values = at_positions(at, mask, *hidden, chunk=chunk_size(heads[0], samples=2))
+    return jnp.max(largest), jnp.stack([jnp.sum(value) for value in values]), jnp.sum(mask)
 
 
 def main() -> None:
@@ -52,7 +60,9 @@ def main() -> None:
     examples = load_examples(task, args.data, "train") if args.data else skills.test_examples()
     limits = Limits(9, 6) if args.task == "skills" else Limits(256, 256, "truncate-left")
     encoder = Encoder(load_tokenizer(args.model), task, limits)
-    batches = list(sequence_batches(encoder.examples(examples[: args.examples]), limits, 16))
+    rows = encoder.examples(examples[: args.examples])
+    lengths = [len(row.tokens) for row in rows]
+    batches = list(sequence_batches(rows, budget_shapes(lengths, BATCH_SIZE, 3, max(lengths))))
     full = load_model(args.model)
     wide = projection_bytes(full.params) / 2
     print(f"{args.model}, {min(args.examples, len(examples))} examples")
@@ -61,7 +71,7 @@ def main() -> None:
         parts = []
         for batch in batches:
             inputs = sequence_inputs(batch.tokens, batch.prompt_lengths, batch.lengths)
-            parts.append(jax.device_get(compare(full, small, inputs, jnp.asarray(batch.row_mask), batch.width)))
+            parts.append(jax.device_get(compare(full, small, inputs, jnp.asarray(batch.row_mask))))
         worst, sums, counts = (np.stack(part) for part in zip(*parts, strict=True))
         mean, divergence, same = sums.sum(0) / counts.sum()
         print(

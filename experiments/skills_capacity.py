@@ -13,14 +13,15 @@ import time
 import jax
 import numpy as np
 
+from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes
 from star_jax.command_line import parse_experiment
 from star_jax.data import skills_benchmark as skills
-from star_jax.data.batching import Encoder, Limits
+from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.tasks import get_task
 from star_jax.evaluation.evaluator import base_uncertainty, evaluate, prepare_test_set
 from star_jax.experiment import configure_jax, load_base, load_replay
 from star_jax.models.folders import load_tokenizer
-from star_jax.training.trainer import fit
+from star_jax.training.trainer import fit, training_shapes
 
 LONGER = ("--training.epochs", "30", "--training.learning-rate", "2.5e-3", "--training.replay-rows", "24")
 
@@ -38,7 +39,11 @@ def main() -> None:
         load_tokenizer(config.model.path), task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
     )
     model = load_base(config)
-    test = prepare_test_set(encoder, skills.test_examples(), config.evaluation.batch_size)
+    examples, sizes = skills.test_examples(), BatchSizes(config.generation.batch_size, config.scoring.batch_size)
+    rows, longest = encoder.examples(examples), encoder.limits.prompt + encoder.limits.response
+    lengths = [len(row.tokens) for row in rows]
+    shapes = choose_shapes([row.prompt_length for row in rows], lengths, longest, sizes)
+    test = prepare_test_set(encoder, examples, shapes)
     base = base_uncertainty(model, None, test)
 
     def report(title: str, adapter) -> None:
@@ -51,12 +56,15 @@ def main() -> None:
 
     report("base model", None)
     began = time.monotonic()
+    labelled = encoder.examples(skills.balanced_labels(args.seed, args.labels))
+    replay = load_replay(config, task, encoder)
+    known, old = ([len(row.tokens) for row in some] for some in (labelled, replay))
     adapter, loss = fit(
         jax.random.key(args.seed),
         model,
-        encoder.examples(skills.balanced_labels(args.seed, args.labels)),
-        load_replay(config, task, encoder),
-        limits=encoder.limits,
+        labelled,
+        replay,
+        shapes=training_shapes(known, old, longest, config.training),
         lora=config.lora,
         config=config.training,
     )

@@ -175,7 +175,7 @@ class ScoreConfig:
     out: str = "-"
     """Output file; - writes to stdout."""
     batch_size: int = 16
-    """Prompts a device batch."""
+    """Prompts that a device answers or scores at once."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type the model's weights are stored and multiplied in."""
     quantization: Literal["none", "int8", "nf4"] = "none"
@@ -191,8 +191,9 @@ class ScoreConfig:
     right (both)."""
     on_bad_row: OnBadRow = "error"
     """Rows that cannot be read, lack a field or repeat an id: refuse, or leave them out and count them."""
-    dropout: Literal["tied", "per_token"] = "tied"
-    """Masks of the MC passes; tied makes each pass one sample of A's weights."""
+    dropout: Literal["shared", "tied", "per_token"] = "shared"
+    """Masks of the MC passes: shared makes each pass one sample of A's weights for all examples, tied one for each
+    example, per_token none."""
     dropout_rate: float | None = None
     """Dropout probability of the MC passes; the adapter's own when none."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None

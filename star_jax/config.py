@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any, Literal
 
-Dropout = Literal["off", "tied", "per_token"]
+Dropout = Literal["off", "shared", "tied", "per_token"]
 Answers = Literal["generated", "candidates", "reference"]
 Reduction = Literal["sum", "mean", "max"]
 TooLong = Literal["error", "drop", "truncate-left"]
@@ -58,7 +58,8 @@ class LoraConfig:
     dropout: float = 0.1
     """Probability that an entry of A's input is dropped."""
     training_dropout: Dropout = "per_token"
-    """Masks in training: off, one per token (as PEFT), or one per row shared by its tokens (tied)."""
+    """Masks in training: off, one per token (as PEFT), one per row shared by its tokens (tied), or one per step shared
+    by its rows. Projections that read the same input share its mask."""
     rslora: bool = False
     """Scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA)."""
     targets: tuple[str, ...] = ("all-linear",)
@@ -89,7 +90,10 @@ class TrainingConfig:
     epochs: int = 3
     """Passes over the labelled set."""
     batch_size: int = 8
-    """Labelled rows a step."""
+    """Labelled rows a step, over all devices."""
+    rematerialise: bool = False
+    """Whether the backward pass computes each layer anew instead of keeping what it needs of it: less memory, more
+    time."""
     adam_b1: float = 0.9
     """Decay of Adam's first moment."""
     adam_b2: float = 0.999
@@ -153,14 +157,26 @@ class ScoringConfig:
     """What is scored: the model's own greedy response, a closed answer set, or gold (an oracle)."""
     mc_samples: int = 3
     """Monte-Carlo dropout passes K for the strategies that average over them."""
-    dropout: Literal["tied", "per_token"] = "tied"
-    """Masks of the MC passes; tied makes each pass one sample of A's weights."""
+    dropout: Literal["shared", "tied", "per_token"] = "shared"
+    """Masks of the MC passes: shared makes each pass one sample of A's weights for the whole pool, tied one for each
+    example, per_token none."""
     batch_size: int = 16
-    """Prompts a device batch."""
+    """Prompts with a response, or with every answer of a closed set, that a device scores at once."""
 
     def __post_init__(self) -> None:
         _require(self.mc_samples >= 1, f"scoring.mc_samples is {self.mc_samples}; it must be at least 1")
         _require(self.batch_size >= 1, f"scoring.batch_size is {self.batch_size}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How responses are generated, on the pool and on the test set."""
+
+    batch_size: int = 64
+    """Prompts that a device answers at once."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"generation.batch_size is {self.batch_size}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -295,15 +311,12 @@ class FormatConfig:
 class EvaluationConfig:
     """How the fine-tuned model is judged after each round."""
 
-    batch_size: int = 64
-    """Test prompts a device batch."""
     confidence: Literal["sequence", "mean_token"] = "sequence"
     """Probability read as confidence: of the whole response, or its geometric mean a token."""
     bins: int = 15
     """Bins of the expected calibration error."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, f"evaluation.batch_size is {self.batch_size}; it must be at least 1")
         _require(self.bins >= 1, f"evaluation.bins is {self.bins}; it must be at least 1")
 
 
@@ -333,6 +346,7 @@ class ExperimentConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     acquisition: AcquisitionConfig = field(default_factory=AcquisitionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -18,9 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.pool_scoring import (
+    BatchSizes,
     Pool,
+    PoolShapes,
     candidate_pool,
     check_candidates,
+    choose_shapes,
     generated_pool,
     proposed_pool,
     score_pool,
@@ -31,13 +34,14 @@ from star_jax.active.oracles import Annotator, LabelsNeeded, SimulatedOracle
 from star_jax.active.pool import available
 from star_jax.checks import check_data, check_experiment, check_model
 from star_jax.config import ExperimentConfig
-from star_jax.data.batching import Encoder, Limits, Row
+from star_jax.data.encoding import Encoder, Limits, Row
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.loading import load_examples
 from star_jax.data.prepared import RunData, examples_within_limits, prepare
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
 from star_jax.evaluation.evaluator import UNCERTAINTY, TestSet, evaluate, prepare_test_set
+from star_jax.models.attention_kernels import choose_kernel
 from star_jax.models.checkpoint_hf import load_model
 from star_jax.models.folders import EMBEDDED, end_tokens, folder_fingerprint, load_tokenizer, resolve_folder
 from star_jax.models.lora import Adapter, b_norm
@@ -53,6 +57,7 @@ from star_jax.runtime.observer import Timed
 from star_jax.runtime.progress import Progress
 from star_jax.runtime.run_folder import RunFolder
 from star_jax.runtime.timing import Stopwatch, added, row_seconds
+from star_jax.training.trainer import training_shapes
 
 REPLAY_FILE = "replay.jsonl"
 """Name of the replay rows beside a model that ships with the package."""
@@ -141,6 +146,7 @@ def _workbench(
     encoder = Encoder(
         tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=end_tokens(config.model.path)
     )
+    progress.log(_place_of_work(model))
     start, rslora = _starting_adapter(config, model, progress)
     replay = load_replay(config, task, encoder)
     base = BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config), progress.log)
@@ -156,6 +162,13 @@ def load_base(config: ExperimentConfig) -> LanguageModel:
         longest=config.data.max_prompt_tokens + config.data.max_response_tokens,
         ignored_fields=config.model.ignored_fields,
     )
+
+
+def _place_of_work(model: LanguageModel) -> str:
+    """Where programs run, in words."""
+    devices, shape = jax.local_devices(), model.config
+    attention = choose_kernel(jnp.dtype(shape.dtype), shape.head_dim, softcap=shape.attention_softcap)
+    return f"runs on {len(devices)} x {devices[0].device_kind}; attention by {attention.kernel}: {attention.reason}"
 
 
 def _starting_adapter(
@@ -227,15 +240,15 @@ def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> dict
         with bench.watch.phase("load"):
             state = load_state(folder.path)
             folder.drop_rounds_from(0 if state is None else state.round)
-            problem = _problem(bench, data)
-            test_set = prepare_test_set(bench.encoder, data.test, config.evaluation.batch_size)
+            problem, shapes = _problem(bench, data)
+            test_set = prepare_test_set(bench.encoder, data.test, shapes)
             if state is None:
                 state = init(len(data.pool))
             else:
                 progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
                 state = state._replace(labels=_labels(folder, data.pool, state.round))
         while state.round < config.loop.rounds:
-            state = _round(bench, strategy, seed, data, problem, test_set, state, folder, title)
+            state = _round(bench, strategy, seed, data, problem, shapes, test_set, state, folder, title)
         summary = summary_row(strategy.name, seed, folder.metrics(), data.counts(), bench.watch.lap())
         folder.write_summary(summary)
         return summary
@@ -248,20 +261,29 @@ def _labels(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> dict[int,
     return dict(sorted((place[row["id"]], row["response"]) for row in rows))
 
 
-def _problem(bench: Workbench, data: RunData) -> Problem:
-    prompts = data.pool
-    annotator = _annotator(bench, data)
-    batch_size = bench.config.scoring.batch_size
+def _problem(bench: Workbench, data: RunData) -> tuple[Problem, PoolShapes]:
+    """What the loop works on, and the shapes of a run's batches.
+
+    Responses of the pool are hidden; those of the test set tell how long they are.
+    """
+    prompts, config, encoder = data.pool, bench.config, bench.encoder
+    sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
+    prompt_tokens, test = encoder.prompts(prompts), encoder.examples(data.test)
+    longest = encoder.limits.prompt + encoder.limits.response
+    known = [len(row.tokens) for row in test]
+    shapes = choose_shapes([*map(len, prompt_tokens), *(row.prompt_length for row in test)], known, longest, sizes)
+    steps = training_shapes(known, [len(row.tokens) for row in bench.replay], longest, config.training)
     tokens: Pool
-    if bench.config.scoring.answers == "candidates":
+    if config.scoring.answers == "candidates":
         assert bench.task.candidates is not None
-        tokens = candidate_pool(bench.encoder, prompts, bench.task.candidates, batch_size)
-    elif bench.config.scoring.answers == "reference":
+        tokens = candidate_pool(encoder, prompts, bench.task.candidates, sizes.sequences)
+    elif config.scoring.answers == "reference":
         gold = SimulatedOracle(data.labelled()).reveal(prompts)
-        tokens = proposed_pool(bench.encoder, bench.encoder.examples(gold), batch_size)
+        tokens = proposed_pool(encoder.examples(gold), shapes.sequences)
     else:
-        tokens = generated_pool(bench.encoder, prompts, batch_size)
-    return Problem(bench.model, bench.encoder, prompts, tokens, annotator, bench.replay, bench.start)
+        tokens = generated_pool(encoder, prompt_tokens, shapes)
+    annotator = _annotator(bench, data)
+    return Problem(bench.model, encoder, prompts, tokens, steps, annotator, bench.replay, bench.start), shapes
 
 
 def _round(
@@ -270,6 +292,7 @@ def _round(
     seed: int,
     data: RunData,
     problem: Problem,
+    shapes: PoolShapes,
     test: TestSet,
     state: LoopState,
     folder: RunFolder,
@@ -295,7 +318,7 @@ def _round(
             figures, predictions = evaluate(
                 bench.model, adapter, test, bench.task, bench.encoder, config.evaluation, base=base, on_batch=tick
             )
-        held_out = _validate(bench, adapter, info.validation)
+        held_out = _validate(bench, adapter, info.validation, shapes)
     queried = queried_rows(bench.task, problem, info, state.labels)
     row = {
         "round": number,
@@ -336,12 +359,12 @@ def _write_adapter(
     write_text_atomic(path / "README.md", model_card(config, strategy, seed, metrics, facts))
 
 
-def _validate(bench: Workbench, adapter: Adapter, examples: Sequence[Example]) -> dict[str, Any]:
+def _validate(bench: Workbench, adapter: Adapter, examples: Sequence[Example], shapes: PoolShapes) -> dict[str, Any]:
     """Accuracy and NLL on the labelled examples that were held out, where there are some."""
     if not examples:
         return {}
     config = bench.config.evaluation
-    held_out = prepare_test_set(bench.encoder, examples, config.batch_size)
+    held_out = prepare_test_set(bench.encoder, examples, shapes)
     unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
     figures = evaluate(bench.model, adapter, held_out, bench.task, bench.encoder, config, base=unasked).metrics
     return {"validation_examples": len(examples)} | {

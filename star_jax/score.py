@@ -14,7 +14,7 @@ from star_jax.config import ConfigError
 
 if TYPE_CHECKING:
     from star_jax.acquisition.pool_scoring import Pool, PoolScores
-    from star_jax.data.batching import Encoder
+    from star_jax.data.encoding import Encoder
     from star_jax.data.examples import Prompt
     from star_jax.data.tasks.task import Task
     from star_jax.runtime.progress import Progress
@@ -64,9 +64,9 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     import numpy as np
 
     from star_jax.acquisition.measures import MEASURES
-    from star_jax.acquisition.pool_scoring import Sampling, score_pool
+    from star_jax.acquisition.pool_scoring import Sampling, passes_over, score_pool
     from star_jax.acquisition.strategies import check_finite
-    from star_jax.data.batching import Encoder, Limits
+    from star_jax.data.encoding import Encoder, Limits
     from star_jax.data.tasks import get_task
     from star_jax.models.checkpoint_hf import load_model
     from star_jax.models.folders import end_tokens, load_tokenizer
@@ -95,7 +95,7 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
                     f"{config.adapter} says lora_dropout 0, where all --mc-samples are the same; pass --dropout-rate"
                 )
             sampling = Sampling(config.mc_samples, rate, config.dropout)
-    with progress.task("score", len(prompts), "examples") as tick:
+    with progress.task("score", passes_over(pool, sampling) * len(prompts), "examples") as tick:
         key = jax.random.key(config.seed)
         scores = score_pool(model, adapter, pool, key=key, sampling=sampling, on_batch=tick)
     names = [name for name in MEASURES if sampling is not None or not name.startswith(("bald", "jensen"))]
@@ -112,23 +112,38 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
 
 
 def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Prompt], Pool]:
-    from star_jax.acquisition.pool_scoring import candidate_pool, generated_pool, proposed_pool
+    from star_jax.acquisition.pool_scoring import (
+        BatchSizes,
+        candidate_pool,
+        choose_shapes,
+        generated_pool,
+        proposed_pool,
+    )
     from star_jax.data.loading import load_examples, load_prompts
     from star_jax.data.prepared import examples_within_limits
 
+    sizes = BatchSizes(config.batch_size, config.batch_size)
     if config.answers == "reference":
         loaded = load_examples(task, config.data, "train", config.on_bad_row)
         examples = examples_within_limits(encoder, loaded)[0]
         prompts = [example.prompt for example in examples]
         _require_some(prompts)
-        return prompts, proposed_pool(encoder, encoder.examples(examples), config.batch_size)
+        rows = encoder.examples(examples)
+        lengths = [len(row.tokens) for row in rows]
+        shapes = choose_shapes([row.prompt_length for row in rows], lengths, max(lengths), sizes)
+        return prompts, proposed_pool(rows, shapes.sequences)
     prompts = encoder.within_limits(load_prompts(task, config.data, "train", config.on_bad_row), labels={}).kept
     _require_some(prompts)
     if config.answers == "candidates":
         if task.candidates is None:
             raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
         return prompts, candidate_pool(encoder, prompts, task.candidates, config.batch_size)
-    return prompts, generated_pool(encoder, prompts, config.batch_size)
+    tokens = encoder.prompts(prompts)
+    lengths = [len(row) for row in tokens]
+    # No response is known yet: half of what may be generated is the guess that batches are filled by.
+    likely = [length + config.max_response_tokens // 2 for length in lengths]
+    shapes = choose_shapes(lengths, likely, config.max_prompt_tokens + config.max_response_tokens, sizes)
+    return prompts, generated_pool(encoder, tokens, shapes)
 
 
 def _warn_of_length(pool: Pool, most: int) -> None:
@@ -137,7 +152,7 @@ def _warn_of_length(pool: Pool, most: int) -> None:
 
     longest = max(int(batch.lengths.max()) for batch in pool.batches)
     if isinstance(pool, GeneratedPool):
-        longest += pool.width
+        longest += pool.response_limit
     if longest > most:
         _log.warning(
             "the longest example may take %d tokens (prompt and response), and the model reads %d "

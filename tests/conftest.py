@@ -12,7 +12,7 @@ from random_models import random_adapter, random_model
 from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, Dropout, with_adapter
 from star_jax.models.rotary import Rope
-from star_jax.models.transformer import LanguageModel, TransformerConfig, positions_of
+from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 # In the environment too, for the commands that tests start as processes of their own.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -81,15 +81,16 @@ def make_adapter(rng: np.random.Generator) -> Callable[..., Adapter]:
 def _forward(
     model: LanguageModel, adapter: Adapter | None, tokens: jax.Array, lengths: jax.Array, dropout: Dropout | None = None
 ) -> jax.Array:
-    hidden, _ = model.decoder.apply(
-        with_adapter(model.params, adapter), tokens, positions_of(lengths, tokens.shape[1]), dropout=dropout
-    )
+    hidden, _ = model.decoder.apply(with_adapter(model.params, adapter), tokens, dropout)
     return logits(hidden, output_head(model))
 
 
 @pytest.fixture(scope="session")
 def forward() -> Callable[..., jax.Array]:
-    """All logits `B×T×V` of (model, adapter, tokens `B×T`, lengths `B`, dropout), jitted once for all tests."""
+    """All logits `B×T×V` of (model, adapter, tokens `B×T`, lengths `B`, dropout), jitted once for all tests.
+
+    The decoder does not ask for lengths: what is returned at padding means nothing.
+    """
     return _forward
 
 

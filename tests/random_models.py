@@ -1,18 +1,49 @@
 """Decoders and adapters of random weights, of any family, for the tests of every folder."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from star_jax.models.checkpoint_hf import norm_width, projection_shapes
-from star_jax.models.families import norm_paths
+from star_jax.models.families import BOTH_NORMS, POST_NORMS, norm_paths
 from star_jax.models.lora import Adapter
-from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.models.rotary import Rope, unrotated
+from star_jax.models.transformer import Architecture, Decoder, LanguageModel, TransformerConfig
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Of a block without fused projections."""
+
+TWO_ROPES = {"ropes": (Rope(500.0), Rope(20.0, divisors=(1.0, 2.0, 3.0, 4.0), factor=1.3)), "layer_ropes": (1, 0)}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen": {
+        "architecture": Architecture(qk_norm="head", biases=("q_proj", "v_proj", "up_proj")),
+        "windows": (None, 3),
+        "tie_word_embeddings": True,
+    },
+    "phi": {
+        "architecture": Architecture(fused=True, biases=("qkv_proj", "o_proj")),
+        "ropes": (Rope(500.0, width=4),),
+        "windows": (3, 3),
+    },
+    "olmo": {
+        "architecture": Architecture(tuple(POST_NORMS), qk_norm="width", biases=PROJECTIONS),
+        "ropes": (Rope(500.0), unrotated(8)),
+        "layer_ropes": (0, 1),
+        "hidden_act": "gelu",
+    },
+    "gemma": {
+        "architecture": Architecture(tuple(BOTH_NORMS), qk_norm="head", norm_offset=1.0, scaled_embedding=True),
+        "windows": (2, None),
+        **TWO_ROPES,
+        **{"attention_scale": 0.2, "attention_softcap": 1.5, "logit_softcap": 2.0},
+        **{"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    },
+}
+"""Every part that a family has, in the fewest decoders; fields for one of two layers, with heads of 8."""
 
 
 def random_model(rng: np.random.Generator, config: TransformerConfig) -> LanguageModel:
@@ -43,15 +74,15 @@ def random_adapter(
     rng: np.random.Generator,
     config: TransformerConfig,
     *,
-    targets: Sequence[str] = PROJECTIONS,
+    targets: Sequence[str] = (),
     rank: int = 3,
     scale: float = 0.75,
 ) -> Adapter:
-    """Both factors random, strong enough to change the logits plainly."""
-    depth = config.num_hidden_layers
+    """Both factors random, strong enough to change the logits plainly; all projections where none are named."""
+    depth, shapes = config.num_hidden_layers, projection_shapes(config)
     weights, scales = {}, {}
-    for name in targets:
-        width, features = projection_shapes(config)[name]
+    for name in targets or shapes:
+        width, features = shapes[name]
         a = rng.normal(size=(depth, width, rank)) / np.sqrt(width)
         b = rng.normal(size=(depth, rank, features)) / np.sqrt(rank)
         weights[name] = {"a": jnp.asarray(a, jnp.float32), "b": jnp.asarray(b, jnp.float32)}

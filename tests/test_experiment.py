@@ -10,8 +10,8 @@ import pytest
 from star_jax import experiment
 from star_jax.config import (
     DataConfig,
-    EvaluationConfig,
     ExperimentConfig,
+    GenerationConfig,
     LoopConfig,
     LoraConfig,
     ScoringConfig,
@@ -27,7 +27,7 @@ CONFIG = ExperimentConfig(
     scoring=ScoringConfig(mc_samples=2, batch_size=32),
     loop=LoopConfig(initial_labels=8, labels_per_round=4, rounds=2),
     data=DataConfig(task="skills", pool_size=50, test_limit=20, max_prompt_tokens=9, max_response_tokens=6),
-    evaluation=EvaluationConfig(batch_size=32),
+    generation=GenerationConfig(batch_size=32),
 )
 
 

@@ -31,7 +31,7 @@ training: {learning_rate: 5.0e-3, epochs: 2, batch_size: 16, replay: embedded:sk
 scoring: {mc_samples: 2, batch_size: 64}
 loop: {initial_labels: 20, labels_per_round: 10, rounds: 3}
 data: {task: skills, max_prompt_tokens: 9, max_response_tokens: 6, test_limit: 48}
-evaluation: {batch_size: 64}
+generation: {batch_size: 64}
 """
 
 

@@ -83,10 +83,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=_names, default=TASKS, help=f"comma separated, of {','.join(TASKS)} (all)")
     parser.add_argument("--dtypes", type=_names, help="comma separated, float32 and bfloat16 (on a GPU bfloat16)")
     parser.add_argument("--out", type=Path, help="JSON file (runs/benchmarks/DEVICE-TIME.json)")
-    parser.add_argument("--scoring-dropout", choices=("tied", "per_token"), default="tied", help="star_jax's masks")
-    parser.add_argument(
-        "--training-dropout", choices=("tied", "per_token"), default="per_token", help="star_jax's masks"
-    )
+    masks = {"choices": ("shared", "tied", "per_token"), "help": "star_jax's masks"}
+    parser.add_argument("--scoring-dropout", default="shared", **masks)
+    parser.add_argument("--training-dropout", default="per_token", **masks)
     parser.add_argument(
         "--in-memory-weights", action="store_true", help="random weights made by each side, as --device gpu does"
     )
@@ -210,7 +209,8 @@ def _alternate(
                 before = {name: worker.cpu_seconds() for name, worker in workers.items()}, busy_seconds()
                 outcome = workers[side].ask("run", dtype=dtype, task=task)
                 after = {name: worker.cpu_seconds() for name, worker in workers.items()}, busy_seconds()
-                work = work_of(task, workload, outcome["merged"], outcome.pop("check").get("picked"))
+                merged = outcome["merged"], outcome["merged_samples"]
+                work = work_of(task, workload, merged, outcome.pop("check").get("picked"))
                 entry = {"alternation": number, "dtype": dtype, "task": task, "side": side, "first": not seconds}
                 record["runs"].append(entry | outcome | work._asdict() | _cpu_use(side, before, after))
                 seconds[side] = outcome["seconds"]

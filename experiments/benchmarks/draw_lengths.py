@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from workload import LENGTHS_FILE
 
-from star_jax.data.batching import Encoder, Limits
+from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.loading import load_examples
 from star_jax.data.tasks import get_task
 from star_jax.models.folders import load_tokenizer

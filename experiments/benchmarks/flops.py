@@ -88,13 +88,14 @@ def generation_work(workload: Workload, prompt_lengths: Iterable[int], lora: boo
     return Work(len(lengths) * new, sum(length + new - 1 for length in lengths), flops)
 
 
-def work_of(task: str, workload: Workload, merged: bool, picked: Sequence[int] | None = None) -> Work:
+def work_of(task: str, workload: Workload, merged: tuple[bool, bool], picked: Sequence[int] | None = None) -> Work:
     """What one run of a task does.
 
     Args:
       task: of `workload.TASKS`.
       workload: sizes.
-      merged: whether LoRA was merged into the weights for what has no dropout, which saves its products.
+      merged: whether LoRA was merged into the weights for what has no dropout, and for each Monte-Carlo sample, which
+        saves its products; the merging itself is not counted.
       picked: what the round picked from its pool.
 
     Raises:
@@ -103,22 +104,22 @@ def work_of(task: str, workload: Workload, merged: bool, picked: Sequence[int] |
     sequences = workload.sequences()
     rows = sequences[: workload.examples]
     if task == "score-k1":
-        return scoring_work(workload, rows, 1, lora=not merged)
+        return scoring_work(workload, rows, 1, lora=not merged[0])
     if task == "score-k3":
-        return scoring_work(workload, rows, workload.samples, lora=True)
+        return scoring_work(workload, rows, workload.samples, lora=not merged[1])
     if task == "train":
         return training_work(workload, rows)
     if task == "generate":
         lengths = [row.prompt_length for row in sequences[: workload.prompts]]
-        return generation_work(workload, lengths, lora=not merged)
+        return generation_work(workload, lengths, lora=not merged[0])
     if task != "round" or picked is None:
         raise ValueError(f"no work is known of the task {task!r}")
     pool = workload.pool_sequences()
     parts = (
         scoring_work(workload, pool, 1, lora=False),
-        scoring_work(workload, pool, workload.samples, lora=True),
+        scoring_work(workload, pool, workload.samples, lora=not merged[1]),
         training_work(workload, [pool[i] for i in picked]),
-        generation_work(workload, map(len, workload.test_prompts()), lora=not merged),
+        generation_work(workload, map(len, workload.test_prompts()), lora=not merged[0]),
     )
     total = sum(parts[1:], start=parts[0])
     return total._replace(units=len(pool))

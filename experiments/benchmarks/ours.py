@@ -12,17 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 from workload import LORA_SPREAD, SEED, WEIGHT_SPREAD, Outcome, Workload, prompts_of
 
-from star_jax.acquisition.pool_scoring import ProposedPool, Sampling, score_pool
+from star_jax.acquisition.pool_scoring import (
+    BatchSizes,
+    ProposedPool,
+    Sampling,
+    choose_shapes,
+    proposed_pool,
+    score_pool,
+)
 from star_jax.acquisition.strategies import acquire, get_strategy
 from star_jax.config import AcquisitionConfig, LoraConfig, TrainingConfig
-from star_jax.data.batching import Batch, Limits, Row, prompt_batches, sequence_batches
+from star_jax.data.batching import Batch, prompt_batches
+from star_jax.data.encoding import Row
 from star_jax.experiment import configure_jax
 from star_jax.inference.generation import generate
 from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.folding import folded
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.peft_format import load_adapter
 from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
-from star_jax.training.trainer import fit
+from star_jax.training.trainer import fit, training_shapes
 
 Array = jax.Array
 
@@ -62,12 +71,15 @@ class Bench:
             _in_memory(workload, dtype, self.lora) if workload.folder is None else _read(workload, dtype)
         )
         sequences = workload.sequences()
-        self.limits = Limits(max(one.prompt_length for one in sequences), max(one.response_length for one in sequences))
         rows = [Row(one.tokens, one.prompt_length) for one in sequences]
         self.rows, self.pool_rows = rows[: workload.examples], rows[: workload.pool]
+        prompts, test = prompts_of(sequences[: workload.prompts]), workload.test_prompts()
+        lengths = [len(row.tokens) for row in rows]
+        sizes = BatchSizes(workload.generate_batch, workload.score_batch)
+        self.shapes = choose_shapes([*map(len, prompts), *map(len, test)], lengths, max(lengths), sizes)
+        self.steps = training_shapes(lengths, [], max(lengths), self.training)
         self.proposed, self.pool = self._proposed(self.rows), self._proposed(self.pool_rows)
-        self.prompts = self._prompts(prompts_of(sequences[: workload.prompts]))
-        self.test = self._prompts(workload.test_prompts())
+        self.prompts, self.test = self._prompts(prompts), self._prompts(test)
         self.sampling = Sampling(workload.samples, workload.dropout, workload.scoring_dropout)
 
     def choose(self, task: str) -> dict[str, float]:
@@ -85,7 +97,11 @@ class Bench:
         }
         began = time.perf_counter()
         check = tasks[task]()
-        return Outcome(time.perf_counter() - began, merged=False, variant="", check=check)
+        seconds = time.perf_counter() - began
+        # What `models.folding` and `models.lora` do in float32: a mask that all rows share is part of the adapter.
+        merged = self.dtype == "float32"
+        shared = merged and self.sampling.mode == "shared"
+        return Outcome(seconds, merged=merged, variant="", check=check, merged_samples=shared)
 
     def multiply(self, times: int) -> None:
         """Takes the product of two square matrices so many times, in float32 or with float32 accumulation."""
@@ -121,15 +137,16 @@ class Bench:
 
     def _fit(self, rows: list[Row]) -> tuple[Adapter, float]:
         adapter, loss = fit(
-            jax.random.key(2), self.model, rows, [], limits=self.limits, lora=self.lora, config=self.training
+            jax.random.key(2), self.model, rows, [], shapes=self.steps, lora=self.lora, config=self.training
         )
         return jax.block_until_ready(adapter), loss
 
     def _answers(self, batches: list[Batch], count: int, adapter: Adapter) -> np.ndarray:
         """Greedy answers `count×new_tokens`, in the order of the prompts."""
         width = self.workload.new_tokens
+        model, rest = folded(self.model, adapter)
         results = [
-            _generate(self.model, adapter, batch.tokens, batch.prompt_lengths, batch.row_mask, width=width)
+            _generate(model, rest, batch.tokens, batch.lengths, batch.row_mask, slots=batch.slots, width=width)
             for batch in batches
         ]
         answers = np.zeros((count, width), np.int32)
@@ -138,10 +155,10 @@ class Bench:
         return answers
 
     def _proposed(self, rows: list[Row]) -> ProposedPool:
-        return ProposedPool(tuple(sequence_batches(rows, self.limits, self.workload.score_batch)), len(rows))
+        return proposed_pool(rows, self.shapes.sequences)
 
     def _prompts(self, prompts: list[np.ndarray]) -> list[Batch]:
-        return list(prompt_batches(prompts, self.limits, self.workload.generate_batch))
+        return list(prompt_batches(prompts, self.shapes.prompts))
 
 
 def _read(workload: Workload, dtype: str) -> tuple[LanguageModel, Adapter]:
@@ -167,7 +184,7 @@ def _in_memory(workload: Workload, dtype: str, lora: LoraConfig) -> tuple[Langua
         )
     )
     one = jnp.zeros((1, 1), jnp.int32)
-    tree = jax.eval_shape(decoder.init, jax.random.key(0), one, one)["params"]
+    tree = jax.eval_shape(decoder.init, jax.random.key(0), one)["params"]
     leaves, structure = jax.tree.flatten_with_path(tree)
     keys = jax.random.split(jax.random.key(SEED), len(leaves))
     params = jax.tree.unflatten(
@@ -204,11 +221,18 @@ def _measures(measures: dict[str, Array]) -> dict[str, list[float]]:
     return {"nll": host["sequence_nll"].tolist(), "entropy": host["token_entropy"].tolist()}
 
 
-@partial(jax.jit, static_argnames=("width",))
+@partial(jax.jit, static_argnames=("slots", "width"))
 def _generate(
-    model: LanguageModel, adapter: Adapter, tokens: Array, lengths: Array, row_mask: Array, *, width: int
+    model: LanguageModel,
+    adapter: Adapter | None,
+    tokens: Array,
+    lengths: Array,
+    row_mask: Array,
+    *,
+    slots: int,
+    width: int,
 ) -> Array:
-    return generate(model, adapter, tokens, lengths, width=width, eos_id=NEVER, row_mask=row_mask)[0]
+    return generate(model, adapter, tokens, lengths, width=width, eos_id=NEVER, row_mask=row_mask, slots=slots).tokens
 
 
 @partial(jax.jit, static_argnames=("count",))

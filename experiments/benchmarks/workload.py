@@ -107,7 +107,8 @@ class Workload:
       new_tokens: of each answer.
       pool, picks, test: sizes of the active-learning round.
       score_batch, train_batch, generate_batch: rows a batch.
-      scoring_dropout, training_dropout: star_jax's masks, `tied` or `per_token`; the peer's are always per token.
+      scoring_dropout, training_dropout: star_jax's masks, `shared`, `tied` or `per_token`; the peer's are always per
+        token.
       learning_rate, decay_b, gradient_clip: of AdamW; the rate falls to 0 over one pass.
       peak_size: width of the square matrices whose product is the measured peak.
     """
@@ -129,7 +130,7 @@ class Workload:
     score_batch: int = 16
     train_batch: int = 8
     generate_batch: int = 64
-    scoring_dropout: str = "tied"
+    scoring_dropout: str = "shared"
     training_dropout: str = "per_token"
     learning_rate: float = 1.5e-4
     decay_b: float = 0.5
@@ -163,6 +164,7 @@ class Outcome(NamedTuple):
     Attributes:
       seconds: from the call until the results are on the host.
       merged: whether LoRA was merged into the weights for what has no dropout.
+      merged_samples: whether it was, mask and all, for each Monte-Carlo sample.
       variant: which of several ways this was, or an empty string.
       check: results by name, for the comparison of the two sides: `nll` and `entropy` an example, `loss`, `tokens`
         or `picked`.
@@ -172,6 +174,7 @@ class Outcome(NamedTuple):
     merged: bool
     variant: str
     check: dict[str, list[float]]
+    merged_samples: bool = False
 
 
 def read_lengths() -> list[tuple[int, int]]:

@@ -1,10 +1,10 @@
-"""A whole pool through the model: answers, token statistics, measures. One jitted program a bucket and model.
+"""A whole pool through the model: answers, token statistics, measures. One jitted program a width and model.
 
-Results stay on the device until every batch has been dispatched; nothing is read back in between. What the
-scorer is given has no gold response: an answer is the model's own, one of a closed set, or proposed by the
-caller, and only the last can hold one (the `reference` oracle).
+Results stay on the device until every batch has been dispatched. What the scorer is given has no gold response: an
+answer is the model's own, one of a closed set, or proposed by the caller, and only the last can hold one (the
+`reference` oracle).
 
-Shapes: `N` pool, `B` batch, `P` prompt tokens, `T` tokens, `R` response tokens, `C` candidates, `K` MC samples.
+Shapes: `N` pool, `B` batch, `P` prompt tokens, `T` tokens, `R` new tokens, `C` candidates, `K` MC samples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,38 +21,82 @@ import numpy as np
 from star_jax.acquisition.measures import sequence_measures
 from star_jax.data.batching import (
     Batch,
-    Encoder,
-    Row,
+    Shape,
+    budget_shapes,
     grouped_batches,
     prompt_batches,
+    prompt_shapes,
     sequence_batches,
 )
+from star_jax.data.encoding import Encoder, Row
 from star_jax.data.examples import Prompt
 from star_jax.inference.generation import generate
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
+from star_jax.models.devices import by_rows, data_mesh, replicated
+from star_jax.models.folding import folded
 from star_jax.models.lora import Adapter
-from star_jax.models.sequences import SequenceInputs, append_responses, sequence_inputs
+from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
+Measures = dict[str, Array]
+
+PROMPT_SHAPES, SEQUENCE_SHAPES, CANDIDATE_SHAPES = 2, 2, 2
+"""Shapes of batches of prompts, of prompts with a response, and of prompts with all candidates: each is a program more
+to compile for every kind of pass over them, and leaves less padding."""
 
 
 class Sampling(NamedTuple):
-    """Monte-Carlo dropout of a scoring pass: K samples at a rate, tied or per token."""
+    """Monte-Carlo dropout of a scoring pass: K samples at a rate; masks shared by all, tied to a row, or per token."""
 
     samples: int
     rate: float
     mode: str
 
 
+class BatchSizes(NamedTuple):
+    """Rows of a batch, on each device.
+
+    Attributes:
+      prompts: that are answered together.
+      sequences: prompts with a response, or with all candidates, that are scored together, on average.
+    """
+
+    prompts: int
+    sequences: int
+
+
+class PoolShapes(NamedTuple):
+    """Shapes of batches, for a whole run.
+
+    Attributes:
+      prompts: of prompts alone.
+      sequences: of prompts with a response.
+    """
+
+    prompts: tuple[Shape, ...]
+    sequences: tuple[Shape, ...]
+
+
 class GeneratedPool(NamedTuple):
-    """Prompts whose answer is the model's own greedy response, at most `width` tokens, or to one of `end_ids`."""
+    """Prompts whose answer is the model's own greedy response.
+
+    Attributes:
+      batches: of prompts.
+      prompts: their tokens, in order.
+      size: N.
+      response_limit: most tokens of a response.
+      end_ids: tokens that end one.
+      sequences: shapes of prompts with their answers.
+    """
 
     batches: tuple[Batch, ...]
+    prompts: tuple[np.ndarray, ...]
     size: int
-    width: int
+    response_limit: int
     end_ids: tuple[int, ...]
+    sequences: tuple[Shape, ...]
 
 
 class CandidatePool(NamedTuple):
@@ -88,23 +132,49 @@ class PoolScores:
     lengths: Array | None = None
 
 
-def generated_pool(encoder: Encoder, prompts: Sequence[Prompt], batch_size: int) -> GeneratedPool:
-    """Tokenises prompts once for all rounds."""
-    batches = tuple(prompt_batches(encoder.prompts(prompts), encoder.limits, batch_size))
-    return GeneratedPool(batches, len(prompts), encoder.limits.response, encoder.end_ids)
+def choose_shapes(
+    prompts: Sequence[int], sequences: Sequence[int], longest: int, batch_sizes: BatchSizes
+) -> PoolShapes:
+    """Shapes with little padding for rows of known lengths, that hold a row of any length.
+
+    Args:
+      prompts: lengths of the prompts that will be answered.
+      sequences: lengths of prompts with responses, of those that are known and may be looked at.
+      longest: tokens of the longest prompt with a response that there may be.
+      batch_sizes: how rows will be batched.
+    """
+    return PoolShapes(
+        prompt_shapes(prompts, batch_sizes.prompts, PROMPT_SHAPES),
+        budget_shapes(sequences, batch_sizes.sequences, SEQUENCE_SHAPES, longest),
+    )
+
+
+def generated_pool(encoder: Encoder, prompts: Sequence[np.ndarray], shapes: PoolShapes) -> GeneratedPool:
+    """Batches prompts, as `encoder.prompts` makes them, once for all rounds."""
+    batches = tuple(prompt_batches(prompts, shapes.prompts, data_mesh().size))
+    limit = encoder.limits.response
+    return GeneratedPool(batches, tuple(prompts), len(prompts), limit, encoder.end_ids, shapes.sequences)
 
 
 def candidate_pool(
     encoder: Encoder, prompts: Sequence[Prompt], candidates: Sequence[str], batch_size: int
 ) -> CandidatePool:
-    """Tokenises every prompt with every candidate behind it.
+    """Tokenises every prompt with every candidate behind it; `batch_size` prompts a batch on each device.
 
     Raises:
       DataError: a candidate has more tokens than a response may have.
     """
-    rows = encoder.candidates(prompts, candidates)
-    batches = tuple(grouped_batches(rows, len(candidates), encoder.limits, batch_size))
-    return CandidatePool(batches, len(prompts), len(candidates))
+    rows, count = encoder.candidates(prompts, candidates), len(candidates)
+    sizes = np.asarray([len(row.tokens) for row in rows]).reshape(-1, count)
+    # A prompt's rows are all as long as the longest of them here, so that whole prompts fill a batch.
+    longest = np.repeat(sizes.max(axis=1), count).tolist()
+    shapes = budget_shapes(longest, batch_size * count, CANDIDATE_SHAPES, max(longest))
+    shapes = tuple(
+        shape._replace(rows=-(-shape.rows // count) * count, slots=max(shape.slots, count * shape.width))
+        for shape in shapes
+    )
+    batches = tuple(grouped_batches(rows, count, shapes, data_mesh().size))
+    return CandidatePool(batches, len(prompts), count)
 
 
 def check_candidates(encoder: Encoder, prompt: Prompt, candidates: Sequence[str]) -> None:
@@ -116,9 +186,14 @@ def check_candidates(encoder: Encoder, prompt: Prompt, candidates: Sequence[str]
     encoder.candidates([prompt], candidates)
 
 
-def proposed_pool(encoder: Encoder, rows: Sequence[Row], batch_size: int) -> ProposedPool:
+def proposed_pool(rows: Sequence[Row], shapes: Sequence[Shape]) -> ProposedPool:
     """Batches rows whose responses somebody proposes."""
-    return ProposedPool(tuple(sequence_batches(rows, encoder.limits, batch_size)), len(rows))
+    return ProposedPool(tuple(sequence_batches(rows, shapes, data_mesh().size)), len(rows))
+
+
+def passes_over(pool: Pool, sampling: Sampling | None) -> int:
+    """How many times `score_pool` goes through the pool, and counts its examples."""
+    return 2 if isinstance(pool, GeneratedPool) and sampling is not None else 1
 
 
 def score_pool(
@@ -130,7 +205,7 @@ def score_pool(
     sampling: Sampling | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> PoolScores:
-    """Every measure of every example.
+    """Every measure of every example, on all local devices.
 
     Args:
       model: decoder and frozen weights.
@@ -148,41 +223,76 @@ def score_pool(
     if sampling is not None and (adapter is None or key is None):
         raise ValueError("Monte-Carlo dropout acts on an adapter and draws from a key; pass both")
     key = jax.random.key(0) if key is None else key
+    model, adapter = replicated(model), replicated(adapter)
+    plain, rest = folded(model, adapter) if sampling is None or isinstance(pool, GeneratedPool) else (model, adapter)
+    judge = (plain, rest) if sampling is None else (model, adapter)
+    match pool:
+        case GeneratedPool():
+            answered = _answers(plain, rest, pool, on_batch)
+            if sampling is None:
+                return answered
+            rows = _with_answers(pool, answered)
+            measures = _proposed(*judge, proposed_pool(rows, pool.sequences), key, sampling, on_batch)
+            return PoolScores(measures, answered.responses, answered.lengths)
+        case CandidatePool():
+            return _candidates(*judge, pool, key, sampling, on_batch)
+        case ProposedPool():
+            return PoolScores(_proposed(*judge, pool, key, sampling, on_batch))
 
-    def run(batch: Batch) -> tuple[dict[str, Array], Array | None, Array | None]:
-        inputs = sequence_inputs(batch.tokens, batch.prompt_lengths, batch.lengths)
-        match pool:
-            case GeneratedPool():
-                return _score_generated(
-                    model,
-                    adapter,
-                    inputs,
-                    batch.index,
-                    batch.row_mask,
-                    key,
-                    width=pool.width,
-                    end_ids=pool.end_ids,
-                    sampling=sampling,
-                )
-            case CandidatePool():
-                return _score_candidates(
-                    model,
-                    adapter,
-                    inputs,
-                    batch.index,
-                    key,
-                    width=batch.width,
-                    candidates=pool.candidates,
-                    sampling=sampling,
-                )
-            case ProposedPool():
-                return _score_proposed(model, adapter, inputs, batch.index, key, width=batch.width, sampling=sampling)
 
-    group = pool.candidates if isinstance(pool, CandidatePool) else 1
-    results = list(_paced(run, pool.batches, group, on_batch))
-    place = _places(pool.batches, group, pool.size)
-    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts)[place], *results)
-    return PoolScores(*joined)
+def _answers(
+    model: LanguageModel, adapter: Adapter | None, pool: GeneratedPool, on_batch: Callable[[int], None]
+) -> PoolScores:
+    """Responses, and the measures of the model that wrote them."""
+
+    def run(batch: Batch) -> Any:
+        rows = (batch.tokens, batch.lengths, batch.row_mask)
+        return _answer(model, adapter, rows, slots=batch.slots, width=pool.response_limit, end_ids=pool.end_ids)
+
+    return PoolScores(*_joined(run, pool.batches, 1, pool.size, on_batch))
+
+
+def _with_answers(pool: GeneratedPool, answered: PoolScores) -> list[Row]:
+    """Prompts with the responses behind them."""
+    responses, lengths = np.asarray(answered.responses), np.asarray(answered.lengths)
+    return [
+        Row(np.concatenate([prompt, response[:length]]), len(prompt))
+        for prompt, response, length in zip(pool.prompts, responses, lengths, strict=True)
+    ]
+
+
+def _candidates(
+    model: LanguageModel,
+    adapter: Adapter | None,
+    pool: CandidatePool,
+    key: Array,
+    sampling: Sampling | None,
+    on_batch: Callable[[int], None],
+) -> PoolScores:
+    def run(batch: Batch) -> Any:
+        shared, rows = (model, adapter, key), (_inputs(batch), batch.index)
+        return _score_candidates(shared, rows, slots=batch.slots, candidates=pool.candidates, sampling=sampling)
+
+    return PoolScores(*_joined(run, pool.batches, pool.candidates, pool.size, on_batch))
+
+
+def _proposed(
+    model: LanguageModel,
+    adapter: Adapter | None,
+    pool: ProposedPool,
+    key: Array,
+    sampling: Sampling | None,
+    on_batch: Callable[[int], None],
+) -> Measures:
+    def run(batch: Batch) -> Any:
+        rows = (_inputs(batch), batch.index)
+        return _score_proposed((model, adapter, key), rows, slots=batch.slots, sampling=sampling)
+
+    return _joined(run, pool.batches, 1, pool.size, on_batch)
+
+
+def _inputs(batch: Batch) -> SequenceInputs:
+    return SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths)
 
 
 def generated_texts(scores: PoolScores, encoder: Encoder) -> list[str]:
@@ -197,11 +307,25 @@ def generated_texts(scores: PoolScores, encoder: Encoder) -> list[str]:
     return [encoder.text(row[:length]) for row, length in zip(responses, lengths, strict=True)]
 
 
+def _joined(
+    run: Callable[[Batch], Any],
+    batches: Sequence[Batch],
+    group: int,
+    size: int,
+    on_batch: Callable[[int], None],
+) -> Any:
+    """Results of all batches in the order of the examples; `group` rows of a batch are one example."""
+    results = jax.device_get(list(_paced(run, batches, group, on_batch)))
+    place = _places(batches, group, size)
+    # On the host: on the device, this would be a program of how the answers of a round happen to fill batches.
+    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[place]), *results)
+
+
 def _paced(
-    run: Callable[[Batch], tuple], batches: Iterable[Batch], group: int, on_batch: Callable[[int], None]
-) -> Iterable[tuple]:
+    run: Callable[[Batch], Any], batches: Iterable[Batch], group: int, on_batch: Callable[[int], None]
+) -> Iterable[Any]:
     """Runs every batch, at most two ahead of the device, so that progress is real and queues stay short."""
-    waiting: list[tuple[tuple, int]] = []
+    waiting: list[tuple[Any, int]] = []
     for batch in batches:
         result = run(batch)
         waiting.append((result, int(batch.row_mask.sum()) // group))
@@ -227,68 +351,50 @@ def _places(batches: Sequence[Batch], group: int, size: int) -> np.ndarray:
     return place
 
 
-@partial(jax.jit, static_argnames=("width", "end_ids", "sampling"))
-def _score_generated(
-    model: LanguageModel,
-    adapter: Adapter | None,
-    inputs: SequenceInputs,
-    index: Array,
-    row_mask: Array,
-    key: Array,
-    *,
-    width: int,
-    end_ids: tuple[int, ...],
-    sampling: Sampling | None,
-) -> tuple[dict[str, Array], Array, Array]:
-    responses, lengths = generate(
-        model, adapter, inputs.tokens, inputs.prompt_lengths, width=width, eos_id=end_ids, row_mask=row_mask
-    )
-    sequences = append_responses(inputs.tokens, inputs.prompt_lengths, responses, lengths)
-    statistics, mask = _statistics(model, adapter, sequences, index, key, width, sampling)
-    return sequence_measures(statistics, mask), responses, lengths
+@partial(jax.jit, static_argnames=("slots", "width", "end_ids"))
+def _answer(
+    model: LanguageModel, adapter: Adapter | None, rows: Any, *, slots: int, width: int, end_ids: tuple[int, ...]
+) -> tuple[Measures, Array, Array]:
+    def answer(shared: Any, rows: Any) -> tuple[Measures, Array, Array]:
+        model, adapter = shared
+        prompts, lengths, row_mask = rows
+        written = generate(
+            model,
+            adapter,
+            prompts,
+            lengths,
+            slots=slots,
+            width=width,
+            eos_id=end_ids,
+            row_mask=row_mask,
+            scored=True,
+        )
+        assert written.statistics is not None
+        mask = jnp.arange(width)[None] < written.lengths[:, None]
+        return sequence_measures(written.statistics, mask), written.tokens, written.lengths
+
+    return by_rows(answer, (model, adapter), rows)
 
 
-@partial(jax.jit, static_argnames=("width", "candidates", "sampling"))
+@partial(jax.jit, static_argnames=("slots", "candidates", "sampling"))
 def _score_candidates(
-    model: LanguageModel,
-    adapter: Adapter | None,
-    inputs: SequenceInputs,
-    index: Array,
-    key: Array,
-    *,
-    width: int,
-    candidates: int,
-    sampling: Sampling | None,
-) -> tuple[dict[str, Array], Array, None]:
-    statistics, mask = _statistics(model, adapter, inputs, index, key, width, sampling)
-    over_candidates, choice_mask, choice = candidate_statistics(statistics, mask, candidates)
-    return sequence_measures(over_candidates, choice_mask), choice, None
+    shared: Any, rows: Any, *, slots: int, candidates: int, sampling: Sampling | None
+) -> tuple[Measures, Array]:
+    def score(shared: Any, rows: Any) -> tuple[Measures, Array]:
+        found = _statistics(shared, rows, slots, sampling)
+        over_candidates, mask, choice = candidate_statistics(*found, candidates)
+        return sequence_measures(over_candidates, mask), choice
+
+    return by_rows(score, shared, rows)
 
 
-@partial(jax.jit, static_argnames=("width", "sampling"))
-def _score_proposed(
-    model: LanguageModel,
-    adapter: Adapter | None,
-    inputs: SequenceInputs,
-    index: Array,
-    key: Array,
-    *,
-    width: int,
-    sampling: Sampling | None,
-) -> tuple[dict[str, Array], None, None]:
-    statistics, mask = _statistics(model, adapter, inputs, index, key, width, sampling)
-    return sequence_measures(statistics, mask), None, None
+@partial(jax.jit, static_argnames=("slots", "sampling"))
+def _score_proposed(shared: Any, rows: Any, *, slots: int, sampling: Sampling | None) -> Measures:
+    return by_rows(lambda shared, rows: sequence_measures(*_statistics(shared, rows, slots, sampling)), shared, rows)
 
 
-def _statistics(
-    model: LanguageModel,
-    adapter: Adapter | None,
-    inputs: SequenceInputs,
-    index: Array,
-    key: Array,
-    width: int,
-    sampling: Sampling | None,
-) -> tuple[TokenStatistics, Array]:
+def _statistics(shared: Any, rows: Any, slots: int, sampling: Sampling | None) -> tuple[TokenStatistics, Array]:
+    (model, adapter, key), (inputs, index) = shared, rows
     if sampling is None or adapter is None:
-        return score_responses(model, adapter, inputs, width)
-    return mc_score_responses(model, adapter, inputs, width, key=key, index=index, **sampling._asdict())
+        return score_responses(model, adapter, inputs, slots)
+    return mc_score_responses(model, adapter, inputs, slots, key=key, index=index, **sampling._asdict())

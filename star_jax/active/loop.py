@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import Pool, Sampling, score_pool
+from star_jax.acquisition.pool_scoring import Pool, Sampling, passes_over, score_pool
 from star_jax.acquisition.selection import uniform
 from star_jax.acquisition.strategies import Strategy, acquire, check_finite, resolve
 from star_jax.active.oracles import Annotator
 from star_jax.active.pool import PoolState, available, init_pool, label
 from star_jax.config import AcquisitionConfig, ExperimentConfig
-from star_jax.data.batching import Encoder, Row
+from star_jax.data.batching import Shape
+from star_jax.data.encoding import Encoder, Row
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.splits import hold_out
 from star_jax.models.lora import Adapter
@@ -61,6 +62,7 @@ class Problem:
       encoder: tokenizer, format and limits.
       prompts: the pool, sorted by id; ties between scores go to the earlier one.
       pool: the same, tokenised, with the kind of answer that is scored.
+      shapes: of training steps.
       annotator: who labels what is picked.
       replay: tokenised rows mixed into training.
       start: an adapter the user starts from, part of the base model and of every training's beginning; None for none.
@@ -70,6 +72,7 @@ class Problem:
     encoder: Encoder
     prompts: Sequence[Prompt]
     pool: Pool
+    shapes: Sequence[Shape]
     annotator: Annotator
     replay: Sequence[Row] = ()
     start: Adapter | None = None
@@ -198,8 +201,9 @@ def learn(
       FloatingPointError: training diverged.
     """
     _, _, train_key = _round_keys(key, state)
-    pool = label(state.pool, query.picked, state.round)
     picked = np.asarray(query.picked)
+    # From the host, so that no program of a later round is compiled again for where the scores lie.
+    pool = label(state.pool, jnp.asarray(picked), state.round)
     answers = problem.annotator.label([problem.prompts[i] for i in picked.tolist()])
     bought = zip(picked.tolist(), (answer.response for answer in answers), strict=True)
     labels = dict(sorted([*state.labels.items(), *bought]))
@@ -211,7 +215,7 @@ def learn(
             problem.model,
             problem.encoder.examples(training),
             problem.replay,
-            limits=problem.encoder.limits,
+            shapes=problem.shapes,
             lora=config.lora,
             config=config.training,
             start=problem.start,
@@ -241,7 +245,11 @@ def _query(
     resolved = resolve(strategy, config.acquisition)
     size = len(problem.prompts)
     base, full, tokens = None, None, None
-    passes = (resolved.needs_base and state.base is None) + resolved.needs_full
+    sampling = None
+    if resolved.needs_full and resolved.monte_carlo:
+        sampling = Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout)
+    passes = int(resolved.needs_base and state.base is None)
+    passes += passes_over(problem.pool, sampling) if resolved.needs_full else 0
     with observer.phase("score", passes * size, "examples") as tick:
         if resolved.needs_base:
             assert resolved.measure is not None
@@ -250,9 +258,6 @@ def _query(
                 base = score_pool(problem.model, problem.start, problem.pool, on_batch=tick).measures[resolved.measure]
         if resolved.needs_full:
             assert resolved.measure is not None
-            sampling = None
-            if resolved.monte_carlo:
-                sampling = Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout)
             full_scores = score_pool(
                 problem.model, state.adapter, problem.pool, key=score_key, sampling=sampling, on_batch=tick
             )

@@ -1,51 +1,54 @@
-"""Text to tokens to batches of a few static shapes.
+"""Rows to batches of a few static shapes, with little padding.
 
-Rows are padded on the right. A dataset's rows are sorted into at most `BUCKETS` widths, known before any
-row is seen, so that a whole run compiles a handful of programs whatever the data turn out to be.
+A batch is rows padded on the right, and room for their tokens in a line (`models.ragged`), where most of the work is
+done: what costs time is the line, and its length is chosen so that batches fill it. A run chooses its shapes once,
+from the lengths of its rows, so that it compiles a handful of programs.
 
-Shapes: `B` batch, `P` prompt tokens, `T` tokens of prompt and response, `R` response tokens.
+Shapes: `B` rows of a batch, `P` prompt tokens, `T` tokens of a row, prompt and response together.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from star_jax.config import TooLong
-from star_jax.data.examples import DataError, Example, Prompt
-from star_jax.data.tasks.task import Task
+from star_jax.data.encoding import Row
 
-BUCKETS = 4
-"""Widths a dimension is cut into."""
+SHORT = 64
+"""Rows and lines of fewer tokens than this get sizes to the token: rounding up would cost more than odd shapes do."""
 
-NARROW = 64
-"""Limits up to this many tokens get one bucket: splitting them saves less time than a compilation costs."""
-
-_log = logging.getLogger(__name__)
+SIMULATED_STEPS = 256
+"""Random batches from which the shapes of training steps are chosen."""
 
 
-class Row(NamedTuple):
-    """One tokenised example: all tokens, and how many of them are the prompt."""
+class Shape(NamedTuple):
+    """What a device is compiled for.
 
-    tokens: np.ndarray
-    prompt_length: int
+    Attributes:
+      rows: at most.
+      width: T, of the longest row at most.
+      slots: tokens of all rows together at most.
+    """
+
+    rows: int
+    width: int
+    slots: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows of one bucket.
+    """Right-padded rows of one shape, those of one device after those of another.
 
     Attributes:
       tokens: `B×T` int32.
       prompt_lengths: `B` int32, at least 1.
-      lengths: `B` int32, prompt and response together.
+      lengths: `B` int32, prompt and response together; 0 for rows that only fill the batch up.
       index: `B` int32, the row's place in its dataset; names its PRNG key.
       row_mask: `B` bool, False for rows that only fill the batch up.
-      width: R, the response width of the bucket (static).
+      slots: room for the tokens of a device's rows (static).
     """
 
     tokens: np.ndarray
@@ -53,314 +56,239 @@ class Batch:
     lengths: np.ndarray
     index: np.ndarray
     row_mask: np.ndarray
-    width: int
+    slots: int
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Longest prompt and response in tokens, and what to do with longer ones."""
+def choose_sizes(
+    lengths: Sequence[int] | np.ndarray, most: int, *, limit: int | None = None, multiple: int = 16
+) -> tuple[int, ...]:
+    """The sizes that leave the least padding, Σ (smallest size that holds ℓ − ℓ) over the lengths ℓ.
 
-    prompt: int
-    response: int
-    too_long: TooLong = "error"
+    Cutting a histogram into the best few runs is a one-dimensional segmentation, which dynamic programming solves
+    exactly (Jagadish et al., "Optimal histograms with quality guarantees", VLDB 1998, section 3; here a run costs
+    the padding up to its longest length instead of its variance).
 
-    def prompt_buckets(self) -> tuple[int, ...]:
-        """Widths P of prompts."""
-        return _edges(self.prompt)
+    Args:
+      lengths: tokens of each thing that is padded, in any order.
+      most: number of sizes at most; fewer come back where fewer leave no more padding.
+      limit: a length that must fit too though nothing may have it yet; the size for it is one of `most`.
+      multiple: every size is a multiple of it.
 
-    def sequence_buckets(self) -> tuple[tuple[int, int], ...]:
-        """Widths (T, R) of prompts with responses."""
-        totals = _edges(self.prompt + self.response)
-        responses = _edges(self.response) if len(totals) > 1 else (self.response,)
-        responses = responses if len(responses) == len(totals) else (self.response,) * len(totals)
-        return tuple(zip(totals, responses, strict=True))
+    Returns:
+      Increasing sizes.
 
-
-def _edges(limit: int) -> tuple[int, ...]:
-    if limit <= NARROW:
-        return (limit,)
-    return tuple(-(-limit * part // BUCKETS) for part in range(1, BUCKETS + 1))
-
-
-class Fitting(NamedTuple):
-    """What the limits leave of some prompts and their responses.
-
-    Attributes:
-      kept: the prompts that are used, in order.
-      prompts_left_out: over the limit and dropped.
-      prompts_cut: over the limit and cut on the left.
-      responses_cut: of the prompts kept, those whose response is known, over the limit and cut on the right.
+    Raises:
+      ValueError: `most`, `multiple`, a length or the limit is below 1, or there is neither a length nor a limit.
     """
+    if most < 1 or multiple < 1:
+        raise ValueError(f"at most {most} sizes that are multiples of {multiple}: both must be at least 1")
+    known = np.asarray(lengths, np.int64)
+    required = known if limit is None else np.append(known, limit)
+    if required.size == 0:
+        raise ValueError("no lengths and no limit: there is nothing to choose sizes for")
+    if required.min() < 1:
+        raise ValueError(f"a length of {required.min()} tokens: lengths and limit must be at least 1")
+    widths, counts = np.unique(_round_up(known, multiple), return_counts=True)
+    widest = _round_up(required.max(), multiple)
+    if widest not in widths:
+        widths, counts = np.append(widths, widest), np.append(counts, 0)
+    return tuple(int(width) for width in widths[_run_ends(widths, counts, min(most, len(widths)))])
 
-    kept: list[Prompt]
-    prompts_left_out: int
-    prompts_cut: int
-    responses_cut: int
+
+def _round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
+    return -(-lengths // multiple) * multiple
 
 
-class Encoder:
-    """A tokenizer with a task's format and the limits of a run.
+def _run_ends(widths: np.ndarray, counts: np.ndarray, runs: int) -> list[int]:
+    """Where each of `runs` consecutive runs ends, so that Σ count × width of the run's end is least."""
+    rows = np.concatenate([[0], np.cumsum(counts)])
+    # slots[end, start]: what the rows of start..end take when all have the width of the end.
+    slots = widths[:, None] * (rows[1:, None] - rows[:-1]).astype(np.float64)
+    slots[np.triu_indices_from(slots, 1)] = np.inf
+    least = slots[:, 0]
+    starts = []
+    for _ in range(runs - 1):
+        before = np.concatenate([[np.inf], least[:-1]])
+        totals = slots + before
+        starts.append(totals.argmin(axis=1))
+        least = totals.min(axis=1)
+    ends = [len(widths) - 1]
+    for start in reversed(starts):
+        ends.append(int(start[ends[-1]]) - 1)
+    return ends[::-1]
 
-    Attributes:
-      limits: of prompts and responses.
-      eos_id: the token that ends a response in training.
-      end_ids: every token that ends a generated response.
+
+def prompt_shapes(lengths: Sequence[int], rows: int, most: int) -> tuple[Shape, ...]:
+    """Shapes of prompts that are answered together: always `rows` of them, for each costs as much as the batch is long.
+
+    Args:
+      lengths: tokens of each prompt.
+      rows: of a batch.
+      most: number of shapes at most.
     """
+    order = np.sort(np.asarray(lengths, np.int64))[::-1]
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+    longest = [int(batch[0]) for batch in batches]
+    widths = choose_sizes(longest, most, multiple=_multiple(max(longest)))
+    shapes = []
+    for low, width in zip((0, *widths), widths, strict=False):
+        total = max(int(batch.sum()) for batch in batches if low < batch[0] <= width)
+        shapes.append(Shape(rows, width, _rounded(total)))
+    return tuple(shapes)
 
-    def __init__(
-        self, tokenizer: Any, task: Task, limits: Limits, *, vocab_size: int | None = None, end_ids: Sequence[int] = ()
-    ) -> None:
-        """An encoder.
 
-        Args:
-          tokenizer: of the model.
-          task: what a prompt and a response are.
-          limits: of prompts and responses.
-          vocab_size: the model's; tokens that it does not have are refused. None for no check.
-          end_ids: tokens that end a response besides the tokenizer's end-of-sequence and the task's own.
+def budget_shapes(lengths: Sequence[int], rows: int, most: int, longest: int) -> tuple[Shape, ...]:
+    """Shapes of rows that are scored together: all with room for the same number of tokens, and rows that fill it.
 
-        Raises:
-          DataError: the token that ends a response is none of the model's.
-        """
-        self.tokenizer = tokenizer
-        self.limits = limits
-        self.append_eos = task.append_eos
-        self.add_special_tokens = task.add_special_tokens
-        self.eos_id: int = tokenizer.eos_token_id if task.end_id is None else task.end_id
-        self.end_ids: tuple[int, ...] = tuple(sorted({*end_ids, tokenizer.eos_token_id, self.eos_id}))
-        self._vocab_size = vocab_size
-        self._check_vocabulary("the end of a response", [self.eos_id])
+    Args:
+      lengths: tokens of each row, or of rows like those that will come.
+      rows: of a batch, on average.
+      most: number of shapes at most for rows like these.
+      longest: tokens of the longest row that may come; it gets a shape of its own where none of these holds it.
+    """
+    slots = rows * longest
+    if not lengths:
+        return (Shape(rows, longest, slots),)
+    order = np.sort(np.asarray(lengths, np.int64))[::-1].tolist()
+    count = -(-len(order) // rows)
+    slots = _rounded(max(longest, -(-sum(order) // count)))
+    while len(batches := _filled(order, slots)) > count:
+        slots = _rounded(slots + 1)
+    first = [batch[0] for batch in batches]
+    widths = choose_sizes(first, most, multiple=_multiple(max(first)))
+    shapes = []
+    for low, width in zip((0, *widths), widths, strict=False):
+        shapes.append(Shape(max(len(batch) for batch in batches if low < batch[0] <= width), width, slots))
+    if longest > widths[-1]:
+        shapes.append(Shape(max(1, slots // longest), longest, slots))
+    return tuple(shapes)
 
-    def prompts(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """Tokens of each prompt, with special tokens as the tokenizer adds them, unless the text has its own.
 
-        What the tokenizer adds behind the text is left out: a prompt goes on in its response.
+def _filled(lengths: Sequence[int], slots: int) -> list[list[int]]:
+    """Consecutive runs of lengths that sum to `slots` at most."""
+    batches: list[list[int]] = [[]]
+    for length in lengths:
+        if sum(batches[-1]) + length > slots:
+            batches.append([])
+        batches[-1].append(length)
+    return batches
 
-        Raises:
-          DataError: a prompt is longer than the limit and `too_long` is not `truncate-left`; `within_limits`
-            leaves such prompts out beforehand where it is `drop`.
-        """
-        encoded = self._tokenize([prompt.id for prompt in prompts], [prompt.text for prompt in prompts])
-        return [self._fit_prompt(prompt, text.ids) for prompt, text in zip(prompts, encoded, strict=True)]
 
-    def examples(self, examples: Sequence[Example]) -> list[Row]:
-        """Tokens of each prompt followed by its response.
+def step_shapes(batches: Sequence[Sequence[int]], rows: int, most: int, longest: int) -> tuple[Shape, ...]:
+    """Shapes of training steps, whose rows are thrown together at random.
 
-        The text is tokenised as one, and a token belongs to the response if it ends behind the last
-        character of the prompt. End-of-sequence is part of the response where the task says so. Responses
-        that are cut are counted and logged.
+    Args:
+      batches: tokens of each row, for steps like those that will come.
+      rows: of a step.
+      most: number of shapes at most for steps like these.
+      longest: tokens of the longest row that may come; a step of such rows gets a shape of its own.
+    """
+    whole = Shape(rows, longest, rows * longest)
+    if not batches:
+        return (whole,)
+    totals = [sum(batch) for batch in batches]
+    shapes = []
+    for slots in choose_sizes(totals, most, multiple=_multiple(max(totals), 64)):
+        width = max(max(batch) for batch, total in zip(batches, totals, strict=True) if total <= slots)
+        shapes.append(Shape(rows, min(longest, _rounded(width, 16)), slots))
+    return (*shapes, whole) if shapes[-1] != whole else tuple(shapes)
 
-        Raises:
-          DataError: a prompt or a response is empty, or over its limit where that is an error.
-        """
-        rows, cut = self._rows(examples)
-        if cut:
-            self._say_cut(cut, len(rows))
-        return rows
 
-    def candidates(self, prompts: Sequence[Prompt], candidates: Sequence[str]) -> list[Row]:
-        """Tokens of every prompt with every candidate behind it, the candidates of a prompt side by side.
+def random_steps(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """Lengths of the rows of random training steps, the same for the same lengths."""
+    generator = np.random.default_rng(0)
+    known = np.asarray(lengths, np.int64)
+    return [generator.choice(known, rows).tolist() for _ in range(SIMULATED_STEPS)] if rows and len(known) else []
 
-        Raises:
-          DataError: as `examples`; and a candidate is over the limit, whatever `too_long` says, since two answers
-            that are cut may become one and the same.
-        """
-        examples = [Example(prompt, text) for prompt in prompts for text in candidates]
-        rows = []
-        for example, (prompt, response) in zip(examples, self._split(examples), strict=True):
-            if len(response) > self.limits.response:
-                raise DataError(
-                    f"the answer {example.response!r} has {len(response)} tokens after the prompt of example "
-                    f"{example.id}, over the limit of {self.limits.response}; raise data.max_response_tokens, for an "
-                    "answer of a closed set is never cut"
-                )
-            rows.append(_row(prompt, response))
-        return rows
 
-    def within_limits(self, prompts: Sequence[Prompt], labels: Mapping[str, str]) -> Fitting:
-        """Applies `too_long` before a run starts, so that no round fails over a length; counts are logged too.
+def _multiple(largest: int, multiple: int = 16) -> int:
+    return multiple if largest >= SHORT else 1
 
-        Where it is `drop`, prompts over the limit are left out. A response over the limit is cut when it is trained
-        on: leaving its example out would let a hidden response decide what the pool is.
 
-        Args:
-          prompts: all of them, labelled or not.
-          labels: id -> response, for as many as are known.
+def _rounded(size: int, multiple: int = 64) -> int:
+    return -(-size // _multiple(size, multiple)) * _multiple(size, multiple)
 
-        Raises:
-          DataError: `too_long` is `error` and a prompt or a response is over its limit, or one has no tokens.
-        """
-        encoded = self._tokenize([prompt.id for prompt in prompts], [prompt.text for prompt in prompts])
-        kept, long = [], 0
-        for prompt, text in zip(prompts, encoded, strict=True):
-            over = len(text.ids) > self.limits.prompt
-            long += over
-            if not (over and self.limits.too_long == "drop"):
-                self._fit_prompt(prompt, text.ids)
-                kept.append(prompt)
-        if long:
-            verb = "left out" if self.limits.too_long == "drop" else "cut on the left"
-            _log.warning("%d of %d prompts are over %d tokens and are %s", long, len(prompts), self.limits.prompt, verb)
-        labelled = [Example(prompt, labels[prompt.id]) for prompt in kept if prompt.id in labels]
-        responses_cut = self._rows(labelled)[1]
-        if responses_cut:
-            self._say_cut(responses_cut, len(labelled))
-        left_out = len(prompts) - len(kept)
-        return Fitting(kept, left_out, long - left_out, responses_cut)
 
-    def text(self, tokens: np.ndarray) -> str:
-        """Text of response tokens, special tokens and the token that ends the response left out."""
-        ended = len(tokens) > 0 and int(tokens[-1]) in self.end_ids
-        return self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+def prompt_batches(prompts: Sequence[np.ndarray], shapes: Sequence[Shape], devices: int = 1) -> Iterator[Batch]:
+    """Batches `B×P` of prompts alone, as `sequence_batches` makes them."""
+    yield from sequence_batches([Row(tokens, len(tokens)) for tokens in prompts], shapes, devices)
 
-    def _rows(self, examples: Sequence[Example]) -> tuple[list[Row], int]:
-        """The rows, and how many responses were cut."""
-        rows, cut = [], 0
-        for example, (prompt, response) in zip(examples, self._split(examples), strict=True):
-            if len(response) > self.limits.response:
-                if self.limits.too_long == "error":
-                    raise DataError(self._too_long(example.id, "response", len(response), self.limits.response))
-                response, cut = response[: self.limits.response], cut + 1
-            rows.append(_row(prompt, response))
-        return rows, cut
 
-    def _split(self, examples: Sequence[Example]) -> list[tuple[np.ndarray, list[int]]]:
-        """Tokens of each prompt, within the limit, and of its response, whatever its length."""
-        texts = [example.prompt.text + example.response for example in examples]
-        encoded = self._tokenize([example.id for example in examples], texts, return_offsets_mapping=True)
+def sequence_batches(rows: Sequence[Row], shapes: Sequence[Shape], devices: int = 1) -> Iterator[Batch]:
+    """Batches `B×T` of neighbours in length.
+
+    The longest come first, so that a run that needs too much memory fails at once; rows of one length keep their
+    order. Each device is given rows until its shape is full; `B` is the rows of the shape times the devices.
+
+    Raises:
+      ValueError: a row fits no shape.
+    """
+    yield from grouped_batches(rows, 1, shapes, devices)
+
+
+def grouped_batches(rows: Sequence[Row], group: int, shapes: Sequence[Shape], devices: int = 1) -> Iterator[Batch]:
+    """As `sequence_batches`, of rows that stay together in groups of `group` neighbours; `index` numbers the groups.
+
+    Raises:
+      ValueError: a row fits no shape, or the rows are not whole groups.
+    """
+    if len(rows) % group:
+        raise ValueError(f"{len(rows)} rows are not whole groups of {group}")
+    sizes = np.asarray([len(row.tokens) for row in rows], np.int64).reshape(-1, group)
+    longest, totals = sizes.max(axis=1, initial=0), sizes.sum(axis=1)
+    waiting = np.argsort(-longest, kind="stable").tolist()[::-1]
+    while waiting:
+        shape = _smallest(shapes, int(longest[waiting[-1]]), int(totals[waiting[-1]]), group)
         parts = []
-        for example, text in zip(examples, encoded, strict=True):
-            end = len(example.prompt.text)
-            start = next((i for i, stop in enumerate(text.stops) if stop > end), len(text.ids))
-            response = text.ids[start:]
-            if self.append_eos and response[-1:] != [self.eos_id]:  # a file's text may spell the end itself
-                response = [*response, self.eos_id]
-            if not response:
-                raise DataError(f"example {example.id}: the response is empty; give it a text or leave the row out")
-            parts.append((self._fit_prompt(example.prompt, text.ids[:start]), response))
-        return parts
-
-    def _say_cut(self, cut: int, of: int) -> None:
-        limit = self.limits.response
-        _log.warning("%d of %d responses are over %d tokens and are cut on the right", cut, of, limit)
-
-    def _tokenize(self, names: Sequence[str], texts: list[str], **options: Any) -> list[_Tokens]:
-        """Tokens of each text without those that the tokenizer adds behind it; `names` are those of the examples."""
-        if not texts:
-            return []
-        options |= {"add_special_tokens": self.add_special_tokens, "return_special_tokens_mask": True}
-        try:
-            encoded = self.tokenizer(texts, **options)
-        except Exception as error:  # The tokenizers library raises plain `Exception`.
-            raise DataError(
-                f"the model's tokenizer cannot read these texts ({error}); are model and task meant for each other?"
-            ) from error
-        tokens = []
-        for place, (name, ids, added) in enumerate(
-            zip(names, encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
-        ):
-            stop = len(ids) - next((i for i, flag in enumerate(reversed(added)) if not flag), len(ids))
-            offsets = encoded["offset_mapping"][place][:stop] if "offset_mapping" in encoded else ()
-            self._check_vocabulary(f"example {name}", ids[:stop])
-            tokens.append(_Tokens(list(ids[:stop]), [end for _, end in offsets]))
-        return tokens
-
-    def _check_vocabulary(self, what: str, ids: Sequence[int]) -> None:
-        largest = max(ids, default=0)
-        if self._vocab_size is not None and largest >= self._vocab_size:
-            raise DataError(
-                f"{what}: the tokenizer's token {self.tokenizer.convert_ids_to_tokens(largest)!r} has the number "
-                f"{largest} and the model's vocab_size is {self._vocab_size}; use the tokenizer that the model was "
-                "trained with"
-            )
-
-    def _fit_prompt(self, prompt: Prompt, ids: Sequence[int]) -> np.ndarray:
-        if not ids:
-            raise DataError(f"example {prompt.id}: the prompt has no tokens; give it a text or leave the row out")
-        limit = self.limits.prompt
-        if len(ids) > limit:
-            if self.limits.too_long != "truncate-left":
-                raise DataError(self._too_long(prompt.id, "prompt", len(ids), limit))
-            # The left is cut, but not the mark of the beginning, which a model is never without.
-            start = list(ids[:1]) if ids[0] == self.tokenizer.bos_token_id else []
-            ids = start + list(ids[len(ids) - limit + len(start) :])
-        return np.asarray(ids, np.int32)
-
-    def _too_long(self, name: str, part: str, length: int, limit: int) -> str:
-        return (
-            f"example {name}: the {part} has {length} tokens, over the limit of {limit}; raise max_{part}_tokens, "
-            "or set too_long to drop or truncate-left"
+        for _ in range(devices):
+            part: list[int] = []
+            while (
+                waiting and (len(part) + 1) * group <= shape.rows and totals[[*part, waiting[-1]]].sum() <= shape.slots
+            ):
+                part.append(waiting.pop())
+            parts.append(part)
+        yield _pad(
+            [[rows[number * group + turn] for number in part for turn in range(group)] for part in parts],
+            [[number for number in part for _ in range(group)] for part in parts],
+            shape,
         )
 
 
-class _Tokens(NamedTuple):
-    """A tokenised text: its tokens, and where in the text each of them ends, if that was asked for."""
+def pack(rows: Sequence[Row], index: Sequence[int] | np.ndarray, shapes: Sequence[Shape], devices: int = 1) -> Batch:
+    """The given rows as one batch, dealt out to the devices, in the smallest shape that holds them.
 
-    ids: list[int]
-    stops: list[int]
-
-
-def _row(prompt: np.ndarray, response: Sequence[int]) -> Row:
-    return Row(np.concatenate([prompt, np.asarray(response, np.int32)]), len(prompt))
-
-
-def prompt_batches(prompts: Sequence[np.ndarray], limits: Limits, batch_size: int) -> Iterator[Batch]:
-    """Batches of prompts alone, by width, in order within a width; `width` is 0."""
-    edges = limits.prompt_buckets()
-    rows = [Row(tokens, len(tokens)) for tokens in prompts]
-    yield from _bucketed(rows, [(edge, 0) for edge in edges], batch_size)
+    Raises:
+      ValueError: they fit no shape.
+    """
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place].tokens))
+    hands = [order[device::devices] for device in range(devices)]
+    total = max(sum(len(rows[place].tokens) for place in hand) for hand in hands)
+    shape = _smallest(shapes, len(rows[order[0]].tokens), total, len(hands[0]))
+    return _pad([[rows[i] for i in hand] for hand in hands], [[int(index[i]) for i in hand] for hand in hands], shape)
 
 
-def sequence_batches(rows: Sequence[Row], limits: Limits, batch_size: int) -> Iterator[Batch]:
-    """Batches of prompts with responses, by width, in order within a width."""
-    yield from _bucketed(rows, limits.sequence_buckets(), batch_size)
+def _smallest(shapes: Sequence[Shape], longest: int, total: int, rows: int) -> Shape:
+    """The smallest shape for rows of which one has `longest` tokens and all together have `total`."""
+    for shape in sorted(shapes, key=lambda shape: (shape.slots, shape.width)):
+        if longest <= shape.width and total <= shape.slots and rows <= shape.rows:
+            return shape
+    raise ValueError(f"{rows} rows of {total} tokens, the longest of {longest}, fit none of the shapes {tuple(shapes)}")
 
 
-def grouped_batches(rows: Sequence[Row], group: int, limits: Limits, groups_a_batch: int) -> Iterator[Batch]:
-    """Batches of rows that stay together in groups of `group` neighbours; `index` numbers the groups."""
-    buckets = limits.sequence_buckets()
-    places = [_bucket_of(row, buckets) for row in rows]
-    widest = [max(places[start : start + group]) for start in range(0, len(rows), group)]
-    for number, bucket in enumerate(buckets):
-        members = [i for i, place in enumerate(widest) if place == number]
-        for start in range(0, len(members), groups_a_batch):
-            chosen = [i for i in members[start : start + groups_a_batch] for _ in range(group)]
-            together = [rows[i * group + turn % group] for turn, i in enumerate(chosen)]
-            yield _pad(together, chosen, bucket, groups_a_batch * group)
+def _pad(parts: Sequence[Sequence[Row]], index: Sequence[Sequence[int]], shape: Shape) -> Batch:
+    size = len(parts) * shape.rows
+    tokens = np.zeros((size, shape.width), np.int32)
+    prompt_lengths = np.ones(size, np.int32)
+    lengths, numbers = np.zeros((2, size), np.int32)
+    for number, (part, names) in enumerate(zip(parts, index, strict=True)):
+        for place, (row, name) in enumerate(zip(part, names, strict=True), start=number * shape.rows):
+            tokens[place, : len(row.tokens)] = row.tokens
+            prompt_lengths[place], lengths[place], numbers[place] = row.prompt_length, len(row.tokens), name
+    return Batch(tokens, prompt_lengths, lengths, numbers, lengths > 0, shape.slots)
 
 
-def pack(rows: Sequence[Row], index: Sequence[int], limits: Limits, batch_size: int) -> Batch:
-    """The given rows as one batch, in the smallest bucket that holds them all."""
-    buckets = limits.sequence_buckets()
-    return _pad(rows, index, buckets[max(_bucket_of(row, buckets) for row in rows)], batch_size)
-
-
-def _bucketed(rows: Sequence[Row], buckets: Sequence[tuple[int, int]], batch_size: int) -> Iterator[Batch]:
-    places = [_bucket_of(row, buckets) for row in rows]
-    for number, bucket in enumerate(buckets):
-        members = [i for i, place in enumerate(places) if place == number]
-        for start in range(0, len(members), batch_size):
-            chosen = members[start : start + batch_size]
-            yield _pad([rows[i] for i in chosen], chosen, bucket, batch_size)
-
-
-def _bucket_of(row: Row, buckets: Sequence[tuple[int, int]]) -> int:
-    response = len(row.tokens) - row.prompt_length
-    for number, (total, width) in enumerate(buckets):
-        if len(row.tokens) <= total and response <= width:
-            return number
-    raise ValueError(f"a row of {len(row.tokens)} tokens, {response} of them response, fits no bucket of {buckets}")
-
-
-def _pad(rows: Sequence[Row], index: Sequence[int], bucket: tuple[int, int], batch_size: int) -> Batch:
-    total, width = bucket
-    count = len(rows)
-    tokens = np.zeros((batch_size, total), np.int32)
-    prompt_lengths = np.ones(batch_size, np.int32)
-    lengths = np.ones(batch_size, np.int32)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row.tokens)] = row.tokens
-        prompt_lengths[place], lengths[place] = row.prompt_length, len(row.tokens)
-    numbers = np.zeros(batch_size, np.int32)
-    numbers[:count] = index
-    return Batch(tokens, prompt_lengths, lengths, numbers, np.arange(batch_size) < count, width)
+def padding_share(batches: Iterable[Batch], devices: int = 1) -> float:
+    """Share of the lines of some batches that holds no token; 0 without batches."""
+    batches = list(batches)
+    slots = sum(batch.slots * devices for batch in batches)
+    return 1 - sum(int(batch.lengths.sum()) for batch in batches) / slots if slots else 0.0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from star_jax.config import ConfigError, DataConfig
-from star_jax.data.batching import Encoder, Fitting
+from star_jax.data.encoding import Encoder, Fitting
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.loading import load_pool_and_test
 from star_jax.data.tasks.task import Task

@@ -13,6 +13,7 @@ import numpy as np
 
 from star_jax.acquisition.pool_scoring import (
     GeneratedPool,
+    PoolShapes,
     ProposedPool,
     generated_pool,
     generated_texts,
@@ -21,7 +22,7 @@ from star_jax.acquisition.pool_scoring import (
 )
 from star_jax.acquisition.strategies import check_finite
 from star_jax.config import EvaluationConfig
-from star_jax.data.batching import Encoder
+from star_jax.data.encoding import Encoder
 from star_jax.data.examples import Example
 from star_jax.data.tasks.task import Task
 from star_jax.evaluation.accuracy import accuracy, grouped_accuracy, judge
@@ -63,10 +64,11 @@ class Evaluation(NamedTuple):
     predictions: list[dict[str, Any]]
 
 
-def prepare_test_set(encoder: Encoder, examples: Sequence[Example], batch_size: int) -> TestSet:
+def prepare_test_set(encoder: Encoder, examples: Sequence[Example], shapes: PoolShapes) -> TestSet:
     """Tokenises prompts and gold responses."""
-    prompts = generated_pool(encoder, [example.prompt for example in examples], batch_size)
-    return TestSet(examples, prompts, proposed_pool(encoder, encoder.examples(examples), batch_size))
+    prompts = encoder.prompts([example.prompt for example in examples])
+    gold = proposed_pool(encoder.examples(examples), shapes.sequences)
+    return TestSet(examples, generated_pool(encoder, prompts, shapes), gold)
 
 
 def base_uncertainty(

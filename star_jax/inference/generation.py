@@ -1,29 +1,46 @@
 """Greedy generation: one prefill over the prompts, then one token a step until every row has ended.
 
-Shapes: `B` batch, `P` prompt tokens, `R` new tokens.
+Shapes: `B` batch, `P` prompt tokens, `R` new tokens, `V` vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from star_jax.inference.scoring import TokenStatistics, distribution_statistics
+from star_jax.models.decoding import KVCache, prefill, step, unstacked
 from star_jax.models.head import logits, output_head
-from star_jax.models.lora import Adapter, with_adapter
-from star_jax.models.transformer import KVCache, LanguageModel, empty_cache, positions_of
+from star_jax.models.lora import Adapter
+from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
 
 
-class _Step(NamedTuple):
-    number: Array
-    token: Array
-    done: Array
+class Generated(NamedTuple):
+    """Responses of a batch.
+
+    Attributes:
+      tokens: `B×R` int32, 0 behind their end.
+      lengths: `B` int32, the token that ends a response included.
+      statistics: what the model said about each token as it wrote it, leaves `1×B×R`, 0 behind the end; None where
+        nobody asked.
+    """
+
     tokens: Array
     lengths: Array
+    statistics: TokenStatistics | None = None
+
+
+class _Progress(NamedTuple):
+    number: Array
+    token: Array
+    logits: Array
+    done: Array
+    written: Generated
     cache: KVCache
 
 
@@ -36,59 +53,66 @@ def generate(
     width: int,
     eos_id: int | Sequence[int] | Array,
     row_mask: Array | None = None,
-) -> tuple[Array, Array]:
+    slots: int | None = None,
+    scored: bool = False,
+) -> Generated:
     """The most probable token at each step.
 
     Args:
-      model: decoder and frozen weights.
+      model: decoder and frozen weights; `models.folding` makes one that writes faster.
       adapter: None for the base model.
       prompts: `B×P` int32, right-padded.
       prompt_lengths: `B` int32.
       width: R, most new tokens, end-of-sequence included.
       eos_id: the token that ends a row, or several that do; it is part of the response.
       row_mask: `B` bool; rows that only fill the batch up are not waited for.
-
-    Returns:
-      Responses `B×R`, 0 behind their end, and their lengths `B`, end-of-sequence included.
+      slots: tokens of the prompts that are computed, at least those of all of them; None for B·P.
+      scored: whether the statistics of the tokens are wanted too.
     """
     batch, prompt_width = prompts.shape
-    variables = with_adapter(model.params, adapter)
-    head = output_head(model)
-    ends = jnp.asarray(eos_id)
-    cache = empty_cache(model.config, batch, prompt_width + width)
+    layers, head, ends = unstacked(model, adapter), output_head(model), jnp.asarray(eos_id)
+    last, cache = prefill(model, adapter, prompts, prompt_lengths, prompt_width + width, slots)
+    first = logits(last, head)
 
-    hidden, cache = _advance(model, variables, prompts, positions_of(prompt_lengths, prompt_width), cache)
-    last = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
-    first = jnp.argmax(logits(last, head), axis=-1).astype(jnp.int32)
-    done = jnp.zeros(batch, bool) if row_mask is None else ~row_mask
+    def unfinished(at: _Progress) -> Array:
+        return (at.number < width) & ~jnp.all(at.done)
 
-    def unfinished(step: _Step) -> Array:
-        return (step.number < width) & ~jnp.all(step.done)
+    def advance(at: _Progress) -> _Progress:
+        token = jnp.where(at.done, 0, at.token)
+        written = _write(at.written, at.number, token, at.logits, at.done)
+        done = at.done | jnp.isin(token, ends)
+        positions = jnp.where(done, -1, prompt_lengths + at.number)
+        hidden, cache = step(model, layers, token, positions, at.cache)
+        following = logits(hidden, head)
+        return _Progress(at.number + 1, _most_probable(following), following, done, written, cache)
 
-    def advance(step: _Step) -> _Step:
-        token = jnp.where(step.done, 0, step.token)
-        tokens = jax.lax.dynamic_update_slice(step.tokens, token[:, None], (0, step.number))
-        lengths = step.lengths + ~step.done
-        done = step.done | jnp.isin(token, ends)
-        positions = jnp.where(done, -1, prompt_lengths + step.number)[:, None]
-        hidden, cache = _advance(model, variables, token[:, None], positions, step.cache)
-        following = jnp.argmax(logits(hidden[:, 0], head), axis=-1).astype(jnp.int32)
-        return _Step(step.number + 1, following, done, tokens, lengths, cache)
-
-    start = _Step(
+    blank = jnp.zeros((batch, width), jnp.int32)
+    unseen = jnp.zeros((1, batch, width))
+    nothing = TokenStatistics(unseen, unseen, unseen, unseen, unseen[0])
+    start = _Progress(
         jnp.zeros((), jnp.int32),
+        _most_probable(first),
         first,
-        done,
-        jnp.zeros((batch, width), jnp.int32),
-        jnp.zeros(batch, jnp.int32),
+        jnp.zeros(batch, bool) if row_mask is None else ~row_mask,
+        Generated(blank, jnp.zeros(batch, jnp.int32), nothing if scored else None),
         cache,
     )
-    end = jax.lax.while_loop(unfinished, advance, start)
-    return end.tokens, end.lengths
+    return jax.lax.while_loop(unfinished, advance, start).written
 
 
-def _advance(
-    model: LanguageModel, variables: dict[str, Any], tokens: Array, positions: Array, cache: KVCache
-) -> tuple[Array, KVCache]:
-    result: Any = model.decoder.apply(variables, tokens, positions, cache)
-    return result
+def _most_probable(scores: Array) -> Array:
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def _write(written: Generated, number: Array, token: Array, scores: Array, done: Array) -> Generated:
+    """Adds a column: `token` `B`, chosen by `scores` `B×V`; rows that are `done` have none."""
+
+    def column(whole: Array, part: Array) -> Array:
+        column = jnp.where(done, 0, part)[..., None]
+        return jax.lax.dynamic_update_slice_in_dim(whole, column, number, axis=whole.ndim - 1)
+
+    statistics = written.statistics
+    if statistics is not None:
+        found = distribution_statistics(scores[None], token)
+        statistics = jax.tree.map(column, statistics, found)
+    return Generated(column(written.tokens, token), written.lengths + ~done, statistics)

@@ -1,6 +1,6 @@
 """Monte-Carlo dropout: K stochastic passes as `vmap` over PRNG keys.
 
-Gal & Ghahramani 2016, arXiv 1506.02142. With tied masks, each pass is one sample of the adapter's weights.
+Gal & Ghahramani 2016, arXiv 1506.02142. With shared masks, each pass is one sample of the adapter's weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from star_jax.config import ConfigError
 from star_jax.inference.scoring import TokenStatistics, statistics_of
 from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter, Dropout, row_keys
-from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
+from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
@@ -21,7 +21,7 @@ def mc_score_responses(
     model: LanguageModel,
     adapter: Adapter,
     inputs: SequenceInputs,
-    width: int,
+    slots: int | None = None,
     *,
     key: Array,
     index: Array,
@@ -35,15 +35,15 @@ def mc_score_responses(
       model: decoder and frozen weights.
       adapter: the adapter whose input is dropped.
       inputs: prompts and proposed responses, `B` rows.
-      width: R, at least the longest response.
+      slots: as `hidden_states` takes them.
       key: PRNG key of the scoring pass.
-      index: `B` int32, the example each row belongs to; rows of one example share their masks.
+      index: `B` int32, the example each row belongs to; rows of one example share their masks in every mode.
       samples: K.
       rate: dropout probability.
-      mode: `tied` or `per_token`.
+      mode: `shared`, `tied` or `per_token`, as `Dropout` says.
 
     Returns:
-      Statistics `K×B×R` and the mask `B×R`.
+      Statistics `K×B×T` and the mask `B×T`.
 
     Raises:
       ConfigError: `rate` is 0; the K passes would be identical.
@@ -55,9 +55,9 @@ def mc_score_responses(
         )
 
     def sample(sample_key: Array) -> Array:
-        dropout = Dropout(row_keys(sample_key, index), rate, mode)
-        return response_hidden(model, adapter, inputs, width, dropout)
+        keys = sample_key if mode == "shared" else row_keys(sample_key, index)
+        return hidden_states(model, adapter, inputs, Dropout(keys, rate, mode), slots)
 
     hidden = jax.vmap(sample)(jax.random.split(key, samples))
-    mask, targets = response_mask(inputs, width), response_targets(inputs, width)
-    return statistics_of(hidden, targets, mask, output_head(model)), mask
+    mask = response_mask(inputs)
+    return statistics_of(hidden, next_tokens(inputs), mask, output_head(model)), mask

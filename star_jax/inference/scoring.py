@@ -3,33 +3,37 @@
 The scorer reads tokens: a prompt, and a response that somebody proposes. It has no notion of a gold
 response; whoever wants one scored must put it there as the proposal.
 
-Shapes: `K` MC samples, `B` batch, `T` tokens, `R` response tokens, `C` candidates, `D` width, `V` vocabulary.
+Shapes: `K` MC samples, `B` batch, `T` tokens, `M` positions, `C` candidates, `D` width, `V` vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.head import OutputHead, logits, map_positions, output_head
+from star_jax.models.head import OutputHead, at_positions, chunk_size, logits, output_head
 from star_jax.models.lora import Adapter
-from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
+from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
 
+TIE = 2.0**-16
+"""Tokens whose probabilities differ by a smaller share than this are equally probable. Not 0: a compiler may leave the
+product that caps a logit unrounded where it takes the largest from it, and the power of the largest is then not 1."""
+
 
 class TokenStatistics(NamedTuple):
-    """What a forward pass says about each response token; 0 at masked positions.
+    """What a forward pass says about each response token, at the position that predicts it; 0 elsewhere.
 
     Attributes:
-      log_prob: `K×B×R` log-probability of the token, nats.
-      entropy: `K×B×R` entropy of the token distribution, nats.
-      max_log_prob: `K×B×R` log-probability of the most probable token, nats.
-      margin: `K×B×R` probability of the most probable token minus that of the second.
-      mixture_entropy: `B×R` entropy of the mean over K of the token distributions, nats.
+      log_prob: `K×B×T` log-probability of the token, nats.
+      entropy: `K×B×T` entropy of the token distribution, nats.
+      max_log_prob: `K×B×T` log-probability of the most probable token, nats.
+      margin: `K×B×T` probability of the most probable token minus that of the second.
+      mixture_entropy: `B×T` entropy of the mean over K of the token distributions, nats.
     """
 
     log_prob: Array
@@ -39,81 +43,94 @@ class TokenStatistics(NamedTuple):
     mixture_entropy: Array
 
 
-def distribution_statistics(log_probs: Array, targets: Array) -> TokenStatistics:
+def distribution_statistics(logits: Array, targets: Array) -> TokenStatistics:
     """Statistics of categorical distributions.
 
     Args:
-      log_probs: `M×K×V` normalised log-probabilities of M positions under K samples, nats.
+      logits: `K×M×V`, of M positions under K samples; any constant may have been added to a distribution's.
       targets: `M` int32, the token that was chosen.
 
     Returns:
-      Statistics with leaves `M×K`, and `M` for the mixture.
+      Statistics with leaves `K×M`, and `M` for the mixture.
     """
-    probs = jnp.exp(log_probs)
-    chosen = jnp.take_along_axis(log_probs, targets[:, None, None], axis=-1)[..., 0]
-    top = jax.lax.top_k(log_probs, 2)[0]
-    return TokenStatistics(
-        log_prob=chosen,
-        entropy=_entropy(probs, log_probs),
-        max_log_prob=top[..., 0],
-        margin=jnp.exp(top[..., 0]) - jnp.exp(top[..., 1]),
-        mixture_entropy=_mixture_entropy(probs, log_probs),
+    each = [_of_one(sample, targets) for sample in logits]
+    log_prob, entropy, max_log_prob, margin = (
+        jnp.stack(leaves) for leaves in zip(*(one[:4] for one in each), strict=True)
+    )
+    if len(each) == 1:
+        return TokenStatistics(log_prob, entropy, max_log_prob, margin, entropy[0])
+    mixture = sum((one.probs for one in each), start=jnp.zeros(())) / len(each)
+    return TokenStatistics(log_prob, entropy, max_log_prob, margin, _entropy(mixture))
+
+
+class _One(NamedTuple):
+    """Statistics `M` of one sample, and its distributions `M×V`."""
+
+    log_prob: Array
+    entropy: Array
+    max_log_prob: Array
+    margin: Array
+    probs: Array
+
+
+def _of_one(logits: Array, targets: Array) -> _One:
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    below = logits - largest
+    # Without the barrier a CPU computes the exponentials again for each of the sums.
+    powers = jax.lax.optimization_barrier(jnp.exp(below))
+    total = jnp.sum(powers, axis=-1)
+    log_total = jnp.log(total)
+    # 0 · log 0 = 0: a power that underflows must not meet its infinite logarithm. NaN stays NaN.
+    weighted = jnp.sum(jnp.where(powers == 0, 0, powers * below), axis=-1)
+    chosen = jnp.take_along_axis(below, targets[:, None], axis=-1)[:, 0]
+    # The second largest without sorting: the largest but one, or the largest again where it stands twice.
+    tied = powers >= 1 - TIE
+    twice = jnp.sum(tied, axis=-1) > 1
+    second = jnp.where(twice, 1.0, jnp.max(jnp.where(tied, 0, powers), axis=-1))
+    return _One(
+        chosen - log_total, log_total - weighted / total, -log_total, (1 - second) / total, powers / total[:, None]
     )
 
 
-def _entropy(probs: Array, log_probs: Array) -> Array:
-    # 0 · log 0 = 0: a probability that underflows must not meet its infinite logarithm. NaN stays NaN.
-    return -jnp.sum(jnp.where(probs == 0, 0, probs * log_probs), axis=-1)
-
-
-def _mixture_entropy(probs: Array, log_probs: Array) -> Array:
-    samples = probs.shape[1]
-    if samples == 1:
-        return _entropy(probs, log_probs)[:, 0]
-    mixture = jnp.mean(probs, axis=1)
-    log_mixture = jax.nn.logsumexp(log_probs, axis=1) - jnp.log(samples)
-    return _entropy(mixture, log_mixture)
+def _entropy(probs: Array) -> Array:
+    probs = jax.lax.optimization_barrier(probs)
+    return -jnp.sum(jnp.where(probs == 0, 0, probs * jnp.log(probs)), axis=-1)
 
 
 def statistics_of(hidden: Array, targets: Array, mask: Array, head: OutputHead) -> TokenStatistics:
     """Token statistics from hidden states.
 
     Args:
-      hidden: `K×B×R×D`, K passes.
-      targets: `B×R` response tokens.
-      mask: `B×R`, True at response tokens.
+      hidden: `K×B×T×D`, K passes.
+      targets: `B×T`, the token that follows each position.
+      mask: `B×T`, True at the positions that count.
       head: output projection.
     """
-    samples, batch, width, features = hidden.shape
-    flat = hidden.transpose(1, 2, 0, 3).reshape(batch * width, samples, features)
+    samples = hidden.shape[0]
 
     def chunk(states: Array, tokens: Array) -> TokenStatistics:
-        return distribution_statistics(jax.nn.log_softmax(logits(states, head)), tokens)
+        scores = logits(states.swapaxes(0, 1).reshape(-1, states.shape[-1]), head)
+        found = distribution_statistics(scores.reshape(samples, -1, scores.shape[-1]), tokens)
+        return jax.tree.map(lambda leaf: leaf.T, found)
 
-    rows: Any = map_positions(chunk, head, flat, targets.reshape(-1), samples=samples)
-
-    def unflatten(leaf: Array) -> Array:
-        shaped = leaf.reshape(batch, width, *leaf.shape[1:])
-        shaped = jnp.where(mask.reshape(mask.shape + (1,) * (shaped.ndim - 2)), shaped, 0)
-        return jnp.moveaxis(shaped, 2, 0) if shaped.ndim == 3 else shaped
-
-    return jax.tree.map(unflatten, rows)
+    found = at_positions(chunk, mask, jnp.moveaxis(hidden, 0, 2), targets, chunk=chunk_size(head, samples))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 2, 0) if leaf.ndim == 3 else leaf, found)
 
 
 def score_responses(
-    model: LanguageModel, adapter: Adapter | None, inputs: SequenceInputs, width: int
+    model: LanguageModel, adapter: Adapter | None, inputs: SequenceInputs, slots: int | None = None
 ) -> tuple[TokenStatistics, Array]:
-    """Deterministic scoring, dropout off: statistics with K = 1 and the mask `B×R` of response tokens.
+    """Deterministic scoring, dropout off: statistics with K = 1 and the mask `B×T` of what predicts the response.
 
     Args:
       model: decoder and frozen weights.
       adapter: None for the base model.
       inputs: prompts and proposed responses.
-      width: R, at least the longest response.
+      slots: as `hidden_states` takes them.
     """
-    mask, targets = response_mask(inputs, width), response_targets(inputs, width)
-    hidden = response_hidden(model, adapter, inputs, width, None)[None]
-    return statistics_of(hidden, targets, mask, output_head(model)), mask
+    mask = response_mask(inputs)
+    hidden = hidden_states(model, adapter, inputs, None, slots)[None]
+    return statistics_of(hidden, next_tokens(inputs), mask, output_head(model)), mask
 
 
 def candidate_statistics(
@@ -123,23 +140,15 @@ def candidate_statistics(
 
     Args:
       statistics: of `B·C` rows, the C candidates of a prompt next to each other.
-      mask: `B·C×R`.
+      mask: `B·C×T`.
       candidates: C.
 
     Returns:
-      Statistics with R = 1, whose one "token" is the choice of a candidate (the response is the one most
+      Statistics with T = 1, whose one "token" is the choice of a candidate (the response is the one most
       probable under the mean over K), a mask `B×1`, and that choice `B`.
     """
     log_prob = jnp.sum(jnp.where(mask, statistics.log_prob, 0), axis=-1)
-    samples = log_prob.shape[0]
-    log_probs = jax.nn.log_softmax(log_prob.reshape(samples, -1, candidates)).transpose(1, 0, 2)
-    choice = jnp.argmax(jax.nn.logsumexp(log_probs, axis=1), axis=-1)
-    rows = distribution_statistics(log_probs, choice)
-    shaped = TokenStatistics(
-        log_prob=rows.log_prob.T[..., None],
-        entropy=rows.entropy.T[..., None],
-        max_log_prob=rows.max_log_prob.T[..., None],
-        margin=rows.margin.T[..., None],
-        mixture_entropy=rows.mixture_entropy[:, None],
-    )
+    log_probs = jax.nn.log_softmax(log_prob.reshape(log_prob.shape[0], -1, candidates))
+    choice = jnp.argmax(jax.nn.logsumexp(log_probs, axis=0), axis=-1)
+    shaped = jax.tree.map(lambda leaf: leaf[..., None], distribution_statistics(log_probs, choice))
     return shaped, jnp.ones((choice.shape[0], 1), bool), choice

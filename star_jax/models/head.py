@@ -1,14 +1,15 @@
 """The output projection, run on response positions only and a chunk of them at a time.
 
-Logits are the largest array of a forward pass: here they never exist for prompt positions, and never for
-more positions at once than `CHUNK_ELEMENTS` float32 numbers hold.
+Logits are the largest array of a forward pass: here they never exist for a prompt or for padding, and never for more
+positions at once than `chunk_size` says.
 
-Shapes: `D` model width, `V` vocabulary, `M` positions, `C` positions of a chunk.
+Shapes: `K` samples, `B` batch, `T` tokens, `D` model width, `V` vocabulary, `C` positions of a chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -20,8 +21,14 @@ from star_jax.models.transformer import LanguageModel
 Array = jax.Array
 Result = TypeVar("Result")
 
-CHUNK_ELEMENTS = 1 << 22
-"""Logits held at once: 4 Mi float32 numbers, 16 MiB."""
+LOGITS_AT_ONCE = {"cpu": 1 << 20}
+"""Platform -> logits a chunk should hold; on a CPU they should stay in its cache between one use and the next."""
+
+LOGITS_ELSEWHERE = 1 << 26
+"""Logits a chunk should hold on any other platform: 256 MiB of float32."""
+
+FEWEST_POSITIONS = 64
+"""A chunk is not made smaller than this: every chunk reads the whole weight once."""
 
 
 @struct.dataclass
@@ -46,32 +53,60 @@ def output_head(model: LanguageModel) -> OutputHead:
 
 def logits(hidden: Array, head: OutputHead) -> Array:
     """Float32 logits `…×V` of hidden states `…×D`, accumulated in float32."""
+    return logits_and_slope(hidden, head)[0]
+
+
+def logits_and_slope(hidden: Array, head: OutputHead) -> tuple[Array, Array | None]:
+    """`logits`, and their derivative `…×V` with respect to the plain products where there is a softcap."""
     products = jnp.einsum("...d,vd->...v", hidden, head.weight, preferred_element_type=jnp.float32)
-    return products if head.softcap is None else head.softcap * jnp.tanh(products / head.softcap)
+    if head.softcap is None:
+        return products, None
+    bounded = jnp.tanh(products / head.softcap)
+    return head.softcap * bounded, 1 - jnp.square(bounded)
 
 
-def map_positions(function: Callable[..., Result], head: OutputHead, *arrays: Array, samples: int = 1) -> Result:
-    """Applies `function` to chunks of positions, one after another.
+def chunk_size(head: OutputHead, samples: int = 1) -> int:
+    """Positions whose logits are held at once, where each has those of so many samples."""
+    most = LOGITS_AT_ONCE.get(jax.default_backend(), LOGITS_ELSEWHERE)
+    return max(FEWEST_POSITIONS, most // (head.weight.shape[0] * samples))
+
+
+def at_positions(function: Callable[..., Result], mask: Array, *arrays: Array, chunk: int) -> Result:
+    """Applies `function` where `mask` says so, to chunks of positions, one after another.
+
+    The positions are gathered first, so that no time is spent on the others, however many there are and wherever they
+    lie. Not differentiable: how many chunks there are is known at run time only.
 
     Args:
-      function: maps chunks `C×…` of the arrays to a pytree of `C×…` arrays.
-      head: the output projection, for the size of a chunk.
-      *arrays: `M×…` each, M positions.
-      samples: logits vectors that `function` holds a position.
+      function: maps `C×…` of each array to a pytree of `C×…` arrays.
+      mask: `B×T` bool.
+      *arrays: `B×T×…` each.
+      chunk: C.
 
     Returns:
-      The pytree with `M×…` leaves. Under `grad` the logits of a chunk are computed again in the backward
-      pass, so that they are not kept.
+      The pytree with leaves `B×T×…`; 0 where `mask` is False.
     """
-    count = arrays[0].shape[0]
-    chunk = max(1, min(count, CHUNK_ELEMENTS // (head.weight.shape[0] * samples)))
-    if chunk == count:
-        return function(*arrays)
-    return jax.lax.map(lambda row: jax.checkpoint(_one(function))(*row), arrays, batch_size=chunk)
+    flat, count = jnp.asarray(mask).reshape(-1), jnp.sum(mask)
+    chunk = min(chunk, flat.size)
+    slots = -(-flat.size // chunk) * chunk
+    places = jnp.nonzero(flat, size=slots, fill_value=0)[0]
+    rows = [jnp.asarray(array).reshape(flat.size, *array.shape[2:]) for array in arrays]
 
+    def part(number: Array) -> Result:
+        here = jax.lax.dynamic_slice_in_dim(places, number * chunk, chunk)
+        return function(*(row[here] for row in rows))
 
-def _one(function: Callable[..., Result]) -> Callable[..., Result]:
-    def single(*row: Array) -> Result:
-        return jax.tree.map(lambda leaf: leaf[0], function(*(part[None] for part in row)))
+    def advance(number: Array, results: Result) -> Result:
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * chunk, axis=0)
+        return jax.tree.map(write, results, part(number))
 
-    return single
+    shapes = jax.eval_shape(part, jnp.zeros((), jnp.int32))
+    empty = jax.tree.map(lambda leaf: jnp.zeros((slots, *leaf.shape[1:]), leaf.dtype), shapes)
+    gathered = jax.lax.fori_loop(0, -(-count // chunk), advance, empty)
+    back = jnp.maximum(jnp.cumsum(flat) - 1, 0)
+
+    def spread(leaf: Array) -> Array:
+        kept = flat.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return jnp.where(kept, leaf[back], 0).reshape(*mask.shape, *leaf.shape[1:])
+
+    return jax.tree.map(spread, gathered)

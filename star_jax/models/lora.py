@@ -9,6 +9,7 @@ Hu et al. 2021, arXiv 2106.09685, section 4.1. Shapes: `L` layers, `B` batch, `T
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,9 @@ from flax import struct
 
 from star_jax.config import ConfigError, LoraConfig
 from star_jax.models.modules import PROJECTION_PATHS, choose_modules
+from star_jax.models.products import adapted_product, folded_matmul
 from star_jax.models.quantization import Kernel, matmul
+from star_jax.models.ragged import Line
 
 Array = jax.Array
 Factors = Mapping[str, Mapping[str, Mapping[str, Array]]]
@@ -48,13 +51,9 @@ def with_adapter(params: Any, adapter: Adapter | None) -> dict[str, Any]:
 
 _DRAWS = 1 << 16
 
-_SITES = {
-    **{"q_proj": 0, "k_proj": 1, "v_proj": 2, "o_proj": 3, "gate_proj": 4, "up_proj": 5, "down_proj": 6},
-    **{"qkv_proj": 0, "gate_up_proj": 4},
-}
-"""Projection -> its number within a layer, which picks its dropout masks; no block has two of a number."""
-
-_SITES_A_LAYER = 7
+_SITES = {"qkv_proj": 0, "o_proj": 1, "gate_up_proj": 2, "down_proj": 3}
+"""What a layer's projections read -> its number, which picks its dropout masks. Projections that read the same share
+them, as they share their input."""
 
 
 def row_keys(key: Array, index: Array) -> Array:
@@ -67,11 +66,12 @@ class Dropout:
     """Dropout on the input of A, an explicit argument of a forward pass; None in its place switches it off.
 
     Attributes:
-      keys: `B` PRNG keys, one a row, so that a row's masks do not depend on the batch it rides in.
+      keys: `B` PRNG keys, one a row, so that a row's masks do not depend on the batch it rides in; a single key, a
+        scalar, in mode `shared`.
       rate: probability that an entry is dropped, > 0; rounded to a multiple of 2⁻¹⁶.
-      mode: `tied` draws one mask a row, shared by its tokens, which makes the pass one sample
-        A_k = diag(m_k) A / (1 - rate) of A's weights (Gal & Ghahramani 2016, arXiv 1512.05287);
-        `per_token` draws one a token, as PEFT does in training.
+      mode: `shared` draws one mask for all rows, which makes the pass one sample A_k = diag(m_k) A / (1 - rate) of A's
+        weights (Gal & Ghahramani 2016, arXiv 1506.02142); `tied` draws one a row, shared by its tokens, a sample of
+        the weights for each row (arXiv 1512.05287); `per_token` draws one a token, as PEFT does in training.
     """
 
     keys: Array
@@ -79,19 +79,61 @@ class Dropout:
     mode: str = struct.field(pytree_node=False)
 
     def __post_init__(self) -> None:
-        if self.mode not in ("tied", "per_token"):
-            raise ConfigError(f"dropout mode is {self.mode!r}; choose tied or per_token, or pass None for off")
+        if self.mode not in ("shared", "tied", "per_token"):
+            raise ConfigError(f"dropout mode is {self.mode!r}; choose shared, tied or per_token, or pass None for off")
         if not 1 / _DRAWS <= self.rate <= 1 - 1 / _DRAWS:
             raise ConfigError(f"dropout was asked for at rate {self.rate}; set lora.dropout in (0, 1) or switch it off")
 
-    def __call__(self, x: Array, site: Array) -> Array:
-        """Drops entries of `x` `B×T×D`; `site` numbers the layer and projection."""
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys, site)
-        shape = (1, x.shape[-1]) if self.mode == "tied" else x.shape[1:]
-        # Sixteen random bits an entry instead of a float's thirty-two: drawing masks is what dropout costs.
-        kept = round((1 - self.rate) * _DRAWS)
-        bits = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint16))(keys)
-        return jnp.where(bits < kept, x * (_DRAWS / kept), 0)
+
+@struct.dataclass
+class Kept:
+    """The mask of one input.
+
+    Attributes:
+      entries: what is not dropped: `D`, `B×1×D` or `B×T×D` bool.
+      scale: what the entries that are kept are multiplied by.
+    """
+
+    entries: Array
+    scale: float = struct.field(pytree_node=False)
+
+    def of(self, x: Array) -> Array:
+        """`x` `…×D` without what is dropped."""
+        return jnp.where(self.entries, x * self.scale, 0)
+
+
+def draw(
+    dropout: Dropout | None, layer: Array | int, projection: str, x: Array, line: Line | None = None
+) -> Kept | None:
+    """The mask of what a projection reads.
+
+    Args:
+      dropout: None for off.
+      layer: number of the layer.
+      projection: its name; a fused one stands for its parts.
+      x: `B×T×D`, or `1×M×D` where `line` says whose tokens these are. A token's mask is the same either way.
+    """
+    if dropout is None:
+        return None
+    # Sixteen random bits an entry instead of a float's thirty-two: drawing masks is what dropout costs.
+    kept, width = round((1 - dropout.rate) * _DRAWS), x.shape[-1]
+
+    def mask(key: Array) -> Array:
+        return jax.random.bits(key, (width,), jnp.uint16) < kept
+
+    fold = partial(jax.vmap, in_axes=(0, None))(jax.random.fold_in)
+    site = layer * len(_SITES) + _SITES[projection]
+    if dropout.mode == "shared":
+        return Kept(mask(jax.random.fold_in(dropout.keys, site)), _DRAWS / kept)
+    rows = fold(dropout.keys, site)
+    if dropout.mode == "tied":
+        entries = jax.vmap(mask)(rows)
+        entries = entries[:, None] if line is None else entries[line.rows][None]
+    elif line is None:
+        entries = jax.vmap(jax.vmap(mask))(jax.vmap(fold, in_axes=(None, 0), out_axes=1)(rows, jnp.arange(x.shape[1])))
+    else:
+        entries = jax.vmap(mask)(jax.vmap(jax.random.fold_in)(rows[line.rows], line.positions))[None]
+    return Kept(entries, _DRAWS / kept)
 
 
 class LoraDense(nn.Module):
@@ -108,25 +150,40 @@ class LoraDense(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, layer: Array, dropout: Dropout | None) -> Array:
-        """Projects `x` `B×T×in` to `B×T×features`."""
+    def __call__(self, x: Array, kept: Kept | None) -> Array:
+        """Projects `x` `B×T×in` to `B×T×features`; `kept` is the adapter's dropout mask, None for none."""
         kernel: Kernel
         if self.has_variable("params", "kernel"):
             kernel = self.get_variable("params", "kernel")  # an array, or a quantised kernel
         else:
             kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), self.dtype)
-        y = matmul(x, kernel)
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.dtype)
-        if not self.has_variable("lora", "a"):
-            return y
-        factors: dict[str, Array] = {name: self.get_variable("lora", name).astype(self.dtype) for name in ("a", "b")}
-        scale: Array = self.get_variable("lora_scale", "scale")
-        if dropout is not None:
-            assert self.name is not None
-            x = dropout(x, layer * _SITES_A_LAYER + _SITES[self.name])
-        # The scale stays float32: rounded to bfloat16, 2/3 would be off by a fifth of a percent everywhere.
-        return y + (((x @ factors["a"]) @ factors["b"]) * scale).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.dtype) if self.use_bias else None
+        if self.has_variable("lora", "a"):
+            a: Array = self.get_variable("lora", "a")
+            b: Array = self.get_variable("lora", "b")
+            y = _adapted(x, kernel, a, b, self.get_variable("lora_scale", "scale"), kept)
+        else:
+            y = matmul(x, kernel)
+        return y if bias is None else y + bias
+
+
+def _adapted(x: Array, kernel: Kernel, a: Array, b: Array, scale: Array, kept: Kept | None) -> Array:
+    """x W + scale · (dropout(x) A) B; as x (W + scale · A B) where the adapter is one matrix and that is less work."""
+    if kept is not None and kept.entries.ndim == 1:
+        a, kept = kept.of(a.T).T, None
+    if kept is None and isinstance(kernel, jax.Array) and _folding_pays(x, kernel):
+        return folded_matmul(x, kernel, a, b, scale)
+    dropped = x if kept is None else kept.of(x)
+    if isinstance(kernel, jax.Array):
+        return adapted_product(x, dropped, kernel, a, b, scale)
+    low = matmul(dropped, a.astype(x.dtype))
+    return matmul(x, kernel) + (matmul(low, b.astype(x.dtype)) * scale).astype(x.dtype)
+
+
+def _folding_pays(x: Array, kernel: Array) -> bool:
+    """Whether A B costs less than A and B at every token. Not in bfloat16, which would round small changes away."""
+    tokens, (fan_in, out) = x.size // x.shape[-1], kernel.shape
+    return x.dtype == jnp.float32 and tokens * (fan_in + out) > fan_in * out
 
 
 def init_adapter(key: Array, params: Any, config: LoraConfig) -> Adapter:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from star_jax.models.products import product
+
 Array = jax.Array
 Quantization = Literal["none", "int8", "nf4"]
 
@@ -108,8 +110,8 @@ def matmul(x: Array, kernel: Kernel) -> Array:
     A quantised kernel is widened again in the backward pass, so that no wide copy of it is kept.
     """
     if isinstance(kernel, Int8Kernel | NF4Kernel):
-        return jax.checkpoint(lambda x, kernel: x @ kernel.widened(x.dtype))(x, kernel)
-    return x @ kernel
+        return jax.checkpoint(lambda x, kernel: product(x, kernel.widened(x.dtype)))(x, kernel)
+    return product(x, kernel)
 
 
 def projection_bytes(params: Any) -> int:

@@ -1,8 +1,8 @@
 """Prompts with responses behind them, and the hidden states that predict the responses.
 
-Rows are right-padded. Only response positions go on to the output projection.
+Rows are right-padded. What belongs to a response token stands at the position that predicts it, one before its own.
 
-Shapes: `B` batch, `P` prompt tokens, `T` tokens, `R` response tokens, `D` model width.
+Shapes: `B` batch, `T` tokens, `D` model width.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
 
 from star_jax.models.lora import Adapter, Dropout, with_adapter
-from star_jax.models.transformer import LanguageModel, positions_of
+from star_jax.models.ragged import line_up
+from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
 
@@ -28,59 +29,39 @@ class SequenceInputs(NamedTuple):
       lengths: `B` int32, prompt and response together.
     """
 
-    tokens: Array
-    prompt_lengths: Array
-    lengths: Array
+    tokens: Array | np.ndarray
+    prompt_lengths: Array | np.ndarray
+    lengths: Array | np.ndarray
 
 
-def sequence_inputs(tokens: ArrayLike, prompt_lengths: ArrayLike, lengths: ArrayLike) -> SequenceInputs:
-    """Moves a batch of the host to the device."""
-    return SequenceInputs(jnp.asarray(tokens), jnp.asarray(prompt_lengths), jnp.asarray(lengths))
+def response_mask(inputs: SequenceInputs) -> Array:
+    """Mask `B×T` of the positions that predict a response token: those one before it."""
+    slots = jnp.arange(inputs.tokens.shape[1])[None]
+    return (slots >= inputs.prompt_lengths[:, None] - 1) & (slots < inputs.lengths[:, None] - 1)
 
 
-def append_responses(
-    prompts: Array, prompt_lengths: Array, responses: Array, response_lengths: Array
-) -> SequenceInputs:
-    """Writes responses `B×R` right behind prompts `B×P`, giving rows of P + R tokens."""
-    width = prompts.shape[1] + responses.shape[1]
-    slots = jnp.arange(width)[None]
-    offset = jnp.clip(slots - prompt_lengths[:, None], 0, responses.shape[1] - 1)
-    behind = jnp.take_along_axis(responses, offset, axis=1)
-    front = jnp.pad(prompts, ((0, 0), (0, responses.shape[1])))
-    lengths = prompt_lengths + response_lengths
-    tokens = jnp.where(slots < prompt_lengths[:, None], front, behind)
-    return SequenceInputs(jnp.where(slots < lengths[:, None], tokens, 0), prompt_lengths, lengths)
+def next_tokens(inputs: SequenceInputs) -> Array:
+    """The token after each position, `B×T`; 0 after the last."""
+    return jnp.pad(inputs.tokens[:, 1:], ((0, 0), (0, 1)))
 
 
-def response_mask(inputs: SequenceInputs, width: int) -> Array:
-    """Mask `B×R` of the response tokens; R = `width`."""
-    return jnp.arange(width)[None] < (inputs.lengths - inputs.prompt_lengths)[:, None]
-
-
-def response_targets(inputs: SequenceInputs, width: int) -> Array:
-    """The first `width` response tokens `B×R`; what lies past a row's end is for the mask to hide."""
-    places = _places(inputs.prompt_lengths, width, inputs.tokens.shape[1])
-    return jnp.take_along_axis(inputs.tokens, places, axis=1)
-
-
-def response_hidden(
-    model: LanguageModel, adapter: Adapter | None, inputs: SequenceInputs, width: int, dropout: Dropout | None
+def hidden_states(
+    model: LanguageModel,
+    adapter: Adapter | None,
+    inputs: SequenceInputs,
+    dropout: Dropout | None,
+    slots: int | None = None,
 ) -> Array:
-    """Hidden states `B×R×D` of one pass, at the positions one before each response token, which predict them.
+    """Hidden states `B×T×D` of one pass.
 
     Args:
       model: decoder and frozen weights.
       adapter: None for the base model.
       inputs: prompts and responses.
-      width: R, at least the longest response.
       dropout: masks for the adapter's input; None for off.
+      slots: tokens that are computed, at least those of all rows together; None for B·T, padding and all.
     """
-    total = inputs.tokens.shape[1]
-    hidden, _ = model.decoder.apply(
-        with_adapter(model.params, adapter), inputs.tokens, positions_of(inputs.lengths, total), dropout=dropout
-    )
-    return jnp.take_along_axis(hidden, _places(inputs.prompt_lengths - 1, width, total)[..., None], axis=1)
-
-
-def _places(start: Array, width: int, total: int) -> Array:
-    return jnp.clip(start[:, None] + jnp.arange(width)[None], 0, total - 1)
+    lengths, width = jnp.asarray(inputs.lengths), inputs.tokens.shape[1]
+    line = None if slots is None else line_up(lengths, width, slots)
+    hidden, _ = model.decoder.apply(with_adapter(model.params, adapter), jnp.asarray(inputs.tokens), dropout, line)
+    return hidden

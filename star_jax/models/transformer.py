@@ -1,11 +1,12 @@
 """The decoder in Linen: one block for all families, scanned over stacked parameters.
 
 What differs between families is data: `Architecture` for the parts a block has, `TransformerConfig` for numbers.
-Which family has which is in `models.families`. A call returns hidden states; the output projection is applied by
-the caller, to the positions it needs (`models.head`).
+Which family has which is in `models.families`. A call reads whole rows and returns hidden states; the output
+projection is applied by the caller, to the positions it needs (`models.head`). One token at a time is for
+`models.decoding`, with the same block.
 
-Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary, `L` layers, `G` key-value heads,
-`d` head width.
+Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary, `L` layers, `H` query heads,
+`G` key-value heads, `d` head width.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from star_jax.models.attention import attend
-from star_jax.models.lora import Dropout, LoraDense
+from star_jax.models.attention import attend_cache, choose_kernel, line_attention, self_attention
+from star_jax.models.lora import Dropout, Kept, LoraDense, draw
+from star_jax.models.ragged import Line, to_line, to_rows
 from star_jax.models.rotary import Angles, Rope, rotate
 
 Array = jax.Array
 
 UNROLLED_LAYERS = 4
 """Up to this many layers the scan is written out: a training step of the embedded model takes a quarter less time."""
+
+SHORT_ROW = 64
+"""Rows of up to this many tokens attend all at once, padding and all: one by one would take longer."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
@@ -94,18 +99,26 @@ class TransformerConfig:
     dtype: str = "float32"
 
 
-class KVCache(NamedTuple):
-    """Keys and values of the tokens read so far.
+class LayerCache(NamedTuple):
+    """What one layer keeps of the tokens read so far; a head's slots lie together, as `attend_cache` reads them.
 
     Attributes:
-      keys: `L×B×S×G×d`.
-      values: `L×B×S×G×d`.
-      positions: `B×S` position in the sequence held by each slot; −1 where a slot holds nothing.
-      used: scalar, slots written so far; the same for all rows, so that a write is one slice.
+      keys: `B×G×S×d`.
+      values: `B×G×S×d`.
     """
 
     keys: Array
     values: Array
+
+
+class Slots(NamedTuple):
+    """What the slots of a cache hold, the same in all layers.
+
+    Attributes:
+      positions: `B×S` position in the sequence held by each slot; −1 where a slot holds nothing.
+      used: scalar, slots written so far; the same for all rows, so that a write is one slice.
+    """
+
     positions: Array
     used: Array
 
@@ -119,9 +132,9 @@ class Layer(NamedTuple):
       rope: place in `ropes`; None where there is one kind.
     """
 
-    number: Array
-    window: Array | None
-    rope: Array | None
+    number: Array | int
+    window: Array | int | None
+    rope: Array | int | None
 
 
 def layers_of(config: TransformerConfig) -> Layer:
@@ -133,13 +146,6 @@ def layers_of(config: TransformerConfig) -> Layer:
         jnp.asarray(windows, jnp.int32) if windows else None,
         jnp.asarray(config.layer_ropes, jnp.int32) if config.layer_ropes else None,
     )
-
-
-def empty_cache(config: TransformerConfig, batch: int, slots: int) -> KVCache:
-    """A cache of `slots` free slots for `batch` rows."""
-    shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
-    zeros = jnp.zeros(shape, config.dtype)
-    return KVCache(zeros, zeros, jnp.full((batch, slots), -1, jnp.int32), jnp.zeros((), jnp.int32))
 
 
 class RMSNorm(nn.Module):
@@ -160,27 +166,40 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. The carry is the residual stream and, when decoding, the whole cache, updated in place."""
+    """One layer. Over whole rows by itself; over one new token a row with the cache of the tokens before it."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(
         self,
-        carry: tuple[Array, KVCache | None],
+        hidden: Array,
         layer: Layer,
-        positions: Array,
         angles: Angles,
         dropout: Dropout | None,
-    ) -> tuple[tuple[Array, KVCache | None], None]:
-        """Maps (`B×T×D`, cache) to the same; `positions` `B×T`, `angles` of each kind of rotary positions."""
-        hidden, cache = carry
-        mixed, cache = self._attention(
-            self._norm("pre_attention_norm", hidden), cache, layer, positions, angles, dropout
-        )
+        line: Line | None = None,
+        cache: LayerCache | None = None,
+        slots: Slots | None = None,
+    ) -> tuple[Array, LayerCache]:
+        """One pass through the layer.
+
+        Args:
+          hidden: `B×T×D`, or `1×M×D` with a line, the residual stream; T is 1 with a cache.
+          layer: number and kind of the layer.
+          angles: of each kind of rotary positions.
+          dropout: masks for the adapter's input; None for off.
+          line: where the tokens of the rows stand, when they come in a line.
+          cache: keys and values of earlier tokens; None for whole rows.
+          slots: what the cache holds once the new token is written, at the slot before `used`.
+
+        Returns:
+          The stream, and the cache with the new token in it, or keys and values of the whole rows, S = T.
+        """
+        normed = self._norm("pre_attention_norm", hidden)
+        mixed, cache = self._attention(normed, layer, angles, dropout, line, cache, slots)
         hidden = hidden + self._norm("post_attention_norm", mixed)
-        added = self._mlp(self._norm("pre_mlp_norm", hidden), layer, dropout)
-        return (hidden + self._norm("post_mlp_norm", added), cache), None
+        added = self._mlp(self._norm("pre_mlp_norm", hidden), layer, dropout, line)
+        return hidden + self._norm("post_mlp_norm", added), cache
 
     def _norm(self, name: str, x: Array) -> Array:
         """The norm of that name, where a block of this architecture has it."""
@@ -190,58 +209,75 @@ class Block(nn.Module):
         config = self.config
         return RMSNorm(config.rms_norm_eps, config.dtype, config.architecture.norm_offset, name=name)(x)
 
-    def _project(self, name: str, features: int, x: Array, layer: Layer, dropout: Dropout | None) -> Array:
+    def _project(self, name: str, features: int, x: Array, kept: Kept | None) -> Array:
         config = self.config
         use_bias = name in config.architecture.biases
-        return LoraDense(features, config.dtype, use_bias, name=name)(x, layer.number, dropout)
+        return LoraDense(features, config.dtype, use_bias, name=name)(x, kept)
 
     def _attention(
         self,
         x: Array,
-        cache: KVCache | None,
         layer: Layer,
-        positions: Array,
         angles: Angles,
         dropout: Dropout | None,
-    ) -> tuple[Array, KVCache | None]:
+        line: Line | None,
+        cache: LayerCache | None,
+        slots: Slots | None,
+    ) -> tuple[Array, LayerCache]:
         config = self.config
-        batch, length, width = x.shape
-        query, key, value = self._query_key_value(x, layer, dropout)
+        query, key, value = self._query_key_value(x, layer, dropout, line)
         if layer.rope is not None:
             angles = (angles[0][layer.rope], angles[1][layer.rope])
         query, key = rotate(query, angles), rotate(key, angles)
-        if cache is None:
-            keys, values, key_positions = key, value, positions
+        constants: dict[str, Any] = {
+            "scale": config.attention_scale,
+            "window": layer.window,
+            "softcap": config.attention_softcap,
+        }
+        if cache is not None and slots is not None:
+            cache = write_slot(cache, slots, key, value)
+            at = jax.lax.dynamic_slice_in_dim(slots.positions, slots.used - 1, 1, axis=1)
+            mixed = attend_cache(query, *cache, at, slots.positions, **constants)
+        elif line is None:
+            cache = LayerCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
+            mixed = self_attention(query, key, value, windows=config.windows, **constants)
         else:
-            start = (layer.number, 0, cache.used, 0, 0)
-            cache = cache._replace(
-                keys=jax.lax.dynamic_update_slice(cache.keys, key[None], start),
-                values=jax.lax.dynamic_update_slice(cache.values, value[None], start),
-            )
-            keys, values, key_positions = cache.keys[layer.number], cache.values[layer.number], cache.positions
-        mixed = attend(
-            query,
-            keys,
-            values,
-            positions,
-            key_positions,
-            scale=config.attention_scale,
-            window=layer.window,
-            softcap=config.attention_softcap,
-        )
-        return self._project("o_proj", width, mixed.reshape(batch, length, -1), layer, dropout), cache
+            mixed, cache = self._line_attention(query[0], key[0], value[0], line, constants)
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
+        kept = draw(dropout, layer.number, "o_proj", mixed, line)
+        return self._project("o_proj", x.shape[-1], mixed, kept), cache
 
-    def _query_key_value(self, x: Array, layer: Layer, dropout: Dropout | None) -> tuple[Array, Array, Array]:
+    def _line_attention(
+        self, query: Array, key: Array, value: Array, line: Line, constants: dict[str, Any]
+    ) -> tuple[Array, LayerCache]:
+        """`1×M×H×d` of queries, keys and values `M×…`, and keys and values in rows."""
+        config = self.config
+        # Else a CPU would compute rotations again wherever a slice of them is read.
+        query, key, value = jax.lax.optimization_barrier((query, key, value))
+        keys, values = to_rows(key, line), to_rows(value, line)
+        width = line.real.shape[1]
+        kernel = choose_kernel(query.dtype, config.head_dim, softcap=config.attention_softcap).kernel
+        if kernel == "xla" and width > SHORT_ROW:
+            mixed = line_attention(query, key, value, line.starts, line.lengths, width=width, **constants)
+        else:
+            rows = self_attention(to_rows(query, line), keys, values, windows=config.windows, **constants)
+            mixed = to_line(rows, line)
+        return mixed[None], LayerCache(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+    def _query_key_value(
+        self, x: Array, layer: Layer, dropout: Dropout | None, line: Line | None
+    ) -> tuple[Array, Array, Array]:
         """`B×T×H×d` and twice `B×T×G×d`."""
         config, architecture = self.config, self.config.architecture
         counts = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         widths = [count * config.head_dim for count in counts]
+        kept = draw(dropout, layer.number, "qkv_proj", x, line)
         if architecture.fused:
-            whole = self._project("qkv_proj", sum(widths), x, layer, dropout)
+            whole = self._project("qkv_proj", sum(widths), x, kept)
             parts = jnp.split(whole, np.cumsum(widths)[:2].tolist(), axis=-1)
         else:
             names = ("q_proj", "k_proj", "v_proj")
-            parts = [self._project(name, wide, x, layer, dropout) for name, wide in zip(names, widths, strict=True)]
+            parts = [self._project(name, wide, x, kept) for name, wide in zip(names, widths, strict=True)]
         if architecture.qk_norm == "width":
             parts[:2] = [self._rms(name, part) for name, part in zip(("q_norm", "k_norm"), parts, strict=False)]
         heads = [part.reshape(*x.shape[:2], count, -1) for part, count in zip(parts, counts, strict=True)]
@@ -249,63 +285,97 @@ class Block(nn.Module):
             heads[:2] = [self._rms(name, head) for name, head in zip(("q_norm", "k_norm"), heads, strict=False)]
         return heads[0], heads[1], heads[2]
 
-    def _mlp(self, x: Array, layer: Layer, dropout: Dropout | None) -> Array:
+    def _mlp(self, x: Array, layer: Layer, dropout: Dropout | None, line: Line | None) -> Array:
         config = self.config
         inner = config.intermediate_size
+        kept = draw(dropout, layer.number, "gate_up_proj", x, line)
         if config.architecture.fused:
-            gate, up = jnp.split(self._project("gate_up_proj", 2 * inner, x, layer, dropout), 2, axis=-1)
+            gate, up = jnp.split(self._project("gate_up_proj", 2 * inner, x, kept), 2, axis=-1)
         else:
-            gate, up = (self._project(name, inner, x, layer, dropout) for name in ("gate_proj", "up_proj"))
-        return self._project("down_proj", x.shape[-1], ACTIVATIONS[config.hidden_act](gate) * up, layer, dropout)
+            gate, up = (self._project(name, inner, x, kept) for name in ("gate_proj", "up_proj"))
+        # Rounded once, at the end: rounding after each of its steps would take a CPU longer than the steps.
+        gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
+        product = (ACTIVATIONS[config.hidden_act](gate) * up).astype(config.dtype)
+        kept = draw(dropout, layer.number, "down_proj", product, line)
+        return self._project("down_proj", x.shape[-1], product, kept)
+
+
+def write_slot(cache: LayerCache, slots: Slots, key: Array, value: Array) -> LayerCache:
+    """The cache with keys and values `B×1×G×d` of a new token in its slot, the last that is used."""
+    place = (0, 0, slots.used - 1, 0)
+    return LayerCache(
+        jax.lax.dynamic_update_slice(cache.keys, key.swapaxes(1, 2), place),
+        jax.lax.dynamic_update_slice(cache.values, value.swapaxes(1, 2), place),
+    )
 
 
 class Decoder(nn.Module):
-    """The stack of blocks between embedding and output projection."""
+    """The stack of blocks between embedding and output projection, over whole rows.
+
+    Attributes:
+      config: shape and constants.
+      rematerialise: whether a backward pass keeps nothing of a layer but its input.
+    """
 
     config: TransformerConfig
+    rematerialise: bool = False
 
     @nn.compact
     def __call__(
-        self, tokens: Array, positions: Array, cache: KVCache | None = None, dropout: Dropout | None = None
-    ) -> tuple[Array, KVCache | None]:
+        self, tokens: Array, dropout: Dropout | None = None, line: Line | None = None
+    ) -> tuple[Array, LayerCache]:
         """One pass.
 
         Args:
-          tokens: `B×T` int32.
-          positions: `B×T` int32 positions in the sequence; −1 at padding.
-          cache: keys and values of earlier tokens; None for a whole sequence at once.
+          tokens: `B×T` int32, padded on the right or not at all; no mask is needed, since attention is causal.
           dropout: masks for the adapter's input; None for off.
+          line: the real tokens in a line, to spend no time on padding; None to treat it like tokens.
 
         Returns:
-          Final hidden states `B×T×D`, normed, and the cache with this call's tokens in it.
+          Final hidden states `B×T×D`, normed, finite and meaningless at padding; and keys and values of all layers,
+          `L×B×G×T×d`, which cost nothing where nobody uses them.
         """
-        config, architecture = self.config, self.config.architecture
-        embed = nn.Embed(config.vocab_size, config.hidden_size, param_dtype=config.dtype, name="embed_tokens")
-        hidden = embed(tokens).astype(config.dtype)
-        if architecture.scaled_embedding:
-            hidden = hidden * jnp.asarray(config.hidden_size**0.5, config.dtype)
-        kinds = [rope.angles(positions, config.head_dim) for rope in config.ropes]
-        angles = jax.tree.map(lambda *parts: jnp.stack(parts), *kinds) if config.layer_ropes else kinds[0]
-        if cache is not None:
-            filled = jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.used))
-            cache = cache._replace(positions=filled)
+        config = self.config
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        if line is not None:
+            tokens, positions = to_line(tokens, line)[None], line.positions[None]
+        hidden = embed(config, "embed_tokens")(tokens).astype(config.dtype) * embedding_scale(config)
         layers = nn.scan(
-            Block,
+            nn.remat(Block, prevent_cse=False) if self.rematerialise else Block,
             variable_axes={"params": 0, "lora": 0, "lora_scale": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_hidden_layers,
             unroll=config.num_hidden_layers if config.num_hidden_layers <= UNROLLED_LAYERS else 1,
         )(config, name="layers")
-        (hidden, cache), _ = layers((hidden, cache), layers_of(config), positions, angles, dropout)
-        if cache is not None:
-            cache = cache._replace(used=cache.used + tokens.shape[1])
-        hidden = RMSNorm(config.rms_norm_eps, config.dtype, architecture.norm_offset, name="norm")(hidden)
+        hidden, kept = layers(hidden, layers_of(config), angles_of(config, positions), dropout, line)
+        hidden = final_norm(config, "norm")(hidden if line is None else to_rows(hidden[0], line))
         if not config.tie_word_embeddings:
             # Only declared here: the caller multiplies by it, at the positions it needs (`models.head`).
             shape = (config.vocab_size, config.hidden_size)
             self.param("lm_head", nn.initializers.normal(0.02), shape, config.dtype)
-        return hidden, cache
+        return hidden, kept
+
+
+def embed(config: TransformerConfig, name: str | None = None) -> nn.Embed:
+    """The embedding of a decoder."""
+    return nn.Embed(config.vocab_size, config.hidden_size, param_dtype=config.dtype, name=name)
+
+
+def embedding_scale(config: TransformerConfig) -> Array:
+    """What embeddings are multiplied by."""
+    return jnp.asarray(config.hidden_size**0.5 if config.architecture.scaled_embedding else 1.0, config.dtype)
+
+
+def final_norm(config: TransformerConfig, name: str | None = None) -> RMSNorm:
+    """The norm behind the last layer."""
+    return RMSNorm(config.rms_norm_eps, config.dtype, config.architecture.norm_offset, name=name)
+
+
+def angles_of(config: TransformerConfig, positions: Array) -> Angles:
+    """Rotary angles of `positions` `B×T`; those of each kind stacked where layers differ."""
+    kinds = [rope.angles(positions, config.head_dim) for rope in config.ropes]
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *kinds) if config.layer_ropes else kinds[0]
 
 
 @struct.dataclass
@@ -319,9 +389,3 @@ class LanguageModel:
     def config(self) -> TransformerConfig:
         """Shape and constants of the decoder."""
         return self.decoder.config
-
-
-def positions_of(lengths: Array, width: int) -> Array:
-    """Positions `B×width` of right-padded rows of `lengths` `B`: 0, 1, … and −1 at padding."""
-    slots = jnp.arange(width, dtype=jnp.int32)[None]
-    return jnp.where(slots < lengths[:, None], slots, -1)

@@ -6,7 +6,6 @@ others read them. A file is named after the hash of everything that determines w
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ import jaxlib
 import numpy as np
 
 from star_jax import __version__
-from star_jax.acquisition.pool_scoring import Pool
+from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, Pool
 from star_jax.config import ExperimentConfig
 from star_jax.models.folders import folder_fingerprint, resolve_folder, weight_files
 from star_jax.runtime.files import write_bytes_atomic
@@ -77,7 +76,7 @@ class BaseScores:
     def name_of(self, pool: Pool) -> str:
         """Hash of what determines the scores of these examples."""
         digest = hashlib.sha256(self._origin)
-        _digest(digest.update, pool)
+        _digest(digest.update, _content(pool))
         return digest.hexdigest()
 
 
@@ -115,6 +114,21 @@ def _code_fingerprint() -> str:
     return digest.hexdigest()
 
 
+def _content(pool: Pool) -> list[Any]:
+    """What a pool consists of, however it is batched and padded."""
+    rows = [
+        (int(batch.index[place]), batch.tokens[place, : batch.lengths[place]], int(batch.prompt_lengths[place]))
+        for batch in pool.batches
+        for place in np.flatnonzero(batch.row_mask)
+    ]
+    answers: list[Any] = []
+    if isinstance(pool, GeneratedPool):
+        answers = [pool.response_limit, pool.end_ids]
+    elif isinstance(pool, CandidatePool):
+        answers = [pool.candidates]
+    return [type(pool).__name__, answers, sorted(rows, key=lambda row: row[0])]
+
+
 def _digest(update: Callable[[bytes], object], value: Any) -> None:
     """Feeds arrays, numbers and texts, however they are nested, to a hash, each with its type and size."""
     if isinstance(value, np.ndarray | np.generic | jax.Array):
@@ -127,9 +141,6 @@ def _digest(update: Callable[[bytes], object], value: Any) -> None:
         update(f"{type(value).__name__} {len(value)} ".encode())
         for item in value:
             _digest(update, item)
-    elif dataclasses.is_dataclass(value):
-        update(f"{type(value).__name__} ".encode())
-        _digest(update, [getattr(value, item.name) for item in dataclasses.fields(value)])
     else:
         raise TypeError(f"{type(value).__name__} is no part of tokenised examples")
 

@@ -1,6 +1,6 @@
 """Fits one adapter: a jitted step, and the loop over epochs around it.
 
-Shapes: `B` rows a step (labelled and replay rows together), `T` tokens, `R` response tokens.
+Shapes: `B` rows a step (labelled and replay rows together), `T` tokens.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +17,20 @@ import numpy as np
 import optax
 
 from star_jax.config import LoraConfig, TrainingConfig
-from star_jax.data.batching import Batch, Limits, Row, pack
+from star_jax.data.batching import Batch, Shape, pack, random_steps, step_shapes
+from star_jax.data.encoding import Row
+from star_jax.models.devices import ROWS, by_rows, data_mesh, replicated
 from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter, Dropout, Factors, init_adapter, row_keys
-from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets, sequence_inputs
+from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
 from star_jax.training.losses import TokenLosses, objective, token_losses
 from star_jax.training.optimizers import direction, learning_rate
 
 Array = jax.Array
+
+STEP_SHAPES = 3
+"""Shapes of steps like those before, besides one that holds any: each is a program more to compile."""
 
 STEPS_AHEAD = 2
 """Steps that may be queued on the device while an earlier one runs."""
@@ -55,10 +61,11 @@ class TrainInfo(NamedTuple):
 
 
 class TrainBatch(NamedTuple):
-    """Rows of one step: inputs, and a mask `B` of rows that are real."""
+    """Rows of one step: inputs, a mask `B` of rows that are real, and their numbers `B`, which pick their dropout."""
 
     inputs: SequenceInputs
-    row_mask: Array
+    row_mask: Array | np.ndarray
+    numbers: Array | np.ndarray
 
 
 def init_state(
@@ -70,7 +77,7 @@ def init_state(
     return state, adapter.scale
 
 
-@partial(jax.jit, static_argnames=("width", "lora", "config"), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("slots", "lora", "config"), donate_argnames=("state",))
 def train_step(
     model: LanguageModel,
     scale: Factors,
@@ -79,7 +86,7 @@ def train_step(
     key: Array,
     total_steps: Array,
     *,
-    width: int,
+    slots: int | None = None,
     lora: LoraConfig,
     config: TrainingConfig,
 ) -> tuple[TrainState, TrainInfo]:
@@ -89,40 +96,44 @@ def train_step(
       model: decoder and frozen weights.
       scale: the adapter's scales.
       state: donated.
-      batch: rows of one bucket.
+      batch: rows of one shape, a multiple of the number of local devices, which share them.
       key: PRNG key of the run of training; the step number is folded in.
       total_steps: steps of the whole fit, for the schedule.
-      width: R of the bucket.
+      slots: as `hidden_states` takes them, on each device.
       lora: dropout rate and mode.
       config: loss and optimiser.
     """
-    inputs, row_mask = batch
-    mask = response_mask(inputs, width) & row_mask[:, None]
-    targets = response_targets(inputs, width)
-    dropout = None
-    if lora.training_dropout != "off":
-        keys = row_keys(jax.random.fold_in(key, state.step), jnp.arange(row_mask.shape[0]))
-        dropout = Dropout(keys, lora.dropout, lora.training_dropout)
-
-    def loss_of(weights: Factors) -> tuple[Array, TokenLosses]:
-        hidden = response_hidden(model, Adapter(weights, scale), inputs, width, dropout)
-        losses = token_losses(
-            hidden,
-            targets,
-            mask,
-            output_head(model),
-            label_smoothing=config.label_smoothing,
-            entropy_floor=config.entropy_floor,
-        )
-        return objective(losses, weights, config), losses
-
-    (loss, losses), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.weights)
+    shared = (model, scale, state.weights, jax.random.fold_in(key, state.step))
+    losses, slopes = by_rows(partial(_slopes, slots, lora, config), shared, batch, summed=True)
+    count = jnp.maximum(losses.count, 1)
+    loss, penalty = jax.value_and_grad(lambda weights: objective(losses, weights, config))(state.weights)
+    gradient = jax.tree.map(lambda slope, extra: slope / count + extra, slopes, penalty)
     updates, optimizer = direction(config).update(gradient, state.optimizer, state.weights)
     rate = learning_rate(state.step, total_steps, config)
     weights = optax.apply_updates(state.weights, jax.tree.map(lambda update: -rate * update, updates))
-    cross_entropy = losses.cross_entropy / jnp.maximum(losses.count, 1)
-    info = TrainInfo(loss, cross_entropy, optax.tree.norm(gradient), losses.count)
+    info = TrainInfo(loss, losses.cross_entropy / count, optax.tree.norm(gradient), losses.count)
     return TrainState(weights, optimizer, state.step + 1), info
+
+
+def _slopes(
+    slots: int | None, lora: LoraConfig, config: TrainingConfig, shared: Any, batch: TrainBatch
+) -> tuple[TokenLosses, Factors]:
+    """Summed losses of all rows, and the gradient of their sum with respect to the adapter's factors."""
+    model, scale, weights, key = shared
+    inputs, row_mask, numbers = batch
+    mask = response_mask(inputs) & row_mask[:, None]
+    dropout = None
+    if lora.training_dropout != "off":
+        keys = key if lora.training_dropout == "shared" else row_keys(key, jnp.asarray(numbers))
+        dropout = Dropout(keys, lora.dropout, lora.training_dropout)
+
+    def loss_of(weights: Factors) -> tuple[Array, TokenLosses]:
+        hidden = hidden_states(model, Adapter(weights, scale), inputs, dropout, slots)
+        losses = token_losses(hidden, next_tokens(inputs), mask, output_head(model), config)
+        return losses.penalised, losses
+
+    slopes, losses = jax.grad(loss_of, has_aux=True)(weights)
+    return jax.lax.psum((losses, slopes), ROWS)
 
 
 def epoch_batches(key: Array, rows: int, batch_size: int, epochs: int) -> Iterator[np.ndarray]:
@@ -133,13 +144,31 @@ def epoch_batches(key: Array, rows: int, batch_size: int, epochs: int) -> Iterat
             yield order[start : start + batch_size]
 
 
+def training_shapes(
+    labelled: Sequence[int], replay: Sequence[int], longest: int, config: TrainingConfig
+) -> tuple[Shape, ...]:
+    """Shapes of a device's share of the steps of a fit.
+
+    Args:
+      labelled: lengths of rows like those that will be trained on.
+      replay: lengths of the replay rows.
+      longest: tokens of the longest row that may come.
+      config: rows of a step.
+    """
+    devices = data_mesh().size
+    new, old = random_steps(labelled, config.batch_size), random_steps(replay, config.replay_rows)
+    steps = [[*rows, *more] for rows, more in zip_longest(new, old, fillvalue=())]
+    shares = [sorted(step)[device::devices] for step in steps for device in range(devices)]
+    return step_shapes(shares, -(-(config.batch_size + config.replay_rows) // devices), STEP_SHAPES, longest)
+
+
 def fit(
     key: Array,
     model: LanguageModel,
     rows: Sequence[Row],
     replay: Sequence[Row],
     *,
-    limits: Limits,
+    shapes: Sequence[Shape],
     lora: LoraConfig,
     config: TrainingConfig,
     start: Adapter | None = None,
@@ -152,7 +181,7 @@ def fit(
       model: decoder and frozen weights.
       rows: the labelled examples, tokenised.
       replay: rows mixed into each step, drawn evenly without replacement until all have been used.
-      limits: buckets of the batches.
+      shapes: from `training_shapes`.
       lora: rank, scale, targets, dropout.
       config: loss, optimiser, epochs.
       start: the adapter to go on from; None for a fresh one.
@@ -167,18 +196,17 @@ def fit(
     if not rows:
         raise ValueError("fit needs at least one labelled row")
     adapter_key, order_key, replay_key, dropout_key = jax.random.split(key, 4)
-    state, scale = init_state(adapter_key, model, lora, config, start)
+    model = replicated(LanguageModel(model.decoder.clone(rematerialise=config.rematerialise), model.params))
+    state, scale = replicated(init_state(adapter_key, model, lora, config, start))
     steps_an_epoch = math.ceil(len(rows) / config.batch_size)
     total = jnp.asarray(steps_an_epoch * config.epochs, jnp.int32)
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)
     infos: list[TrainInfo] = []
     for chosen in epoch_batches(order_key, len(rows), config.batch_size, config.epochs):
-        again = next(extra)
-        batch_rows = [rows[i] for i in chosen] + [replay[i] for i in again]
-        batch = pack(batch_rows, range(len(batch_rows)), limits, config.batch_size + config.replay_rows)
-        state, info = train_step(
-            model, scale, state, train_batch(batch), dropout_key, total, width=batch.width, lora=lora, config=config
-        )
+        batch_rows = [rows[i] for i in chosen] + [replay[i] for i in next(extra)]
+        batch = pack(batch_rows, range(len(batch_rows)), shapes, data_mesh().size)
+        inputs = train_batch(batch), dropout_key, total
+        state, info = train_step(model, scale, state, *inputs, slots=batch.slots, lora=lora, config=config)
         infos.append(info)
         if len(infos) > STEPS_AHEAD:
             # Waits for the device, so that what is counted has been done and the queue stays short.
@@ -195,8 +223,9 @@ def fit(
 
 
 def train_batch(batch: Batch) -> TrainBatch:
-    """The device part of a batch."""
-    return TrainBatch(sequence_inputs(batch.tokens, batch.prompt_lengths, batch.lengths), jnp.asarray(batch.row_mask))
+    """A batch as a step takes it; a row's place in the step picks its dropout."""
+    inputs = SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths)
+    return TrainBatch(inputs, batch.row_mask, batch.index)
 
 
 def _replay_stream(key: Array, rows: int, count: int) -> Iterator[np.ndarray]:

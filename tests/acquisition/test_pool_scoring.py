@@ -13,18 +13,22 @@ from transformers import PreTrainedTokenizerFast
 from star_jax.acquisition import pool_scoring
 from star_jax.acquisition.measures import MEASURES, sequence_measures
 from star_jax.acquisition.pool_scoring import (
+    BatchSizes,
     PoolScores,
     Sampling,
+    Widths,
     candidate_pool,
     check_candidates,
+    choose_all_widths,
     generated_pool,
     generated_texts,
+    passes_over,
     proposed_pool,
     score_pool,
 )
 from star_jax.config import ConfigError
-from star_jax.data import batching
-from star_jax.data.batching import Encoder, Limits, Row, pack
+from star_jax.data.batching import pack
+from star_jax.data.encoding import Encoder, Limits, Row
 from star_jax.data.examples import DataError, Prompt
 from star_jax.data.tasks.task import Task
 from star_jax.inference.mc_dropout import mc_score_responses
@@ -36,7 +40,10 @@ from star_jax.models.transformer import LanguageModel, TransformerConfig
 WORDS = ["</s>", *"abcdefghijkl"]
 CANDIDATES = (" a", " b c", " d e")
 SIZE = 11
+MODES = ("shared", "tied", "per_token")
 SAMPLING = Sampling(3, 0.3, "tied")
+WIDTHS = Widths((3, 8), (7, 12))
+SIZES = BatchSizes(4, 4)
 SHAPE = TransformerConfig(
     vocab_size=len(WORDS),
     hidden_size=16,
@@ -88,34 +95,30 @@ def followed_by(encoder, prompts, answers) -> list[Row]:
     return [Row(np.concatenate([one, answer]), len(one)) for one, answer in zip(tokens, answers, strict=True)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _several_buckets():
-    """Cuts even these small limits into buckets; prompts and rows fall into two of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "NARROW", 4)
-        yield
-
-
 KINDS = ("generated", "candidates", "proposed")
+SAMPLED = pytest.mark.parametrize(
+    ("kind", "mode"), [*((kind, "tied") for kind in KINDS), ("proposed", "shared"), ("proposed", "per_token")]
+)
+"""Every kind of pool and every kind of mask."""
 
 
 @pytest.fixture(scope="module")
 def build(encoder, prompts, proposals):
-    """Makes the pool of a kind from the examples of the given numbers: batches of 4."""
+    """Makes the pool of a kind from the examples of the given numbers: batches of 4, in two widths."""
 
-    def make(kind: str, chosen=range(SIZE)):
+    def make(kind: str, chosen=range(SIZE), widths=WIDTHS, sizes=SIZES):
         if kind == "generated":
-            return generated_pool(encoder, [prompts[i] for i in chosen], 4)
+            return generated_pool(encoder, encoder.prompts([prompts[i] for i in chosen]), widths, sizes)
         if kind == "candidates":
-            return candidate_pool(encoder, [prompts[i] for i in chosen], CANDIDATES, 4)
-        return proposed_pool(encoder, [proposals[i] for i in chosen], 4)
+            return candidate_pool(encoder, [prompts[i] for i in chosen], CANDIDATES, sizes.sequences)
+        return proposed_pool([proposals[i] for i in chosen], widths.sequences, sizes.sequences)
 
     return make
 
 
 @pytest.fixture(scope="module")
 def short(encoder, prompts) -> list[int]:
-    """Numbers of the examples of one bucket."""
+    """Numbers of the examples of one width."""
     return [i for i, tokens in enumerate(encoder.prompts(prompts)) if len(tokens) == 3]
 
 
@@ -148,11 +151,11 @@ def test_permuted_examples_have_permuted_scores(model, adapter, build, kind):
     assert_close(score_pool(model, adapter, build(kind, order)), scores, order)
 
 
-def test_proposed_scores_stand_in_the_order_of_the_rows(model, adapter, encoder, build, proposals):
-    """Two buckets against one batch of all rows, where the order cannot be lost."""
-    whole = pack(proposals, range(SIZE), encoder.limits, SIZE)
+def test_proposed_scores_stand_in_the_order_of_the_rows(model, adapter, build, proposals):
+    """Two widths against one batch of all rows, where the order cannot be lost."""
+    whole = pack(proposals, range(SIZE), WIDTHS.sequences, SIZE)
     inputs = sequence_inputs(whole.tokens, whole.prompt_lengths, whole.lengths)
-    statistics, mask = jax.jit(score_responses, static_argnames="width")(model, adapter, inputs, width=whole.width)
+    statistics, mask = jax.jit(score_responses)(model, adapter, inputs)
     scores = score_pool(model, adapter, build("proposed"))
     assert_close(scores, PoolScores(sequence_measures(statistics, mask)))
     np.testing.assert_array_equal(
@@ -161,12 +164,14 @@ def test_proposed_scores_stand_in_the_order_of_the_rows(model, adapter, encoder,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_progress_counts_every_example_once(model, adapter, build, kind):
-    seen: list[int] = []
+def test_progress_counts_every_example_once_a_pass(model, adapter, build, kind):
+    """Answers are written first and then read by the samples: two passes."""
     pool = build(kind)
-    score_pool(model, adapter, pool, on_batch=seen.append)
-    assert seen == [len(set(batch.index[batch.row_mask].tolist())) for batch in pool.batches]
-    assert sum(seen) == SIZE
+    for sampling, passes in ((None, 1), (SAMPLING, 2 if kind == "generated" else 1)):
+        seen: list[int] = []
+        score_pool(model, adapter, pool, key=jax.random.key(0), sampling=sampling, on_batch=seen.append)
+        assert seen == passes * [len(set(batch.index[batch.row_mask].tolist())) for batch in pool.batches]
+        assert sum(seen) == passes_over(pool, sampling) * SIZE == passes * SIZE
 
 
 # Kinds of answers
@@ -178,7 +183,8 @@ def test_generated_responses_score_as_if_proposed(model, adapter, encoder, promp
     assert responses.shape == (SIZE, 4)
     assert lengths.min() < lengths.max() == 4
     answers = [response[:length] for response, length in zip(responses, lengths, strict=True)]
-    proposed = score_pool(model, adapter, proposed_pool(encoder, followed_by(encoder, prompts, answers), 4))
+    rows = followed_by(encoder, prompts, answers)
+    proposed = score_pool(model, adapter, proposed_pool(rows, WIDTHS.sequences, SIZES.sequences))
     assert_close(PoolScores(generated.measures), proposed)
     np.testing.assert_array_equal(generated.measures["response_tokens"], lengths)
     # A greedy token is the most probable one, so the two statistics agree.
@@ -202,7 +208,7 @@ def test_generation_ends_at_every_token_that_the_encoder_names(model, adapter, e
     extra = next(int(row[0]) for row, n in zip(responses, lengths, strict=True) if n > 1)
     task = Task("words", lambda row: "", lambda row: None, lambda text: text)
     several = Encoder(encoder.tokenizer, task, encoder.limits, end_ids=(extra,))
-    scores = score_pool(model, adapter, generated_pool(several, prompts, 4))
+    scores = score_pool(model, adapter, generated_pool(several, several.prompts(prompts), WIDTHS, SIZES))
     for row, length, got in zip(responses, lengths, np.asarray(scores.lengths), strict=True):
         assert got == next((place + 1 for place in range(length) if row[place] == extra), length)
     assert (np.asarray(scores.lengths) < lengths).any()
@@ -227,7 +233,7 @@ def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encod
     nlls = []
     for text in CANDIDATES:
         answer = np.array([WORDS.index(word) for word in text.split()] + [encoder.eos_id], np.int32)
-        pool = proposed_pool(encoder, followed_by(encoder, prompts, [answer] * SIZE), 4)
+        pool = proposed_pool(followed_by(encoder, prompts, [answer] * SIZE), WIDTHS.sequences, SIZES.sequences)
         nlls.append(score_pool(model, adapter, pool).measures["sequence_nll"])
     likelihood = np.exp(-np.asarray(nlls, np.float64).T)
     probs = likelihood / likelihood.sum(axis=1, keepdims=True)
@@ -258,12 +264,12 @@ def test_base_model_is_the_one_whose_adapter_adds_nothing(model, adapter, build,
 # Dropout
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_samples_disagree_with_dropout_and_only_with_it(model, adapter, build, short, kind):
-    pool = build(kind, short)
+@SAMPLED
+def test_samples_disagree_with_dropout_and_only_with_it(model, adapter, build, short, kind, mode):
+    pool, sampling = build(kind, short), SAMPLING._replace(mode=mode)
     plain, again = (score_pool(model, adapter, pool) for _ in range(2))
     one, same, other = (
-        score_pool(model, adapter, pool, key=jax.random.key(seed), sampling=SAMPLING) for seed in (1, 1, 2)
+        score_pool(model, adapter, pool, key=jax.random.key(seed), sampling=sampling) for seed in (1, 1, 2)
     )
     for name in MEASURES:
         np.testing.assert_array_equal(plain.measures[name], again.measures[name], err_msg=name)
@@ -279,8 +285,8 @@ def test_samples_disagree_with_dropout_and_only_with_it(model, adapter, build, s
         np.testing.assert_array_equal(one.measures["response_tokens"], plain.lengths)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short, kind):
+@SAMPLED
+def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short, kind, mode):
     """The same examples with the same numbers, dealt out to the batches in another order."""
     pool = build(kind, short)
     first, second = pool.batches
@@ -292,31 +298,52 @@ def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short,
     mixed = tuple(
         dataclasses.replace(first, **{name: values[places] for name, values in joined.items()}) for places in dealt
     )
-    options = {"key": jax.random.key(1), "sampling": SAMPLING}
+    options = {"key": jax.random.key(1), "sampling": SAMPLING._replace(mode=mode)}
     assert_close(
         score_pool(model, adapter, pool._replace(batches=mixed), **options), score_pool(model, adapter, pool, **options)
     )
 
 
-def test_samples_are_drawn_as_asked_for(model, adapter, build, short):
+@SAMPLED
+def test_scores_depend_on_neither_widths_nor_batch_sizes(model, adapter, build, kind, mode):
+    pool, other = build(kind), build(kind, widths=Widths((10,), (13,)), sizes=BatchSizes(6, 5))
+    assert {batch.tokens.shape for batch in pool.batches} - {batch.tokens.shape for batch in other.batches}
+    for options in ({}, {"key": jax.random.key(1), "sampling": SAMPLING._replace(mode=mode)}):
+        assert_close(score_pool(model, adapter, other, **options), score_pool(model, adapter, pool, **options))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_samples_are_drawn_as_asked_for(model, adapter, build, short, mode):
     """Number, rate, mode, key and the example's place in the pool all reach the sampler."""
     pool, key = build("proposed", short), jax.random.key(6)
-    scores = score_pool(model, adapter, pool, key=key, sampling=SAMPLING)
-    sample = jax.jit(mc_score_responses, static_argnames=("width", "samples", "rate", "mode"))
+    scores = score_pool(model, adapter, pool, key=key, sampling=SAMPLING._replace(mode=mode))
+    sample = jax.jit(mc_score_responses, static_argnames=("samples", "rate", "mode"))
     for batch in pool.batches:
         inputs = sequence_inputs(batch.tokens, batch.prompt_lengths, batch.lengths)
-        statistics, mask = sample(
-            model, adapter, inputs, batch.width, key=key, index=batch.index, samples=3, rate=0.3, mode="tied"
-        )
+        statistics, mask = sample(model, adapter, inputs, key=key, index=batch.index, samples=3, rate=0.3, mode=mode)
         for name, values in sequence_measures(statistics, mask).items():
             got = scores.measures[name][batch.index[batch.row_mask]]
             np.testing.assert_allclose(got, values[batch.row_mask], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_candidates_of_an_example_share_their_masks(model, adapter, encoder):
+@pytest.mark.parametrize("mode", MODES)
+def test_only_shared_masks_are_the_same_for_all_examples(model, adapter, proposals, mode):
+    """Six copies of one example: under one sample of the weights they have one score."""
+    pool = proposed_pool([proposals[0]] * 6, WIDTHS.sequences, SIZES.sequences)
+    scores = score_pool(model, adapter, pool, key=jax.random.key(3), sampling=SAMPLING._replace(mode=mode))
+    for name in ("sequence_nll", "token_entropy", "bald"):
+        values = np.asarray(scores.measures[name])
+        if mode == "shared":
+            np.testing.assert_allclose(values, values[0], rtol=1e-5, err_msg=name)
+        else:
+            assert np.diff(np.sort(values)).min() > 1e-4, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_candidates_of_an_example_share_their_masks(model, adapter, encoder, mode):
     """The same text as every candidate: one likelihood under each sample, so no disagreement is left."""
     pool = candidate_pool(encoder, [Prompt(f"p{i}", "a b c") for i in range(4)], (" d", " d", " d"), 4)
-    scores = score_pool(model, adapter, pool, key=jax.random.key(3), sampling=SAMPLING)
+    scores = score_pool(model, adapter, pool, key=jax.random.key(3), sampling=SAMPLING._replace(mode=mode))
     np.testing.assert_allclose(scores.measures["token_entropy"], np.log(3), rtol=1e-5)
     np.testing.assert_allclose(scores.measures["bald"], 0, atol=1e-5)
 
@@ -335,7 +362,7 @@ def test_sampling_at_rate_0_is_refused(model, adapter, build):
 # Programs
 
 
-def test_one_program_a_bucket(model, adapter, build):
+def test_one_program_a_width(model, adapter, build):
     program = pool_scoring._score_proposed
     score_pool(model, adapter, build("proposed"))
     programs = program._cache_size()
@@ -343,3 +370,26 @@ def test_one_program_a_bucket(model, adapter, build):
     for chosen in (range(SIZE)[::-1], range(7)):
         score_pool(model, other, build("proposed", chosen), key=jax.random.key(5))
     assert program._cache_size() == programs
+
+
+def test_base_and_adapted_model_answer_with_the_same_programs(model, adapter, build):
+    """In float32 the adapter is added to the weights, so that nothing is compiled for it."""
+    score_pool(model, None, build("generated"))
+    programs = pool_scoring._answer._cache_size()
+    score_pool(model, adapter, build("generated"))
+    assert pool_scoring._answer._cache_size() == programs
+
+
+def test_widths_hold_every_row_and_are_few(seed):
+    rng = np.random.default_rng(seed)
+    for most in (5, 60, 300):
+        prompts = rng.integers(1, most, rng.integers(1, 200))
+        sequences = prompts[: rng.integers(1, len(prompts) + 1)] + rng.integers(1, most)
+        longest = int(sequences.max()) + int(rng.integers(0, most))
+        widths = choose_all_widths(prompts, sequences, longest, BatchSizes(*rng.integers(1, 20, 2).tolist()))
+        assert prompts.max() <= max(widths.prompts) < prompts.max() + 16
+        assert longest <= max(widths.sequences) < longest + 16
+        assert len(widths.prompts) <= 2
+        assert len(widths.sequences) <= 3
+        for some in widths:
+            assert list(some) == sorted(set(some))

@@ -1,12 +1,13 @@
 """The loop on the shipped model and a small pool, without files."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import jax
 import numpy as np
 import pytest
 
-from star_jax.acquisition.pool_scoring import generated_pool
+from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool
 from star_jax.acquisition.strategies import ScoreError, get_strategy
 from star_jax.active.loop import Problem, init, step
 from star_jax.active.oracles import SimulatedOracle
@@ -20,11 +21,12 @@ from star_jax.config import (
     TrainingConfig,
 )
 from star_jax.data import skills_benchmark as skills
-from star_jax.data.batching import Encoder, Limits
+from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
 from star_jax.models.checkpoint_hf import load_model
 from star_jax.models.folders import load_tokenizer
+from star_jax.training.trainer import training_shapes
 
 CONFIG = ExperimentConfig(
     lora=LoraConfig(rank=2, alpha=4, dropout=0.1, training_dropout="tied", targets=("q_proj",)),
@@ -48,9 +50,12 @@ def problem(examples):
         Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS),
     )
     prompts = [example.prompt for example in examples]
-    return Problem(
-        load_model("embedded:skills"), encoder, prompts, generated_pool(encoder, prompts, 32), SimulatedOracle(examples)
-    )
+    tokens = encoder.prompts(prompts)
+    known = [len(row.tokens) for row in encoder.examples(skills.test_examples()[::20])]
+    longest = encoder.limits.prompt + encoder.limits.response
+    pool = generated_pool(encoder, tokens, choose_shapes([*map(len, tokens)], known, longest, BatchSizes(32, 32)))
+    shapes = training_shapes(known, [], longest, CONFIG.training)
+    return Problem(load_model("embedded:skills"), encoder, prompts, pool, shapes, SimulatedOracle(examples))
 
 
 def play(problem, strategy, rounds=3, key=None):
@@ -106,6 +111,26 @@ def test_a_step_depends_on_its_state_and_key_alone(problem, played):
 def test_another_key_gives_another_run(problem, played):
     _, infos = play(problem, "star", rounds=1, key=jax.random.key(1))
     assert set(infos[0].picked.tolist()) != set(played[1][0].picked.tolist())
+
+
+def test_progress_ends_at_its_total(problem):
+    """Of every phase, whatever is scored how often: star asks the base model, for answers, and for samples of them."""
+    phases = []
+
+    class Counter:
+        @contextmanager
+        def phase(self, name, total, unit):
+            done = []
+            yield done.append
+            phases.append((name, total, sum(done)))
+
+    for strategy in ("star", "entropy", "base_only", "random"):
+        state = init(len(problem.prompts))
+        for _ in range(2):
+            state, _ = step(CONFIG, get_strategy(strategy), problem, state, jax.random.key(0), Counter())
+    assert all(done == total for _, total, done in phases)
+    scored = [total for name, total, _ in phases if name == "score"]
+    assert scored == [3 * 30, 30, 30, 0]
 
 
 def test_random_scores_nothing(problem):

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from star_jax.config import ConfigError, FormatConfig
-from star_jax.data.batching import Encoder, Limits
+from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.tasks import get_task
 

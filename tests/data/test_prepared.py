@@ -4,7 +4,7 @@ import pytest
 from data_files import write_lines
 
 from star_jax.config import ConfigError, DataConfig
-from star_jax.data.batching import Encoder, Limits
+from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.prepared import examples_within_limits, fingerprint, prepare
 from star_jax.data.tasks import get_task
 from star_jax.models.folders import load_tokenizer

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes
 from star_jax.config import EvaluationConfig, LoraConfig
 from star_jax.data import skills_benchmark as skills
-from star_jax.data.batching import Encoder, Limits
+from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.tasks import get_task
 from star_jax.evaluation.evaluator import base_uncertainty, evaluate, prepare_test_set
 from star_jax.models.checkpoint_hf import load_model
@@ -22,7 +23,10 @@ def judged():
         load_tokenizer("embedded:skills"), task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
     )
     examples = skills.test_examples()[::6]
-    test = prepare_test_set(encoder, examples, 64)
+    rows = encoder.examples(examples)
+    lengths = [len(row.tokens) for row in rows]
+    shapes = choose_shapes([row.prompt_length for row in rows], lengths, max(lengths), BatchSizes(64, 32))
+    test = prepare_test_set(encoder, examples, shapes)
     base = base_uncertainty(model, None, test)
     config = EvaluationConfig()
     plain = evaluate(model, None, test, task, encoder, config, base=base)

@@ -9,7 +9,7 @@ from random_models import PROJECTIONS, random_adapter, random_model
 
 from star_jax.models.lora import Adapter
 from star_jax.models.rotary import Rope
-from star_jax.models.sequences import SequenceInputs, sequence_inputs
+from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 SHAPE = TransformerConfig(
@@ -83,9 +83,7 @@ def _sequences(seed: int, batch: int, prompt: int, response: int) -> SequenceInp
     lengths = prompt_lengths + rng.integers(1, response + 1, batch).astype(np.int32)
     lengths[0], prompt_lengths[0] = prompt + response, prompt  # one row fills its width
     tokens = rng.integers(0, SHAPE.vocab_size, (batch, prompt + response)).astype(np.int32)
-    return sequence_inputs(
-        np.where(np.arange(prompt + response) < lengths[:, None], tokens, 0), prompt_lengths, lengths
-    )
+    return SequenceInputs(np.where(np.arange(prompt + response) < lengths[:, None], tokens, 0), prompt_lengths, lengths)
 
 
 @pytest.fixture(scope="session")

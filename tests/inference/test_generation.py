@@ -1,15 +1,22 @@
 """Greedy decoding against a loop that runs the whole sequence again for every token."""
 
+import dataclasses
+from functools import partial
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import random_model
 
+from star_jax.inference import generation
 from star_jax.inference.generation import generate
+from star_jax.inference.scoring import TokenStatistics, score_responses
+from star_jax.models.folding import folded
+from star_jax.models.sequences import SequenceInputs
 
 WIDTH, LENGTHS = 6, (5, 1, 3, 4, 2)
 NEVER = 99
-run = jax.jit(generate, static_argnames=("width", "eos_id"))
+run = jax.jit(generate, static_argnames=("slots", "width", "scored"))
 
 
 def draw_prompts(seed: int) -> np.ndarray:
@@ -24,9 +31,15 @@ def naive(numpy_logits, model, adapter, prompt, eos_id: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def decode(model, adapter, prompts, *, eos_id: int = NEVER, row_mask=None):
-    mask = np.ones(5, bool) if row_mask is None else np.asarray(row_mask)
-    return map(np.asarray, run(model, adapter, prompts, np.array(LENGTHS), width=WIDTH, eos_id=eos_id, row_mask=mask))
+def written(model, adapter, prompts, *, eos_id=NEVER, row_mask=None, **options):
+    """The ends are an argument of the program, one for all tests."""
+    mask, ends = np.ones(5, bool) if row_mask is None else np.asarray(row_mask), np.asarray(eos_id)
+    return run(model, adapter, prompts, np.array(LENGTHS), width=WIDTH, eos_id=ends, row_mask=mask, **options)
+
+
+def decode(*arguments, **options):
+    """Tokens and lengths."""
+    return map(np.asarray, written(*arguments, **options)[:2])
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -70,13 +83,12 @@ def test_rows_stop_at_whichever_end_comes_first(small_model, small_adapter, nump
         assert tokens[row].tolist() == want[:stop] + [0] * (WIDTH - stop)
     assert lengths[0] == 1
     assert lengths[1] <= 3
-    traced = jax.jit(
-        lambda eos: generate(small_model, small_adapter, prompts, np.array(LENGTHS), width=WIDTH, eos_id=eos)
-    )
-    for given in (ends[0], jnp.asarray(ends)):
-        one = ends if given is not ends[0] else ends[0]
-        for got, want in zip(traced(given), decode(small_model, small_adapter, prompts, eos_id=one), strict=True):
-            np.testing.assert_array_equal(got, want)
+    # Tokens that are known when the program is compiled, instead of arguments of it.
+    for given in (ends[0], ends):
+        fixed = jax.jit(partial(generate, small_model, small_adapter, width=WIDTH, eos_id=given))
+        want = decode(small_model, small_adapter, prompts, eos_id=given)
+        for got, expected in zip(fixed(prompts, np.array(LENGTHS))[:2], want, strict=True):
+            np.testing.assert_array_equal(got, expected)
 
 
 def test_end_of_sequence_may_come_first(small_model, small_adapter, numpy_logits):
@@ -101,29 +113,83 @@ def test_padding_of_prompts_and_padding_rows_do_not_matter(small_model, small_ad
     assert (kept[~real] == 0).all()
 
 
-def test_padding_rows_are_not_waited_for(small_model, small_adapter, numpy_logits):
+@pytest.mark.parametrize(("real", "steps"), [([0], 1), ([], 0)])
+def test_padding_rows_are_not_waited_for(small_model, small_adapter, numpy_logits, monkeypatch, real, steps):
     """The loop ends with the last real row: nothing is decoded where there is none."""
-    prompts, steps = draw_prompts(6), []
+    prompts, seen = draw_prompts(6), []
     eos_id = naive(numpy_logits, small_model, small_adapter, prompts[0], NEVER)[0]
-    one_real = jnp.arange(5) == 0
 
-    class Counting:
-        """The decoder, telling how many tokens it is given at each call."""
+    def counted(*arguments):
+        jax.debug.callback(lambda: seen.append(1))
+        return step(*arguments)
 
-        def __init__(self, decoder):
-            self.decoder, self.config = decoder, decoder.config
-
-        def apply(self, variables, tokens, *rest):
-            jax.debug.callback(lambda: steps.append(tokens.shape[1]))
-            return self.decoder.apply(variables, tokens, *rest)
-
-    counted = small_model.replace(decoder=Counting(small_model.decoder))
-    _, lengths = run(counted, small_adapter, prompts, np.array(LENGTHS), width=WIDTH, eos_id=eos_id, row_mask=one_real)
+    step = generation.step
+    monkeypatch.setattr(generation, "step", counted)
+    fresh = jax.jit(partial(generate, width=WIDTH, eos_id=eos_id))  # a function of its own, that is traced again
+    _, lengths, _ = fresh(small_model, small_adapter, prompts, np.array(LENGTHS), row_mask=np.isin(np.arange(5), real))
     jax.effects_barrier()
-    assert lengths.tolist() == [1, 0, 0, 0, 0]
-    assert steps == [5, 1]
+    assert lengths.tolist() == [int(row in real) for row in range(5)]
+    assert len(seen) == steps
 
 
 def test_adapter_changes_what_is_generated(small_model, small_adapter):
     prompts = draw_prompts(7)
     assert (next(decode(small_model, None, prompts)) != next(decode(small_model, small_adapter, prompts))).any()
+
+
+def test_other_forms_write_the_same(small_model, small_adapter):
+    """A model that holds its adapter, and prompts that are read in a line."""
+    prompts = draw_prompts(9)
+    want, _ = decode(small_model, small_adapter, prompts)
+    model, adapter = folded(small_model, small_adapter)
+    assert adapter is None
+    np.testing.assert_array_equal(next(decode(model, None, prompts)), want)
+    np.testing.assert_array_equal(next(decode(model, None, prompts, slots=sum(LENGTHS) + 1)), want)
+
+
+# What the model said about its tokens.
+
+
+def read_again(model, adapter, prompts, tokens, lengths) -> tuple[list[list[int]], TokenStatistics]:
+    """The positions of each row that predict a token of its response, and the statistics of all `1×B×T`."""
+    rows = np.zeros((5, 5 + WIDTH), np.int32)
+    for row, (prompt, response) in enumerate(zip(LENGTHS, lengths, strict=True)):
+        rows[row, :prompt], rows[row, prompt : prompt + response] = prompts[row, :prompt], tokens[row, :response]
+    inputs = SequenceInputs(rows, np.array(LENGTHS), np.array(LENGTHS) + lengths)
+    statistics, mask = jax.jit(score_responses)(model, adapter, inputs)
+    return [np.flatnonzero(row).tolist() for row in np.asarray(mask)], statistics
+
+
+@pytest.mark.parametrize("kind", ["base", "adapted", "folded", "capped and tied"])
+def test_statistics_are_those_of_reading_the_response(small_model, small_adapter, kind):
+    """Of every token up to the end of sequence, which some rows reach, and of rows that are real."""
+    prompts, real, model = draw_prompts(10), np.array([True, True, False, True, True]), small_model
+    if kind == "capped and tied":
+        config = dataclasses.replace(model.config, logit_softcap=2.5, tie_word_embeddings=True)
+        model = random_model(np.random.default_rng(2), config)
+    adapter = None if kind == "base" else small_adapter
+    writer = folded(model, adapter) if kind == "folded" else (model, adapter)
+    free, _ = decode(*writer, prompts)
+    early = [int(token) for row in free[real] for token in row[1:-1]]
+    eos_id = next(token for token in early if any(token not in row for row in free[real]))
+
+    plain = written(*writer, prompts, eos_id=eos_id, row_mask=real)
+    assert plain.statistics is None
+    tokens, lengths, statistics = written(*writer, prompts, eos_id=eos_id, row_mask=real, scored=True)
+    np.testing.assert_array_equal(tokens, plain.tokens)
+    np.testing.assert_array_equal(lengths, plain.lengths)
+    lengths = np.asarray(lengths)
+    assert len(set(lengths[real])) > 1
+    assert lengths[2] == 0
+
+    places, want = read_again(model, adapter, prompts, np.asarray(tokens), lengths)
+    assert [len(row) for row in places] == lengths.tolist()
+    for name in TokenStatistics._fields:
+        got = np.asarray(getattr(statistics, name))
+        assert got.shape == ((5, WIDTH) if name == "mixture_entropy" else (1, 5, WIDTH))
+        for row, length in enumerate(lengths):
+            there = np.asarray(getattr(want, name))[..., row, places[row]]
+            np.testing.assert_allclose(got[..., row, :length], there, rtol=1e-4, atol=2e-5, err_msg=name)
+            assert (got[..., row, length:] == 0).all(), name
+    # Greedy: each token is the most probable one.
+    np.testing.assert_allclose(statistics.log_prob, statistics.max_log_prob, atol=1e-6)

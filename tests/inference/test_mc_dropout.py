@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,23 +13,34 @@ from star_jax.config import ConfigError
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import TokenStatistics, score_responses, statistics_of
 from star_jax.models.head import output_head
-from star_jax.models.lora import Adapter, Dropout, row_keys
-from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
+from star_jax.models.lora import Adapter, Dropout, draw, row_keys
+from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 
 FIELDS = TokenStatistics._fields
-SAMPLES, RATE, WIDTH = 3, 0.3, 4
-MODES = ("tied", "per_token")
+SAMPLES, RATE, WIDTH = 3, 0.3, 10
+MODES = ("shared", "tied", "per_token")
+READ_BY = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
+    **{name: name for name in ("o_proj", "down_proj")},
+}
+"""Projection -> the name under which the mask of its input is drawn."""
 
-mc_score = jax.jit(mc_score_responses, static_argnames=("width", "samples", "rate", "mode"))
-score = jax.jit(score_responses, static_argnames="width")
+mc_score = jax.jit(mc_score_responses, static_argnames=("slots", "samples", "rate", "mode"))
+score = jax.jit(score_responses)
 
 
-def sampled(model, adapter, inputs, *, key: int = 0, index=None, mode: str = "tied", width: int = WIDTH):
-    index = jnp.arange(len(inputs.lengths)) if index is None else jnp.asarray(index)
+def sampled(model, adapter, inputs, *, key: int = 0, index=None, mode: str = "tied", slots: int | None = None):
+    index = np.arange(len(inputs.lengths)) if index is None else np.asarray(index)
     return mc_score(
-        model, adapter, inputs, width=width, key=jax.random.key(key), index=index,
+        model, adapter, inputs, slots=slots, key=jax.random.key(key), index=index,
         samples=SAMPLES, rate=RATE, mode=mode,
     )  # fmt: skip
+
+
+def dropout_of(key, index, mode: str) -> Dropout:
+    """What one sample, drawn from `key`, is given."""
+    return Dropout(key if mode == "shared" else row_keys(key, jnp.asarray(index)), RATE, mode)
 
 
 def assert_close(one, other, **tolerance):
@@ -56,16 +68,16 @@ def test_variance_over_samples_is_exactly_0_without_dropout(small_model, small_a
     @partial(jax.jit, static_argnames="on")
     def hidden(keys, *, on: bool):
         def sample(key):
-            dropout = Dropout(row_keys(key, jnp.arange(5)), RATE, "tied") if on else None
+            dropout = dropout_of(key, range(5), "tied") if on else None
             # Added to what a sample returns, so that each one is computed for its own key.
-            return response_hidden(small_model, small_adapter, inputs, WIDTH, dropout) + 0 * jax.random.uniform(key)
+            return hidden_states(small_model, small_adapter, inputs, dropout) + 0 * jax.random.uniform(key)
 
         return jax.vmap(sample)(keys)
 
     keys = jax.random.split(jax.random.key(0), SAMPLES)
     assert (np.ptp(hidden(keys, on=True), axis=0) > 0).any()
     assert (np.ptp(hidden(keys, on=False), axis=0) == 0).all()
-    passes = [score(small_model, small_adapter, inputs, width=WIDTH)[0] for _ in range(SAMPLES)]
+    passes = [score(small_model, small_adapter, inputs)[0] for _ in range(SAMPLES)]
     for name in FIELDS:
         assert (np.ptp([getattr(one, name) for one in passes], axis=0) == 0).all(), name
 
@@ -73,19 +85,19 @@ def test_variance_over_samples_is_exactly_0_without_dropout(small_model, small_a
 def test_rate_0_is_refused(small_model, small_adapter, draw_sequences):
     with pytest.raises(ConfigError, match=r"3 Monte-Carlo samples .* at dropout 0.* set a dropout above 0"):
         mc_score(
-            small_model, small_adapter, draw_sequences(1, 5, 6, 4), width=WIDTH, key=jax.random.key(0),
+            small_model, small_adapter, draw_sequences(1, 5, 6, 4), key=jax.random.key(0),
             index=jnp.arange(5), samples=3, rate=0.0, mode="tied",
         )  # fmt: skip
 
 
-def test_samples_are_passes_with_a_key_each(small_model, small_adapter, draw_sequences):
-    mode, inputs, index = "per_token", draw_sequences(2, 5, 6, 4), jnp.array([7, 0, 3, 3, 11])
-    mask, targets = response_mask(inputs, WIDTH), response_targets(inputs, WIDTH)
+@pytest.mark.parametrize("mode", MODES)
+def test_samples_are_passes_with_a_key_each(small_model, small_adapter, draw_sequences, mode):
+    inputs, index = draw_sequences(2, 5, 6, 4), np.array([7, 0, 3, 3, 11])
+    mask, targets = response_mask(inputs), next_tokens(inputs)
 
     @jax.jit
     def one_pass(key):
-        dropout = Dropout(row_keys(key, index), RATE, mode)
-        hidden = response_hidden(small_model, small_adapter, inputs, WIDTH, dropout)[None]
+        hidden = hidden_states(small_model, small_adapter, inputs, dropout_of(key, index, mode))[None]
         return statistics_of(hidden, targets, mask, output_head(small_model))
 
     together, _ = sampled(small_model, small_adapter, inputs, key=5, index=index, mode=mode)
@@ -95,37 +107,51 @@ def test_samples_are_passes_with_a_key_each(small_model, small_adapter, draw_seq
         np.testing.assert_allclose(getattr(together, name), looped, atol=2e-5, err_msg=name)
 
 
-def test_a_tied_sample_is_one_model(small_model, small_adapter, draw_sequences, numpy_logits):
-    """Rows of A thinned by the mask and divided by 1 − rate: a deterministic model, scored without dropout."""
-    inputs, row = draw_sequences(3, 5, 6, 4), 2
-    statistics, mask = sampled(small_model, small_adapter, inputs, key=6)
-    tokens, prompt, length = (np.asarray(part[row]) for part in inputs)
+def thinned(adapter, dropout, row: int, rows: int) -> Adapter:
+    """The adapter whose A has lost what a row's masks drop, and is scaled up by 1 / (1 − rate)."""
+    factors = {}
+    for name in PROJECTIONS:
+        a = np.array(adapter.weights["layers"][name]["a"])
+        for layer in range(len(a)):
+            ones = jnp.ones((rows, 1, a.shape[1]))
+            a[layer] *= np.asarray(draw(dropout, layer, READ_BY[name], ones).of(ones))[row, 0, :, None]
+        factors[name] = {"a": a, "b": adapter.weights["layers"][name]["b"]}
+    return Adapter({"layers": factors}, adapter.scale)
+
+
+@pytest.mark.parametrize("mode", ["shared", "tied"])
+def test_a_sample_without_masks_of_its_own_tokens_is_one_model(
+    small_model, small_adapter, draw_sequences, numpy_logits, mode
+):
+    """A deterministic model, scored without dropout: the same for all rows where these share their masks."""
+    inputs, rows = draw_sequences(3, 5, 6, 4), (2, 0)
+    statistics, mask = sampled(small_model, small_adapter, inputs, key=6, mode=mode)
     for sample, key in enumerate(jax.random.split(jax.random.key(6), SAMPLES)):
-        dropout = Dropout(row_keys(key, jnp.array([row])), RATE, "tied")
-        thinned = {}
-        for number, name in enumerate(PROJECTIONS):
-            a = np.array(small_adapter.weights["layers"][name]["a"])
-            for layer in range(len(a)):
-                kept = dropout(jnp.ones((1, 1, a.shape[1])), jnp.asarray(layer * len(PROJECTIONS) + number))
-                a[layer] *= np.asarray(kept)[0, 0, :, None]
-            thinned[name] = {"a": a, "b": small_adapter.weights["layers"][name]["b"]}
-        logits = numpy_logits(small_model, Adapter({"layers": thinned}, small_adapter.scale), tokens[:length])
-        for place in range(length - prompt):
-            scores = logits[prompt + place - 1]
-            want = scores[tokens[prompt + place]] - np.log(np.exp(scores).sum())
-            assert mask[row, place]
-            np.testing.assert_allclose(statistics.log_prob[sample, row, place], want, atol=2e-5)
+        adapters = [thinned(small_adapter, dropout_of(key, range(5), mode), row, 5) for row in rows]
+        if mode == "shared":
+            chex.assert_trees_all_equal(*adapters)
+        for row, adapter in zip(rows, adapters, strict=True):
+            tokens, prompt, length = (part[row] for part in inputs)
+            logits = numpy_logits(small_model, adapter, tokens[:length])
+            for place in range(prompt - 1, length - 1):
+                want = logits[place, tokens[place + 1]] - np.log(np.exp(logits[place]).sum())
+                assert mask[row, place]
+                np.testing.assert_allclose(statistics.log_prob[sample, row, place], want, atol=2e-5)
 
 
-@pytest.mark.parametrize(("mode", "wider"), [("tied", 0), ("per_token", 3)])
-def test_scores_do_not_depend_on_the_batch_or_its_width(small_model, small_adapter, draw_sequences, mode, wider):
+@pytest.mark.parametrize(
+    ("mode", "wider", "slots"),
+    [("tied", 0, None), ("per_token", 3, None), ("shared", 0, 36), ("per_token", 3, 36)],
+)
+def test_scores_do_not_depend_on_the_batch_or_its_width(small_model, small_adapter, draw_sequences, mode, wider, slots):
+    """Nor on whether the tokens stand in a line, with room for more than there are."""
     inputs, index = draw_sequences(4, 5, 6, 4), np.array([10, 11, 12, 13, 14])
     statistics, _ = sampled(small_model, small_adapter, inputs, index=index, mode=mode)
     others = draw_sequences(5, 5, 6, 4)
-    mixed = SequenceInputs(*(jnp.concatenate([b[:3], a[2:4][::-1]]) for a, b in zip(inputs, others, strict=True)))
-    mixed = mixed._replace(tokens=jnp.pad(mixed.tokens, ((0, 0), (0, wider)), constant_values=5))
-    index = [99, 14, 10, 13, 12]
-    again, _ = sampled(small_model, small_adapter, mixed, index=index, mode=mode, width=WIDTH + wider)
+    mixed = SequenceInputs(*(np.concatenate([b[:3], a[2:4][::-1]]) for a, b in zip(inputs, others, strict=True)))
+    mixed = mixed._replace(tokens=np.pad(mixed.tokens, ((0, 0), (0, wider)), constant_values=5))
+    assert mixed.lengths.sum() < 36
+    again, _ = sampled(small_model, small_adapter, mixed, index=[99, 14, 10, 13, 12], mode=mode, slots=slots)
     for place, row in ((3, 3), (4, 2)):
         for name in FIELDS:
             left, right = (np.asarray(getattr(s, name)) for s in (again, statistics))
@@ -145,3 +171,15 @@ def test_masks_follow_key_and_index(small_model, small_adapter, draw_sequences):
     assert_close(again, statistics, rtol=0)
     other, _ = sampled(small_model, small_adapter, same, index=[4, 4, 5, 6, 4], key=1)
     assert np.abs(np.asarray(other.log_prob) - log_prob).max(axis=-1).min() > 1e-4
+
+
+def test_shared_masks_follow_the_key_alone(small_model, small_adapter, draw_sequences):
+    inputs = draw_sequences(6, 5, 6, 4)
+    same = SequenceInputs(*(np.broadcast_to(leaf[:1], leaf.shape) for leaf in inputs))  # five times one row
+    statistics, _ = sampled(small_model, small_adapter, same, mode="shared")
+    log_prob = np.asarray(statistics.log_prob)
+    np.testing.assert_allclose(log_prob, np.broadcast_to(log_prob[:, :1], log_prob.shape), atol=1e-6)
+    other, _ = sampled(small_model, small_adapter, same, index=[9, 8, 7, 6, 5], mode="shared")
+    assert_close(other, statistics, rtol=0)
+    again, _ = sampled(small_model, small_adapter, same, mode="shared", key=1)
+    assert np.abs(np.asarray(again.log_prob) - log_prob).max(axis=-1).min() > 1e-4

@@ -1,4 +1,4 @@
-"""The chunked output projection against the whole one, in value, gradient and in what it holds at once."""
+"""The output projection at chosen positions against a loop over all of them, and what it holds at once."""
 
 import dataclasses
 import math
@@ -11,56 +11,110 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from star_jax.config import TrainingConfig
+from star_jax.inference.scoring import statistics_of
 from star_jax.models import head
 from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.training.losses import token_losses
 
-COUNT, WIDTH, VOCABULARY = 37, 6, 19
-
-
-def statistics(output: head.OutputHead) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
-    def function(states: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
-        log_probs = jax.nn.log_softmax(head.logits(states, output))
-        return {
-            "chosen": jnp.take_along_axis(log_probs, tokens[:, None], axis=1)[:, 0],
-            "moments": jnp.stack([jnp.sum(log_probs, -1), jnp.max(log_probs, -1)], axis=1),
-        }
-
-    return function
+BATCH, LENGTH, WIDTH, VOCABULARY = 4, 9, 6, 19
 
 
 def random_inputs(
     rng: np.random.Generator, softcap: float | None = None
 ) -> tuple[head.OutputHead, jax.Array, jax.Array]:
-    weight, states = rng.normal(size=(VOCABULARY, WIDTH)), rng.normal(size=(COUNT, WIDTH))
+    weight, states = rng.normal(size=(VOCABULARY, WIDTH)), rng.normal(size=(BATCH, LENGTH, WIDTH))
     return (
         head.OutputHead(jnp.asarray(weight, jnp.float32), softcap),
         jnp.asarray(states, jnp.float32),
-        jnp.asarray(rng.integers(0, VOCABULARY, COUNT)),
+        jnp.asarray(rng.integers(0, VOCABULARY, (BATCH, LENGTH))),
     )
 
 
-def loss(output: head.OutputHead, states: jax.Array, tokens: jax.Array) -> jax.Array:
-    result = head.map_positions(statistics(output), output, states, tokens)
-    return jnp.sum(result["chosen"]) + jnp.sum(jnp.square(result["moments"])) / 100
+def random_mask(rng: np.random.Generator, kind: str) -> np.ndarray:
+    if kind == "responses":
+        first, last = np.sort(rng.integers(0, LENGTH + 1, (2, BATCH, 1)), axis=0)
+        places = np.arange(LENGTH)
+        return (places >= first) & (places < last)
+    shares = {"scattered": 0.4, "none": 0.0, "all": 1.0}
+    mask = rng.random((BATCH, LENGTH)) < shares.get(kind, 0.0)
+    if kind == "the last alone":
+        mask[-1, -1] = True
+    return mask
+
+
+# Chosen positions.
+
+
+def of_chunk(states: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+    """Leaves of each rank and of two types, none of them 0."""
+    return {
+        "token": tokens + 1,
+        "sum": 1 + jnp.sum(jnp.square(states), axis=-1) * tokens,
+        "outer": 1 + jnp.square(states[:, :, None] * states[:, None]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["scattered", "responses", "none", "all", "the last alone"])
+@pytest.mark.parametrize("chunk", [1, 5, 12, BATCH * LENGTH - 1, BATCH * LENGTH, 1000])
+def test_positions_equal_a_loop(rng: np.random.Generator, kind: str, chunk: int) -> None:
+    """Twelve divides the positions, five leaves a rest, a thousand are more than there are."""
+    _, states, tokens = random_inputs(rng)
+    mask, rounds = random_mask(rng, kind), []
+
+    def counted(states: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+        jax.debug.callback(lambda: rounds.append(len(tokens)))
+        return of_chunk(states, tokens)
+
+    @jax.jit
+    def run(mask: jax.Array, states: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+        return head.at_positions(counted, mask, states, tokens, chunk=chunk)
+
+    got = jax.tree.map(np.asarray, run(mask, states, tokens))
+    jax.effects_barrier()
+    # No more chunks than the positions that were asked for fill.
+    size = min(chunk, BATCH * LENGTH)
+    assert rounds == [size] * math.ceil(mask.sum() / size)
+    assert {name: leaf.shape for name, leaf in got.items()} == {
+        "token": (BATCH, LENGTH),
+        "sum": (BATCH, LENGTH),
+        "outer": (BATCH, LENGTH, WIDTH, WIDTH),
+    }
+    assert got["token"].dtype == tokens.dtype
+    for row, place in np.ndindex(BATCH, LENGTH):
+        here = {name: leaf[row, place] for name, leaf in got.items()}
+        if mask[row, place]:
+            want = of_chunk(states[row, place][None], tokens[row, place][None])
+            chex.assert_trees_all_close(here, jax.tree.map(lambda leaf: leaf[0], want), rtol=1e-6)
+        else:
+            assert all((leaf == 0).all() for leaf in here.values())
+
+
+def test_what_stands_at_other_positions_is_not_read(rng: np.random.Generator) -> None:
+    _, states, tokens = random_inputs(rng)
+    mask = random_mask(rng, "scattered")
+    spoilt = jnp.where(mask[..., None], states, jnp.nan)
+    got, want = (head.at_positions(of_chunk, mask, given, tokens, chunk=7) for given in (spoilt, states))
+    chex.assert_trees_all_equal(got, want)
+
+
+# How much is held at once.
 
 
 @pytest.mark.parametrize(
-    ("elements", "softcap"),
-    [(1, None), (VOCABULARY, None), (5 * VOCABULARY, 2.0), (18 * VOCABULARY + 3, None)],
+    ("vocabulary", "samples", "most", "fewest", "want"),
+    [(100, 1, 1000, 4, 10), (100, 3, 1000, 2, 3), (100, 3, 1000, 4, 4), (5000, 1, 1000, 64, 64)],
 )
-def test_chunks_equal_the_whole(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, elements: int, softcap: float | None
+def test_a_chunk_holds_so_many_logits_or_the_fewest_positions(
+    monkeypatch: pytest.MonkeyPatch, vocabulary: int, samples: int, most: int, fewest: int, want: int
 ) -> None:
-    output, states, tokens = random_inputs(rng, softcap)
-    want = statistics(output)(states, tokens)
-    chex.assert_trees_all_equal(head.map_positions(statistics(output), output, states, tokens), want)
-    # A loss of its own in each case: jit would keep the program of another chunk size.
-    want_grad = jax.jit(lambda *args: jax.grad(loss, (0, 1))(*args))(output, states, tokens)
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
-    got = jax.jit(lambda o, s, t: head.map_positions(statistics(o), o, s, t))(output, states, tokens)
-    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
-    got_grad = jax.jit(lambda *args: jax.grad(loss, (0, 1))(*args))(output, states, tokens)
-    chex.assert_trees_all_close(got_grad, want_grad, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(head, "FEWEST_POSITIONS", fewest)
+    output = head.OutputHead(jnp.zeros((vocabulary, 1)))
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", {"cpu": most})
+    assert head.chunk_size(output, samples) == want
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", {"another": 1})
+    monkeypatch.setattr(head, "LOGITS_ELSEWHERE", most)
+    assert head.chunk_size(output, samples) == want
 
 
 def arrays(value: Any) -> Iterator[tuple[int, ...]]:
@@ -70,32 +124,46 @@ def arrays(value: Any) -> Iterator[tuple[int, ...]]:
             yield from (variable.aval.shape for variable in equation.outvars)
             for parameter in equation.params.values():
                 for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
-                    yield from arrays(part)
+                    yield from arrays(getattr(part, "jaxpr", part))
+
+
+def largest(function: Callable[..., Any], *arguments: Any) -> int:
+    """Entries of the largest array of logits: one that is as wide as the vocabulary."""
+    shapes = arrays(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return max(math.prod(shape) for shape in shapes if shape[-1:] == (VOCABULARY,))
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-def test_logits_of_a_chunk_are_all_that_exists(
+def test_logits_of_a_chunk_are_all_that_scoring_holds(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, samples: int
 ) -> None:
-    """Neither the forward nor the backward pass has an array of logits over the bound."""
     output, states, tokens = random_inputs(rng)
-    many = jnp.stack([states] * samples, axis=1)
+    many, mask = jnp.stack([states] * samples), random_mask(rng, "responses")
+    assert largest(statistics_of, many, tokens, mask, output) == samples * BATCH * LENGTH * VOCABULARY
+    monkeypatch.setattr(head, "FEWEST_POSITIONS", 1)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", {"cpu": 4 * samples * VOCABULARY})
+    # A function of its own: what was traced for another size of chunks would be taken again.
+    bounded = largest(lambda *given: statistics_of(*given), many, tokens, mask, output)
+    assert bounded == 4 * samples * VOCABULARY
 
-    def mixed(hidden: jax.Array, chosen: jax.Array) -> jax.Array:
-        log_probs = jax.nn.log_softmax(head.logits(hidden, output))
-        return jnp.mean(jnp.take_along_axis(log_probs, chosen[:, None, None], axis=2), axis=(1, 2))
 
-    def largest() -> int:
-        def total(hidden: jax.Array) -> jax.Array:
-            return jnp.sum(head.map_positions(mixed, output, hidden, tokens, samples=samples))
+def test_logits_of_a_chunk_are_all_that_training_holds(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the forward and in the backward pass."""
+    output, states, tokens = random_inputs(rng)
+    mask, config = random_mask(rng, "responses"), TrainingConfig(confidence_penalty=0.1, label_smoothing=0.1)
 
-        shapes = list(arrays(jax.make_jaxpr(jax.value_and_grad(total))(many)))
-        return max(math.prod(shape) for shape in shapes if shape[-1:] == (VOCABULARY,))
+    def gradient() -> Callable[..., Any]:
+        return jax.value_and_grad(lambda states: token_losses(states, tokens, mask, output, config).penalised)
 
-    bound = 4 * samples * VOCABULARY
-    assert largest() == COUNT * samples * VOCABULARY
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", bound)
-    assert largest() == bound
+    assert largest(gradient(), states) == BATCH * LENGTH * VOCABULARY
+    monkeypatch.setattr(head, "FEWEST_POSITIONS", 1)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", {"cpu": 4 * VOCABULARY})
+    assert largest(gradient(), states) == 4 * VOCABULARY
+
+
+# The projection itself.
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])

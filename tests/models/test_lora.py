@@ -1,4 +1,4 @@
-"""The LoRA layer against explicit kernels, and its dropout against models whose A is masked by hand."""
+"""The LoRA layer against explicit kernels, and fresh adapters; its dropout has a file of its own."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,15 +13,14 @@ from random_models import PROJECTIONS
 from scipy import stats
 
 from star_jax.config import ConfigError, LoraConfig
-from star_jax.models.checkpoint_hf import projection_shapes
 from star_jax.models.lora import (
     Adapter,
     Dropout,
     Factors,
+    Kept,
     LoraDense,
     b_norm,
     init_adapter,
-    row_keys,
     with_adapter,
 )
 from star_jax.models.quantization import Quantization, quantize
@@ -30,9 +29,6 @@ from star_jax.models.transformer import Architecture, LanguageModel, Transformer
 Rows = tuple[np.ndarray, np.ndarray]
 Forward = Callable[..., jax.Array]
 MakeAdapter = Callable[..., Adapter]
-
-RATE = 0.3
-"""One rate in all tests, so that they share a compiled model: the rate is static."""
 
 
 def real(rows: Rows) -> np.ndarray:
@@ -50,16 +46,54 @@ def key(seed: int) -> jax.Array:
 
 @pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_layer_is_kernel_plus_scaled_product(rng: np.random.Generator, kind: Quantization, biased: bool) -> None:
-    x, kernel, bias = rng.normal(size=(2, 3, 5)), rng.normal(size=(5, 4)), rng.normal(size=4)
+@pytest.mark.parametrize("tokens", [(1, 1), (2, 1), (2, 3), (4, 10)])
+def test_layer_is_kernel_plus_scaled_product(
+    rng: np.random.Generator, tokens: tuple[int, int], kind: Quantization, biased: bool
+) -> None:
+    """For few tokens, which go through A and B, and for many, for which these are multiplied first."""
+    x, kernel, bias = rng.normal(size=(*tokens, 5)), rng.normal(size=(5, 4)), rng.normal(size=4)
     a, b, scale = rng.normal(size=(5, 2)), rng.normal(size=(2, 4)), 0.3
     frozen = quantize(jnp.asarray(kernel, jnp.float32), kind)
     layer = LoraDense(4, jnp.float32, biased, name="q_proj")
     params = {"kernel": frozen} | ({"bias": jnp.asarray(bias)} if biased else {})
     adapter = jax.tree.map(jnp.asarray, {"lora": {"a": a, "b": b}, "lora_scale": {"scale": scale}})
-    got = layer.apply({"params": params, **adapter}, jnp.asarray(x), jnp.asarray(0), None)
+    got = layer.apply({"params": params, **adapter}, jnp.asarray(x), None)
     rounded = kernel if kind == "none" else np.asarray(frozen.widened(jnp.float32))
     np.testing.assert_allclose(got, x @ (rounded + scale * a @ b) + (bias if biased else 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [(1, 2), (3, 8)])
+@pytest.mark.parametrize("mask", ["none", "shared", "tied", "per_token"])
+def test_gradient_of_a_layer_is_that_of_the_formula(
+    rng: np.random.Generator, tokens: tuple[int, int], mask: str, dtype: str
+) -> None:
+    """For its input and both factors, whichever way the products are taken."""
+    shapes = {"x": (*tokens, 6), "direction": (*tokens, 4), "kernel": (6, 4), "a": (6, 2), "b": (2, 4)}
+    drawn = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    kinds: dict[str, tuple[int, ...]] = {"shared": (6,), "tied": (tokens[0], 1, 6), "per_token": (*tokens, 6)}
+    kept = Kept(jnp.asarray(rng.random(kinds[mask]) < 0.6), 1 / 0.6) if mask in kinds else None
+    x, direction, kernel = (jnp.asarray(drawn[name], dtype) for name in ("x", "direction", "kernel"))
+
+    def layer(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        variables = {"params": {"kernel": kernel}, "lora": {"a": a, "b": b}, "lora_scale": {"scale": jnp.float32(0.7)}}
+        return LoraDense(4, jnp.dtype(dtype)).apply(variables, x, kept)
+
+    def formula(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        thinned = x if kept is None else x * kept.entries * kept.scale
+        return x @ kernel.astype(jnp.float32) + 0.7 * ((thinned @ a) @ b)
+
+    @partial(jax.jit, static_argnums=0)
+    def value_and_gradient(function: Callable[..., jax.Array], *arguments: jax.Array) -> list[jax.Array]:
+        value, pull = jax.vjp(function, *arguments)
+        return [value, *pull(direction.astype(value.dtype))]
+
+    got = value_and_gradient(layer, x, drawn["a"], drawn["b"])
+    want = value_and_gradient(formula, x.astype(jnp.float32), drawn["a"], drawn["b"])
+    assert [part.dtype for part in got] == [dtype, dtype, jnp.float32, jnp.float32]
+    for found, expected in zip(got, want, strict=True):
+        bound = (1e-5 if dtype == "float32" else 0.03) * float(jnp.abs(expected).max())
+        np.testing.assert_allclose(np.asarray(found, np.float32), expected, rtol=0, atol=bound)
 
 
 def test_base_model_is_the_same_apply_without_the_adapter(
@@ -133,7 +167,7 @@ def test_the_scale_is_not_rounded_to_the_models_type(rng: np.random.Generator, k
         "lora": {"a": 240 * jnp.eye(8, 8), "b": jnp.eye(8, 4)},
         "lora_scale": {"scale": jnp.float32(scale)},
     }
-    got = LoraDense(4, jnp.bfloat16).apply(variables, x, jnp.asarray(0), None)
+    got = LoraDense(4, jnp.bfloat16).apply(variables, x, None)
     want = (np.asarray(x[..., :4], np.float32) * 240 * np.float32(scale)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(got, np.float32), want.astype(np.float32))
 
@@ -190,7 +224,7 @@ def test_fused_projections_get_one_adapter(
     adapter = init_adapter(key, model.params, LoraConfig(rank=2, targets=("qkv_proj", "mlp.gate_up_proj")))
     shapes = {name: factors["b"].shape for name, factors in adapter.weights["layers"].items()}
     assert shapes == {"qkv_proj": (2, 2, 64), "gate_up_proj": (2, 2, 80)}
-    dropout = Dropout(jax.random.split(key, len(rows[0])), RATE, "tied")
+    dropout = Dropout(jax.random.split(key, len(rows[0])), 0.3, "tied")
     np.testing.assert_array_equal(forward(model, adapter, *rows, dropout), forward(model, None, *rows))
 
 
@@ -236,140 +270,3 @@ def test_targets_of_some_layers_leave_the_others_as_they_were(
         chosen = np.asarray(adapter.scale["layers"][name]["scale"]) > 0
         assert factors["b"][chosen].any()
         assert not any(factors[factor][~chosen].any() for factor in "ab")
-
-
-# Dropout.
-
-
-@pytest.mark.parametrize(("rate", "mode"), [(0.0, "tied"), (1.0, "tied"), (-0.1, "per_token"), (0.1, "off")])
-def test_dropout_is_validated(key: jax.Array, rate: float, mode: str) -> None:
-    with pytest.raises(ConfigError, match="dropout mode is 'off'" if mode == "off" else f"dropout .* rate {rate}"):
-        Dropout(jax.random.split(key, 2), rate, mode)
-
-
-def test_masks_have_their_rate_and_are_tied_or_not(key: jax.Array) -> None:
-    rate, x = RATE, jnp.ones((3, 20, 400))
-    keys = jax.random.split(key, 3)
-    masks = {mode: np.asarray(Dropout(keys, rate, mode)(x, jnp.asarray(5))) for mode in ("tied", "per_token")}
-    for mask in masks.values():
-        np.testing.assert_allclose(np.unique(mask), [0, 1 / (1 - rate)], rtol=2**-15)  # the rate is a multiple of 2⁻¹⁶
-    tied, per_token = (mask > 0 for mask in masks.values())
-    assert (tied == tied[:, :1]).all()
-    for kept in (tied[:, 0], per_token):
-        assert stats.binomtest(int(kept.sum()), kept.size, 1 - rate).pvalue > 1e-7
-    # Different tokens, rows and sites agree as often as independent masks do, not more.
-    agree = (1 - rate) ** 2 + rate**2
-    elsewhere = np.asarray(Dropout(keys, rate, "tied")(x, jnp.asarray(6)))[:, 0] > 0
-    for pair in ((per_token[:, 1:], per_token[:, :-1]), (per_token[1], per_token[0]), (tied[:, 0], elsewhere)):
-        same = pair[0] == pair[1]
-        assert stats.binomtest(int(same.sum()), same.size, agree).pvalue > 1e-7
-    same = tied[1, 0] == tied[0, 0]
-    assert stats.binomtest(int(same.sum()), same.size, agree).pvalue > 1e-7
-
-
-def masks_of(dropout: Dropout, name: str, depth: int, width: int) -> np.ndarray:
-    """The factors `L×B×in` that each row's tied masks put on A's rows."""
-    sites = jnp.arange(depth) * len(PROJECTIONS) + PROJECTIONS.index(name)
-    return np.asarray(jax.vmap(partial(dropout, jnp.ones((len(dropout.keys), 1, width))))(sites))[:, :, 0]
-
-
-def test_tied_masks_are_a_sample_of_a(
-    key: jax.Array, tiny_model: LanguageModel, make_adapter: MakeAdapter, forward: Forward, rows: Rows
-) -> None:
-    """The pass with tied masks equals one without dropout whose A is diag(m) A / (1 - p), row by row."""
-    config, adapter = tiny_model.config, make_adapter(tiny_model.config)
-    dropout = Dropout(jax.random.split(key, len(rows[0])), RATE, "tied")
-    got = forward(tiny_model, adapter, *rows, dropout)
-    masks = {
-        name: masks_of(dropout, name, config.num_hidden_layers, projection_shapes(config)[name][0])
-        for name in PROJECTIONS
-    }
-    distinct = {mask.tobytes() for of_name in masks.values() for layer in of_name for mask in layer}
-    assert len(distinct) == len(PROJECTIONS) * config.num_hidden_layers * len(rows[0])
-    for row, length in enumerate(rows[1]):
-        masked = {
-            name: {"a": np.asarray(factors["a"]) * masks[name][:, row, :, None], "b": factors["b"]}
-            for name, factors in adapter.weights["layers"].items()
-        }
-        want = forward(tiny_model, adapter._replace(weights={"layers": masked}), *rows)
-        np.testing.assert_allclose(got[row, :length], want[row, :length], atol=1e-4)
-
-
-@pytest.mark.parametrize("mode", ["tied", "per_token"])
-def test_a_row_does_not_depend_on_its_batch(
-    key: jax.Array,
-    rng: np.random.Generator,
-    tiny_model: LanguageModel,
-    make_adapter: MakeAdapter,
-    forward: Forward,
-    rows: Rows,
-    mode: str,
-) -> None:
-    """Neither on the other rows nor on its place among them."""
-    adapter, (tokens, lengths) = make_adapter(tiny_model.config), rows
-    index = rng.integers(0, 10_000, len(tokens))
-
-    def run(order: np.ndarray) -> np.ndarray:
-        dropout = Dropout(row_keys(key, jnp.asarray(index[order])), RATE, mode)
-        return np.asarray(forward(tiny_model, adapter, tokens[order], lengths[order], dropout))
-
-    want = run(np.arange(len(tokens)))
-    assert np.abs(want - forward(tiny_model, adapter, *rows))[real(rows)].max() > 0.1
-    order = rng.permutation(len(tokens))
-    np.testing.assert_allclose(run(order)[real(rows)[order]], want[order][real(rows)[order]], atol=1e-5)
-    others = np.asarray([0, 0, 1, 0])
-    np.testing.assert_allclose(run(others)[2, : lengths[1]], want[1, : lengths[1]], atol=1e-5)
-
-
-@pytest.mark.parametrize("mode", ["tied", "per_token"])
-def test_masks_do_not_depend_on_the_width_rows_are_padded_to(
-    key: jax.Array, rng: np.random.Generator, mode: str
-) -> None:
-    dropout = Dropout(jax.random.split(key, 2), RATE, mode)
-    x, site = jnp.asarray(rng.normal(size=(2, 9, 6))), jnp.asarray(3)
-    np.testing.assert_array_equal(dropout(x, site)[:, :5], dropout(x[:, :5], site))
-
-
-@pytest.mark.parametrize("mode", ["tied", "per_token"])
-def test_layer_under_vmap_over_keys_is_the_loop(key: jax.Array, rng: np.random.Generator, mode: str) -> None:
-    x, layer = jnp.asarray(rng.normal(size=(2, 4, 6))), LoraDense(5, jnp.float32, name="o_proj")
-    factors = {"a": jnp.asarray(rng.normal(size=(6, 2))), "b": jnp.asarray(rng.normal(size=(2, 5)))}
-    variables = {"params": {"kernel": jnp.zeros((6, 5))}, "lora": factors, "lora_scale": {"scale": jnp.ones(())}}
-
-    @jax.jit
-    def sample(sample_key: jax.Array) -> jax.Array:
-        return layer.apply(variables, x, jnp.asarray(1), Dropout(jax.random.split(sample_key, 2), RATE, mode))
-
-    keys = jax.random.split(key, 5)
-    got = jax.vmap(sample)(keys)
-    np.testing.assert_allclose(got, jnp.stack([sample(one) for one in keys]), atol=1e-5)
-    assert len(np.unique(np.round(got[:, 0, 0, 0], 6))) > 1
-
-
-def test_model_under_vmap_over_keys_is_the_loop(
-    key: jax.Array, tiny_model: LanguageModel, make_adapter: MakeAdapter, forward: Forward, rows: Rows
-) -> None:
-    adapter = make_adapter(tiny_model.config)
-    index, keys = jnp.arange(len(rows[0])), jax.random.split(key, 3)
-
-    def sample(sample_key: jax.Array) -> jax.Array:
-        return forward(tiny_model, adapter, *rows, Dropout(row_keys(sample_key, index), RATE, "tied"))
-
-    got = np.asarray(jax.vmap(sample)(keys))
-    for number in range(3):
-        np.testing.assert_allclose(got[number][real(rows)], sample(keys[number])[real(rows)], atol=1e-4)
-    assert got.std(axis=0)[real(rows)].max() > 0.01
-
-
-def test_dropout_leaves_the_base_model_alone(
-    key: jax.Array, tiny_model: LanguageModel, forward: Forward, rows: Rows
-) -> None:
-    dropout = Dropout(jax.random.split(key, len(rows[0])), RATE, "tied")
-    np.testing.assert_array_equal(forward(tiny_model, None, *rows, dropout), forward(tiny_model, None, *rows))
-
-
-def test_row_keys_are_those_of_the_row_numbers(key: jax.Array) -> None:
-    index = jnp.asarray([7, 0, 7])
-    got = jax.random.key_data(row_keys(key, index))
-    fold = partial(jax.random.fold_in, key)
-    np.testing.assert_array_equal(got, jnp.stack([jax.random.key_data(fold(number)) for number in (7, 0, 7)]))

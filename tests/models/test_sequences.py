@@ -10,16 +10,10 @@ import pytest
 
 from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter, Dropout
-from star_jax.models.sequences import (
-    SequenceInputs,
-    append_responses,
-    response_hidden,
-    response_mask,
-    response_targets,
-)
+from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
 
-WIDTH, RATE = 5, 0.3
+WIDTH, RATE = 11, 0.3
 Parts = tuple[list[list[int]], list[list[int]]]
 
 
@@ -31,43 +25,42 @@ def parts(rng: np.random.Generator, tiny_model: LanguageModel) -> Parts:
     def draw(lengths: list[int]) -> list[list[int]]:
         return [rng.integers(1, vocabulary, length).tolist() for length in lengths]
 
-    return draw([6, 1, 6, int(rng.integers(2, 6))]), draw([WIDTH, 1, 0, int(rng.integers(2, WIDTH))])
+    return draw([6, 1, 6, int(rng.integers(2, 6))]), draw([5, 1, 0, int(rng.integers(2, 5))])
 
 
-def padded(rows: list[list[int]], width: int) -> tuple[jax.Array, jax.Array]:
-    """Rows with rubbish in their padding, and their lengths."""
-    lengths = jnp.asarray([len(row) for row in rows], jnp.int32)
-    return jnp.asarray([row + [7] * (width - len(row)) for row in rows], jnp.int32), lengths
-
-
-def appended(parts: Parts) -> SequenceInputs:
-    return jax.jit(append_responses)(*padded(parts[0], 6), *padded(parts[1], WIDTH))
-
-
-def test_responses_stand_right_behind_their_prompts(parts: Parts) -> None:
-    inputs = appended(parts)
+def inputs_of(parts: Parts, width: int = WIDTH, padding: int = 7) -> SequenceInputs:
+    """Arrays of the host, with rubbish in the padding."""
     rows = [prompt + response for prompt, response in zip(*parts, strict=True)]
-    assert inputs.tokens.dtype == jnp.int32
-    assert inputs.tokens.tolist() == [row + [0] * (6 + WIDTH - len(row)) for row in rows]
-    assert inputs.lengths.tolist() == [len(row) for row in rows]
-    assert inputs.prompt_lengths.tolist() == [len(prompt) for prompt in parts[0]]
+    return SequenceInputs(
+        np.asarray([row + [padding] * (width - len(row)) for row in rows], np.int32),
+        np.asarray([len(prompt) for prompt in parts[0]], np.int32),
+        np.asarray([len(row) for row in rows], np.int32),
+    )
 
 
-def test_targets_under_the_mask_are_the_responses(parts: Parts) -> None:
-    inputs = appended(parts)
-    mask, targets = response_mask(inputs, WIDTH), response_targets(inputs, WIDTH)
-    assert mask.shape == targets.shape == (4, WIDTH)
+@pytest.mark.parametrize("width", [WIDTH, 20])
+def test_targets_under_the_mask_are_the_responses(parts: Parts, width: int) -> None:
+    inputs = inputs_of(parts, width)
+    mask, targets = jax.jit(response_mask)(inputs), jax.jit(next_tokens)(inputs)
+    assert mask.shape == targets.shape == (4, width)
     assert mask.dtype == jnp.bool_
-    for row, response in enumerate(parts[1]):
-        assert mask[row].tolist() == [i < len(response) for i in range(WIDTH)]
+    assert targets.dtype == jnp.int32
+    for row, (prompt, response) in enumerate(zip(*parts, strict=True)):
+        first = len(prompt) - 1
+        assert np.flatnonzero(mask[row]).tolist() == list(range(first, first + len(response)))
         assert targets[row][mask[row]].tolist() == response
+        assert targets[row].tolist() == [*inputs.tokens[row, 1:], 0]
 
 
-def test_mask_and_targets_of_a_width_beyond_the_row(parts: Parts) -> None:
-    inputs = appended(parts)
-    mask, targets = response_mask(inputs, 20), response_targets(inputs, 20)
-    assert mask.sum(1).tolist() == [len(response) for response in parts[1]]
-    assert [targets[row][mask[row]].tolist() for row in range(4)] == parts[1]
+def test_rows_that_only_fill_a_batch_up_have_no_response(parts: Parts) -> None:
+    """They have no token, or one of a prompt."""
+    inputs = inputs_of(parts)
+    for prompt, length in ((1, 0), (1, 1)):
+        filled = inputs._replace(
+            prompt_lengths=np.where(np.arange(4) == 2, prompt, inputs.prompt_lengths),
+            lengths=np.where(np.arange(4) == 2, length, inputs.lengths),
+        )
+        assert response_mask(filled).sum(1).tolist() == [len(response) for response in parts[1]]
 
 
 def test_hidden_states_are_those_that_predict_the_response(
@@ -77,26 +70,29 @@ def test_hidden_states_are_those_that_predict_the_response(
     make_adapter: Callable[..., Adapter],
     forward: Callable[..., jax.Array],
 ) -> None:
-    inputs, adapter = appended(parts), make_adapter(tiny_model.config)
+    inputs, adapter = inputs_of(parts), make_adapter(tiny_model.config)
     dropout = Dropout(jax.random.split(jax.random.key(seed), 4), RATE, "per_token")
-    hidden = jax.jit(partial(response_hidden, width=WIDTH))(tiny_model, adapter, inputs, dropout=dropout)
+    hidden = jax.jit(hidden_states)(tiny_model, adapter, inputs, dropout)
     assert hidden.shape == (4, WIDTH, tiny_model.config.hidden_size)
-    got = logits(hidden, output_head(tiny_model))
-    everywhere = forward(tiny_model, adapter, inputs.tokens, inputs.lengths, dropout)
+    got, mask = logits(hidden, output_head(tiny_model)), np.asarray(response_mask(inputs))
+    other = inputs_of(parts, padding=3)
     for row, (prompt, response) in enumerate(zip(*parts, strict=True)):
-        for i in range(len(response)):
-            want = everywhere[row, len(prompt) + i - 1]
-            np.testing.assert_allclose(got[row, i], want, atol=1e-5)
+        # Each row by itself, with another padding.
+        alone = Dropout(dropout.keys[row : row + 1], RATE, "per_token")
+        want = forward(tiny_model, adapter, other.tokens[row : row + 1], other.lengths[row : row + 1], alone)[0]
+        for number in range(len(response)):
+            np.testing.assert_allclose(got[row][mask[row]][number], want[len(prompt) + number - 1], atol=1e-5)
 
 
 def test_hidden_states_do_not_see_the_token_they_predict(
     parts: Parts, tiny_model: LanguageModel, rng: np.random.Generator
 ) -> None:
-    inputs = appended(parts)
-    last = np.asarray(inputs.lengths) - 1
-    changed = np.asarray(inputs.tokens).copy()
+    inputs = inputs_of(parts)
+    last = inputs.lengths - 1
+    changed = inputs.tokens.copy()
     changed[np.arange(4), last] = (changed[np.arange(4), last] + rng.integers(1, 50)) % tiny_model.config.vocab_size
-    states = jax.jit(partial(response_hidden, width=WIDTH, dropout=None))
-    mask = np.asarray(response_mask(inputs, WIDTH))
-    want, got = (states(tiny_model, None, x) for x in (inputs, inputs._replace(tokens=jnp.asarray(changed))))
+    states = jax.jit(partial(hidden_states, dropout=None))
+    mask = np.asarray(response_mask(inputs))
+    want, got = (states(tiny_model, None, x) for x in (inputs, inputs._replace(tokens=changed)))
     np.testing.assert_array_equal(np.asarray(got)[mask], np.asarray(want)[mask])
+    assert (np.asarray(got) != np.asarray(want)).any()

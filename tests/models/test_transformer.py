@@ -1,4 +1,4 @@
-"""Every part of the decoder against plain numpy, and what padding, cache and bfloat16 may not change."""
+"""Every part of the decoder against plain numpy, and what padding and bfloat16 may not change."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,22 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_models import PROJECTIONS
+from random_models import FAMILIES, PROJECTIONS, TWO_ROPES
 from scipy import special
 
-from star_jax.models.families import BOTH_NORMS, POST_NORMS, PRE_NORMS
-from star_jax.models.head import logits, output_head
+from star_jax.models.families import BOTH_NORMS, POST_NORMS
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.models.rotary import Rope, unrotated
 from star_jax.models.transformer import (
     Architecture,
     Decoder,
-    KVCache,
     LanguageModel,
     RMSNorm,
     TransformerConfig,
-    empty_cache,
-    positions_of,
 )
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -122,17 +118,8 @@ def turned(rope: Rope, x: np.ndarray) -> np.ndarray:
     return np.concatenate([z.real, z.imag, x[:, 2 * half :]], axis=1)
 
 
-PRE, POST, BOTH = (tuple(norms) for norms in (PRE_NORMS, POST_NORMS, BOTH_NORMS))
-TWO_ROPES = {"ropes": (Rope(500.0), Rope(20.0, divisors=(1.0, 2.0, 3.0, 4.0), factor=1.3)), "layer_ropes": (1, 0)}
-GEMMA = {
-    "architecture": Architecture(BOTH, qk_norm="head", norm_offset=1.0, scaled_embedding=True),
-    "windows": (2, None),
-    **TWO_ROPES,
-    **{"attention_scale": 0.2, "attention_softcap": 1.5, "logit_softcap": 2.0, "hidden_act": "gelu_pytorch_tanh"},
-    "tie_word_embeddings": True,
-}
+POST, BOTH = tuple(POST_NORMS), tuple(BOTH_NORMS)
 PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "llama": ({}, {}),
     "tied": ({"tie_word_embeddings": True}, {}),
     "fused": ({"architecture": Architecture(fused=True)}, {}),
     "biases": ({"architecture": Architecture(biases=PROJECTIONS)}, {}),
@@ -154,7 +141,7 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "scale of attention": ({"attention_scale": 0.2}, {"attention_scale": None}),
     "softcap of attention": ({"attention_softcap": 0.5}, {"attention_softcap": None}),
     "softcap of logits": ({"logit_softcap": 1.5}, {"logit_softcap": None}),
-    "gemma": (GEMMA, {}),
+    **{family: (fields, {}) for family, fields in FAMILIES.items()},
 }
 """Part -> what has it, and what takes it away again or to another place, with which the logits must be others."""
 
@@ -193,63 +180,6 @@ def test_padding_does_not_reach_real_tokens(
     np.testing.assert_array_equal(got[real], want[real])
 
 
-@jax.jit
-def read(
-    model: LanguageModel, adapter: Adapter | None, tokens: jax.Array, positions: jax.Array, cache: KVCache
-) -> tuple[jax.Array, KVCache]:
-    hidden, cache = model.decoder.apply(with_adapter(model.params, adapter), tokens, positions, cache)
-    return logits(hidden, output_head(model)), cache
-
-
-@pytest.mark.parametrize("part", ["llama", "gemma"])
-def test_cache_token_by_token_equals_one_pass(
-    rng: np.random.Generator,
-    make_model: MakeModel,
-    make_adapter: Callable[..., Adapter],
-    tiny_config: TransformerConfig,
-    forward: Forward,
-    part: str,
-) -> None:
-    """Prompts of different lengths leave gaps in the cache, which the positions know about, and so do windows."""
-    model = make_model(dataclasses.replace(tiny_config, **PARTS[part][0]))
-    adapter, prompt_width, new = make_adapter(model.config), 6, 5
-    prompt_lengths = np.asarray([6, 1, *rng.integers(2, 6, 2)], np.int32)
-    lengths = prompt_lengths + new
-    tokens = rng.integers(0, model.config.vocab_size, (4, prompt_width + new)).astype(np.int32)
-    whole = forward(model, adapter, tokens, lengths)
-
-    cache = empty_cache(model.config, 4, prompt_width + new)
-    prefill = tokens[:, :prompt_width]
-    got, cache = read(model, adapter, prefill, positions_of(prompt_lengths, prompt_width), cache)
-    real = np.arange(prompt_width) < prompt_lengths[:, None]
-    np.testing.assert_allclose(got[real], whole[:, :prompt_width][real], atol=1e-4)
-    for step in range(new):
-        places = (prompt_lengths + step)[:, None]
-        got, cache = read(model, adapter, np.take_along_axis(tokens, places, 1), places, cache)
-        want = np.take_along_axis(np.asarray(whole), places[..., None], 1)
-        np.testing.assert_allclose(got, want, atol=1e-4)
-    assert int(cache.used) == prompt_width + new
-    held = [sorted(p for p in row if p >= 0) for row in cache.positions.tolist()]
-    assert held == [list(range(length)) for length in lengths]
-
-
-def test_what_is_read_at_no_position_leaves_the_cache_as_it_was(
-    rng: np.random.Generator, tiny_model: LanguageModel, make_adapter: Callable[..., Adapter]
-) -> None:
-    """A row that has ended goes on reading tokens, at position -1."""
-    adapter, rows = make_adapter(tiny_model.config), 4
-    tokens = rng.integers(0, tiny_model.config.vocab_size, (3, rows, 1)).astype(np.int32)
-    places = np.arange(3)[:, None, None] * np.ones((rows, 1), np.int32)
-    ended = np.asarray([[True], [False], [True], [False]])
-    _, cache = read(tiny_model, adapter, tokens[0], places[0], empty_cache(tiny_model.config, rows, 11))
-    _, passed = read(tiny_model, adapter, tokens[1], np.where(ended, -1, places[1]), cache)
-    got, _ = read(tiny_model, adapter, tokens[2], places[2], passed)
-    want, _ = read(tiny_model, adapter, tokens[2], places[2], cache)
-    difference = np.abs(np.asarray(got - want)).max((1, 2))
-    assert (difference[ended[:, 0]] < 1e-5).all()
-    assert (difference[~ended[:, 0]] > 1e-4).all()
-
-
 @pytest.mark.parametrize("adapted", [False, True])
 def test_bfloat16_is_close(
     make_model: MakeModel,
@@ -265,9 +195,8 @@ def test_bfloat16_is_close(
     narrow = LanguageModel(Decoder(dataclasses.replace(tiny_config, dtype="bfloat16")), narrow_params)
     tokens, lengths = rows
     real = np.arange(tokens.shape[1]) < lengths[:, None]
-    variables = with_adapter(narrow_params, adapter)
-    hidden, _ = jax.eval_shape(narrow.decoder.apply, variables, tokens, positions_of(lengths, tokens.shape[1]))
-    assert hidden.dtype == jnp.bfloat16
+    hidden, kept = jax.eval_shape(narrow.decoder.apply, with_adapter(narrow_params, adapter), tokens)
+    assert hidden.dtype == kept.keys.dtype == kept.values.dtype == jnp.bfloat16
     got, want = (np.asarray(forward(model, adapter, tokens, lengths))[real] for model in (narrow, wide))
     assert got.dtype == np.float32
     assert 0 < np.sqrt(np.mean((got - want) ** 2)) < 0.1 * want.std()
@@ -301,14 +230,8 @@ def test_params_have_the_shapes_that_checkpoints_are_read_into(
 ) -> None:
     config = dataclasses.replace(tiny_config, **PARTS[part][0])
     tokens = jnp.zeros((1, 2), jnp.int32)
-    made = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens, tokens)
+    made = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)
     assert set(made) == {"params"}
     assert ("lm_head" in made["params"]) is not config.tie_word_embeddings
     want = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), make_model(config).params)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made["params"]) == want
-
-
-def test_positions_of() -> None:
-    got = positions_of(jnp.asarray([3, 0, 4]), 4)
-    assert got.dtype == jnp.int32
-    assert got.tolist() == [[0, 1, 2, -1], [-1, -1, -1, -1], [0, 1, 2, 3]]

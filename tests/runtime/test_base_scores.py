@@ -7,20 +7,37 @@ import shutil
 import numpy as np
 import pytest
 
-from star_jax.acquisition.pool_scoring import GeneratedPool, ProposedPool
+from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, ProposedPool
 from star_jax.config import DataConfig, ExperimentConfig, LoopConfig, ModelConfig, ScoringConfig
-from star_jax.data.batching import Batch
+from star_jax.data.batching import grouped_batches, prompt_batches, sequence_batches
+from star_jax.data.encoding import Row
 from star_jax.models.folders import resolve_folder, weight_files
 from star_jax.runtime.base_scores import BaseScores, scores_origin
 
 
-def make_pool(rng, batches=2):
-    def batch():
-        lengths = rng.integers(1, 9, 4).astype(np.int32)
-        tokens = rng.integers(0, 50, (4, 9)).astype(np.int32)
-        return Batch(tokens, lengths, lengths, np.arange(4, dtype=np.int32), np.ones(4, bool), 3)
+def make_rows(rng, count=8):
+    """Prompts of 1 to 8 tokens with 1 to 4 more behind each."""
+    lengths = rng.integers(1, 9, count).tolist()
+    return [Row(rng.integers(0, 50, length + rng.integers(1, 5)).astype(np.int32), length) for length in lengths]
 
-    return GeneratedPool(tuple(batch() for _ in range(batches)), 4 * batches, 3, (1, 2))
+
+def make_pool(rows, widths=(4, 12), size=4):
+    """The rows' prompts, to be answered."""
+    prompts = tuple(row.tokens[: row.prompt_length] for row in rows)
+    batches = tuple(prompt_batches(prompts, widths, size))
+    return GeneratedPool(batches, prompts, len(rows), 3, (1, 2), (11,), 4)
+
+
+def make_proposed(rows, widths=(6, 16), size=4):
+    return ProposedPool(tuple(sequence_batches(rows, widths, size)), len(rows))
+
+
+def make_candidates(rows, widths=(6, 16), size=4, count=2):
+    """Every `count` rows are one prompt's."""
+    return CandidatePool(tuple(grouped_batches(rows, count, widths, size)), len(rows) // count, count)
+
+
+MAKERS = pytest.mark.parametrize("make", [make_pool, make_proposed, make_candidates])
 
 
 @pytest.fixture
@@ -47,7 +64,7 @@ class Model:
 
 
 def test_all_measures_are_computed_once_and_read_bit_for_bit(rng, store, tmp_path):
-    pool = make_pool(rng)
+    pool = make_pool(make_rows(rng))
     model = Model(rng, pool.size)
     first = store.measures(pool, model)
     later = BaseScores(tmp_path / "base-scores", {"model": "one"}, print).measures(pool, model)
@@ -59,29 +76,64 @@ def test_all_measures_are_computed_once_and_read_bit_for_bit(rng, store, tmp_pat
             assert measures[name].dtype == values.dtype
 
 
-def test_everything_about_the_examples_is_in_the_name(rng, store):
-    pool = make_pool(rng)
-    same = pool._replace(
-        batches=tuple(dataclasses.replace(batch, tokens=batch.tokens.copy()) for batch in pool.batches)
-    )
-    assert store.name_of(same) == store.name_of(pool)
-    first, *rest = pool.batches
-    tokens = first.tokens.copy()
-    tokens[rng.integers(4), rng.integers(9)] += 1
+@MAKERS
+def test_batches_and_padding_are_not_in_the_name(rng, store, make):
+    rows = make_rows(rng, 10)
+    name = store.name_of(make(rows))
+    assert store.name_of(make([Row(row.tokens.copy(), row.prompt_length) for row in rows])) == name
+    for widths, size in (((12,), 4), ((5, 7, 13), 3), ((64,), 1), ((3, 12), 20)):
+        assert store.name_of(make(rows, widths, size)) == name
+
+
+@MAKERS
+def test_every_token_and_the_order_are_in_the_name(rng, store, make):
+    rows = make_rows(rng)
+    place = int(rng.integers(len(rows)))
+    tokens, length = rows[place]
+    other, longer = tokens.copy(), np.insert(tokens, length, 7)
+    other[rng.integers(length)] += 1
     others = [
-        pool._replace(batches=(dataclasses.replace(first, tokens=tokens), *rest)),
-        pool._replace(batches=(dataclasses.replace(first, prompt_lengths=first.prompt_lengths + 1), *rest)),
-        pool._replace(batches=(dataclasses.replace(first, tokens=first.tokens.astype(np.int64)), *rest)),
-        pool._replace(batches=tuple(reversed(pool.batches))),
-        pool._replace(batches=pool.batches[:1]),
-        pool._replace(width=4),
+        *([*rows[:place], changed, *rows[place + 1 :]] for changed in (Row(other, length), Row(longer, length + 1))),
+        rows[::-1],
+        [rows[1], rows[0], *rows[2:]],
+        rows[:-2],
+        rows + rows[:2],
+    ]
+    if make is not make_pool:
+        last = tokens.copy()
+        last[-1] += 1
+        others += [[*rows[:place], changed, *rows[place + 1 :]] for changed in (Row(last, length), Row(longer, length))]
+        others.append([*rows[:place], Row(longer, length - 1), *rows[place + 1 :]])
+    assert len({store.name_of(make(changed)) for changed in [rows, *others]}) == len(others) + 1
+
+
+def test_the_type_of_tokens_is_in_the_name(rng, store):
+    pool = make_pool(make_rows(rng))
+    first, *rest = pool.batches
+    wide = dataclasses.replace(first, tokens=first.tokens.astype(np.int64))
+    assert store.name_of(pool._replace(batches=(wide, *rest))) != store.name_of(pool)
+
+
+def test_the_kind_of_answer_is_in_the_name(rng, store):
+    rows = make_rows(rng)
+    pool, proposed, candidates = make_pool(rows), make_proposed(rows), make_candidates(rows)
+    others = [
+        pool._replace(response_limit=4),
         pool._replace(end_ids=(1,)),
         pool._replace(end_ids=(12,)),
+        proposed,
         ProposedPool(pool.batches, pool.size),
+        candidates,
+        make_candidates(rows, count=4),
+        candidates._replace(candidates=4),
+        ProposedPool(candidates.batches, candidates.size),
     ]
     assert len({store.name_of(one) for one in [pool, *others]}) == len(others) + 1
+
+
+def test_only_known_types_are_hashed(rng, store):
     with pytest.raises(TypeError, match="no part of"):
-        store.name_of({1: 2})
+        store.name_of(make_pool(make_rows(rng))._replace(end_ids={1: 2}))
 
 
 @pytest.fixture
@@ -138,7 +190,7 @@ def test_what_does_not_matter_does_not_change_it(config, tmp_path):
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
 def test_a_truncated_file_is_computed_again_and_said(rng, store, tmp_path, kept):
-    pool = make_pool(rng)
+    pool = make_pool(make_rows(rng))
     model = Model(rng, pool.size)
     store.measures(pool, model)
     (file,) = (tmp_path / "base-scores").iterdir()
@@ -153,7 +205,7 @@ def test_a_truncated_file_is_computed_again_and_said(rng, store, tmp_path, kept)
 
 
 def test_scores_of_another_number_of_examples_are_damage(rng, store, tmp_path):
-    pool = make_pool(rng)
+    pool = make_pool(make_rows(rng))
     model = Model(rng, pool.size)
     np.savez(tmp_path / "other.npz", token_entropy=np.zeros(pool.size + 1, np.float32))
     (tmp_path / "base-scores").mkdir()

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from star_jax.data.batching import Encoder, Fitting, Limits
+from star_jax.data.encoding import Encoder, Fitting, Limits
 from star_jax.data.examples import DataError, Example, Prompt
 from star_jax.data.tasks.task import Task
 

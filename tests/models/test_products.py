@@ -1,0 +1,160 @@
+"""The products of the decoder, and their written-out gradients, against plain products in float64."""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from star_jax.models.products import fold, folded_matmul, product
+
+WIDTH, FEATURES, RANK = 7, 5, 2
+ROUNDING = 2.0**-8
+"""Half a unit in the last of bfloat16's eight bits, relative."""
+
+Arrays = list[np.ndarray]
+
+
+def draw(rng: np.random.Generator, leading: tuple[int, ...] = (3, 4), width: int = WIDTH) -> Arrays:
+    """x `…×I`, W, A, B and a scale, all of a size that makes each part of the sum show."""
+    x, kernel = rng.normal(size=(*leading, width)), rng.normal(size=(width, FEATURES))
+    a, b = rng.normal(size=(width, RANK)), rng.normal(size=(RANK, FEATURES))
+    return [np.float32(part) for part in (x, kernel, a, b, 0.7)]
+
+
+def plain(x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    return x @ kernel + scale * ((x @ a) @ b)
+
+
+def with_gradients(function: Callable[..., jax.Array], count: int) -> Callable[..., list[jax.Array]]:
+    """(direction, arguments) -> the function's value, and its gradient in that direction for the first `count`."""
+
+    @jax.jit
+    def run(direction: jax.Array, *arguments: jax.Array) -> list[jax.Array]:
+        value, pull = jax.vjp(lambda *moved: function(*moved, *arguments[count:]), *arguments[:count])
+        return [value, *pull(direction.astype(value.dtype))]
+
+    return run
+
+
+def exact_product(direction: np.ndarray, x: np.ndarray, kernel: np.ndarray) -> Arrays:
+    """Value and both gradients of x W, float64."""
+    x, kernel, direction = (np.asarray(part, np.float64) for part in (x, kernel, direction))
+    of_kernel = x.reshape(-1, x.shape[-1]).T @ direction.reshape(-1, direction.shape[-1])
+    return [x @ kernel, direction @ kernel.T, of_kernel]
+
+
+def exact_folded(direction: np.ndarray, *arguments: np.ndarray) -> Arrays:
+    """Value of x (W + scale · A B), and its gradients for x, W, A and B, float64."""
+    x, kernel, a, b, scale = (np.asarray(part, np.float64) for part in arguments)
+    value, of_x, of_kernel = exact_product(direction, x, kernel + scale * a @ b)
+    return [value, of_x, of_kernel, scale * of_kernel @ b.T, scale * a.T @ of_kernel]
+
+
+def assert_close(got: Sequence[jax.Array], want: Arrays) -> None:
+    """To a hundred-thousandth of the largest entry: a small one may be left of a sum whose parts cancel."""
+    for found, exact in zip(got, want, strict=True):
+        assert found.shape == exact.shape
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (6,), (3, 4), (2, 3, 2)])
+def test_float32_equals_float64(rng: np.random.Generator, leading: tuple[int, ...]) -> None:
+    arguments, direction = draw(rng, leading), rng.normal(size=(*leading, FEATURES)).astype(np.float32)
+    got = with_gradients(product, 2)(direction, *arguments[:2])
+    assert_close(got, exact_product(direction, *arguments[:2]))
+    got = with_gradients(folded_matmul, 4)(direction, *arguments)
+    assert_close(got, exact_folded(direction, *arguments))
+    assert {part.dtype for part in got} == {jnp.dtype(jnp.float32)}
+
+
+def test_the_scale_has_no_gradient(rng: np.random.Generator) -> None:
+    arguments = draw(rng)
+    of_plain, of_folded = (
+        jax.grad(lambda scale, made=made: jnp.sum(made(*arguments[:4], scale)))(arguments[4])
+        for made in (plain, folded_matmul)
+    )
+    assert float(of_plain) != 0
+    assert float(of_folded) == 0
+
+
+def test_bfloat16_is_rounded_once_forwards_and_backwards(rng: np.random.Generator) -> None:
+    """Sums over a thousand numbers, which in bfloat16 would stop growing."""
+    tokens, width, features = 1000, 600, 40
+    x, kernel, direction = (
+        jnp.asarray(rng.uniform(0, 1, shape), jnp.bfloat16)
+        for shape in ((2, tokens // 2, width), (width, features), (2, tokens // 2, features))
+    )
+    got = with_gradients(product, 2)(direction, x, kernel)
+    for found, want in zip(got, exact_product(direction, x, kernel), strict=True):
+        assert found.dtype == jnp.bfloat16
+        assert found.shape == want.shape
+        # What float32 sums of positive numbers are off by is small beside the rounding.
+        np.testing.assert_array_less(np.abs(np.asarray(found, np.float64) - want), 1.01 * ROUNDING * want)
+
+
+@pytest.mark.parametrize("mapped", [(0,), (1,), (0, 1), (2,), (2, 3), (0, 2, 4), (0, 1, 2, 3, 4)])
+def test_under_vmap(rng: np.random.Generator, mapped: tuple[int, ...]) -> None:
+    """Whatever of the arguments is mapped; samples of A with shared masks map A alone."""
+    one = draw(rng)
+    arguments = [np.stack([part, 2 * part, part - 1]) if number in mapped else part for number, part in enumerate(one)]
+    direction = rng.normal(size=(3, 3, 4, FEATURES)).astype(np.float32)
+    cases: list[tuple[Callable[..., jax.Array], int, int, Callable[..., Arrays]]] = [
+        (folded_matmul, 4, 5, exact_folded),
+        (product, 2, 2, exact_product),
+    ]
+    for function, moved, count, exact in cases:
+        axes = (0, *(0 if number in mapped else None for number in range(count)))
+        got = jax.vmap(with_gradients(function, moved), in_axes=axes)(direction, *arguments[:count])
+        for row in range(3):
+            mine = [part[row] if number in mapped else part for number, part in enumerate(arguments[:count])]
+            assert_close([part[row] for part in got], exact(direction[row], *mine))
+
+
+def test_inside_of_a_scan_over_layers(rng: np.random.Generator) -> None:
+    """Stacked weights, as the decoder's are: gradients for the factors of each layer, and for what goes in."""
+    depth = 3
+    layers = [draw(rng, width=FEATURES)[1:] for _ in range(depth)]
+    stacked = [np.stack(parts) for parts in zip(*layers, strict=True)]
+    x = rng.normal(size=(2, 3, FEATURES)).astype(np.float32)
+
+    def through(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        def loss(x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+            def advance(x: jax.Array, weights: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+                return jnp.tanh(layer(x, *weights)), None
+
+            return jnp.sum(jnp.square(jax.lax.scan(advance, x, (kernel, a, b, scale))[0]))
+
+        return loss
+
+    def by_product(x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+        return product(x, kernel) + scale * product(product(x, a), b)
+
+    want = jax.jit(jax.value_and_grad(through(plain), (0, 1, 2, 3)))(x, *stacked)
+    assert min(float(jnp.abs(part).max()) for part in want[1]) > 1e-3
+    for layer in (folded_matmul, by_product):
+        got = jax.jit(jax.value_and_grad(through(layer), (0, 1, 2, 3)))(x, *stacked)
+        chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_but_the_arguments_is_kept_for_the_gradient(rng: np.random.Generator) -> None:
+    arguments = [jnp.asarray(part) for part in draw(rng)]
+    for function, count in ((folded_matmul, 5), (product, 2)):
+        _, pull = jax.vjp(function, *arguments[:count])
+        kept = [leaf.shape for leaf in jax.tree.leaves(pull)]
+        assert sorted(kept) == sorted(part.shape for part in arguments[:count])
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fold_adds_the_scaled_product(rng: np.random.Generator, leading: tuple[int, ...], dtype: str) -> None:
+    kernel, a, b, scale = (
+        rng.normal(size=(*leading, *shape)) for shape in ((WIDTH, FEATURES), (WIDTH, RANK), (RANK, FEATURES), ())
+    )
+    got = fold(*(jnp.asarray(part, dtype if part is kernel else "float32") for part in (kernel, a, b, scale)))
+    assert got.dtype == dtype
+    want = kernel + scale[..., None, None] * a @ b
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=tolerance, atol=tolerance)
