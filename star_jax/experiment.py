@@ -167,8 +167,9 @@ def load_base(config: ExperimentConfig) -> LanguageModel:
 def _place_of_work(model: LanguageModel) -> str:
     """Where programs run, in words."""
     devices, shape = jax.local_devices(), model.config
-    attention = choose_kernel(jnp.dtype(shape.dtype), shape.head_dim, softcap=shape.attention_softcap)
-    return f"runs on {len(devices)} x {devices[0].device_kind}; attention by {attention.kernel}: {attention.reason}"
+    attention = choose_kernel(jnp.dtype(shape.dtype), shape.head_dim, softcap=shape.attention_softcap, devices=1)
+    reason = f": {attention.reason}" if attention.reason else ""
+    return f"runs on {len(devices)} x {devices[0].device_kind}; attention by {attention.kernel}{reason}"
 
 
 def _starting_adapter(
@@ -268,10 +269,12 @@ def _problem(bench: Workbench, data: RunData) -> tuple[Problem, PoolShapes]:
     """
     prompts, config, encoder = data.pool, bench.config, bench.encoder
     sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
-    prompt_tokens, test = encoder.prompts(prompts), encoder.examples(data.test)
+    prompt_tokens = encoder.prompts(prompts)
+    # Tokenised alone, as they are answered: a last token may become another with a response behind it.
+    tested = encoder.prompts([example.prompt for example in data.test])
+    known = [len(row.tokens) for row in encoder.examples(data.test)]
     longest = encoder.limits.prompt + encoder.limits.response
-    known = [len(row.tokens) for row in test]
-    shapes = choose_shapes([*map(len, prompt_tokens), *(row.prompt_length for row in test)], known, longest, sizes)
+    shapes = choose_shapes([*map(len, prompt_tokens), *map(len, tested)], known, longest, sizes)
     steps = training_shapes(known, [len(row.tokens) for row in bench.replay], longest, config.training)
     tokens: Pool
     if config.scoring.answers == "candidates":

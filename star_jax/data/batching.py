@@ -126,6 +126,8 @@ def prompt_shapes(lengths: Sequence[int], rows: int, most: int) -> tuple[Shape, 
       rows: of a batch.
       most: number of shapes at most.
     """
+    if not lengths:
+        return ()
     order = np.sort(np.asarray(lengths, np.int64))[::-1]
     batches = [order[start : start + rows] for start in range(0, len(order), rows)]
     longest = [int(batch[0]) for batch in batches]
@@ -158,7 +160,9 @@ def budget_shapes(lengths: Sequence[int], rows: int, most: int, longest: int) ->
     widths = choose_sizes(first, most, multiple=_multiple(max(first)))
     shapes = []
     for low, width in zip((0, *widths), widths, strict=False):
-        shapes.append(Shape(max(len(batch) for batch in batches if low < batch[0] <= width), width, slots))
+        fullest = max(len(batch) for batch in batches if low < batch[0] <= width)
+        # The only batch of a width may be the last one, of few rows; those of later rows shall be full all the same.
+        shapes.append(Shape(max(fullest, slots // width), width, slots))
     if longest > widths[-1]:
         shapes.append(Shape(max(1, slots // longest), longest, slots))
     return tuple(shapes)
@@ -190,7 +194,7 @@ def step_shapes(batches: Sequence[Sequence[int]], rows: int, most: int, longest:
     shapes = []
     for slots in choose_sizes(totals, most, multiple=_multiple(max(totals), 64)):
         width = max(max(batch) for batch, total in zip(batches, totals, strict=True) if total <= slots)
-        shapes.append(Shape(rows, min(longest, _rounded(width, 16)), slots))
+        shapes.append(Shape(rows, min(longest, _rounded(width, 16)), min(slots, whole.slots)))
     return (*shapes, whole) if shapes[-1] != whole else tuple(shapes)
 
 

@@ -158,7 +158,8 @@ def training_shapes(
     devices = data_mesh().size
     new, old = random_steps(labelled, config.batch_size), random_steps(replay, config.replay_rows)
     steps = [[*rows, *more] for rows, more in zip_longest(new, old, fillvalue=())]
-    shares = [sorted(step)[device::devices] for step in steps for device in range(devices)]
+    # The device that is dealt the longest row has the fullest hand, and all have its shape.
+    shares = [sorted(step, reverse=True)[::devices] for step in steps]
     return step_shapes(shares, -(-(config.batch_size + config.replay_rows) // devices), STEP_SHAPES, longest)
 
 

@@ -111,7 +111,7 @@ def test_family(
     got = np.asarray(forward(ours, None, tokens, lengths))[np.arange(tokens.shape[1]) < lengths[:, None]]
     error = np.abs(got - expected).max()
     run = jax.jit(partial(generate, width=NEW_TOKENS))
-    responses, counts = run(ours, None, tokens, lengths, eos_id=-1)
+    responses, counts, _ = run(ours, None, tokens, lengths, eos_id=-1)
     equal = [np.array_equal(row, response) for row, response in zip(responses, want, strict=True)]
     cells = (name, f"{error:.1e}", f"{sum(equal)}/{PROMPTS}", f"--seed {seed}")
     record_property(FAMILY_ROW, (list(FAMILIES).index(name), *cells))

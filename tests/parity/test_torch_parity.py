@@ -21,7 +21,7 @@ from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.modules import PROJECTION_PATHS
 from star_jax.models.peft_format import load_adapter, save_adapter
-from star_jax.models.sequences import SequenceInputs, response_hidden, response_mask, response_targets
+from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel, TransformerConfig
 from star_jax.training.losses import objective, token_losses
 from star_jax.training.optimizers import direction
@@ -154,13 +154,13 @@ def test_greedy_tokens(llama: LlamaForCausalLM, model: LanguageModel, rng: np.ra
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     tokens = np.stack([np.pad(prompt, (0, LONGEST - len(prompt))) for prompt in prompts])
     run = jax.jit(partial(generate, width=width))
-    got, count = run(model, None, tokens, lengths, eos_id=-1)
+    got, count, _ = run(model, None, tokens, lengths, eos_id=-1)
     assert count.tolist() == [width] * len(prompts)
     np.testing.assert_array_equal(got, np.stack(want))
 
     # A token that one continuation holds ends every row at its first place, and nowhere else.
     eos = int(want[0][10])
-    got, count = run(model, None, tokens, lengths, eos_id=eos)
+    got, count, _ = run(model, None, tokens, lengths, eos_id=eos)
     for row, response in enumerate(want):
         places = np.flatnonzero(response == eos)
         end = places[0] + 1 if len(places) else width
@@ -273,10 +273,9 @@ def test_gradient_of_the_adapter(
     @jax.jit
     @jax.value_and_grad
     def loss(weights: Any) -> jax.Array:
-        width = LONGEST - 1
-        hidden = response_hidden(model, Adapter(weights, adapter.scale), inputs, width, None)
-        targets, mask = response_targets(inputs, width), response_mask(inputs, width)
-        return objective(token_losses(hidden, targets, mask, output_head(model)), weights, TrainingConfig())
+        hidden = hidden_states(model, Adapter(weights, adapter.scale), inputs, None)
+        targets, mask, config = next_tokens(inputs), response_mask(inputs), TrainingConfig()
+        return objective(token_losses(hidden, targets, mask, output_head(model), config), weights, config)
 
     value, gradient = loss(adapter.weights)
     expected = torch_loss(adapted, inputs)
@@ -314,7 +313,7 @@ def test_steps_of_training(
 
     weights = jax.tree.map(jnp.copy, adapter.weights)
     state = TrainState(weights, direction(config).init(weights), jnp.zeros((), jnp.int32))
-    batch = TrainBatch(inputs, np.ones(len(inputs.tokens), bool))
+    batch = TrainBatch(inputs, np.ones(len(inputs.tokens), bool), np.arange(len(inputs.tokens)))
     for _ in range(steps):
         cross_entropy = torch_loss(adapted, inputs)
         loss = cross_entropy + config.l2_b * sum(value.square().sum() for value in of_b)
@@ -330,7 +329,7 @@ def test_steps_of_training(
             batch,
             jax.random.key(0),
             jnp.asarray(steps),
-            width=LONGEST - 1,
+            slots=int(inputs.lengths.sum()),
             lora=lora,
             config=config,
         )

@@ -9,13 +9,16 @@ import optax
 import pytest
 
 from star_jax.config import ConfigError, LoraConfig, TrainingConfig
-from star_jax.data.batching import Limits, Row, pack
+from star_jax.data.batching import Shape, pack
+from star_jax.data.encoding import Row
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.training import trainer
-from star_jax.training.trainer import epoch_batches, fit, init_state, train_batch, train_step
+from star_jax.training.trainer import epoch_batches, fit, init_state, train_batch, train_step, training_shapes
 
-LIMITS = Limits(prompt=5, response=3)
-EOS = 1
+EOS, LONGEST = 1, 8
+ANY_STEP = (Shape(6, LONGEST, 6 * LONGEST),)
+"""Room for four labelled rows and two of replay, however long."""
+
 # A program is compiled for each pair of configurations, so the tests share two pairs: LORA with CONFIG, and REPLAYED.
 LORA = LoraConfig(rank=8, alpha=16, dropout=0.1, targets=("q_proj", "down_proj"))
 CONFIG = TrainingConfig(learning_rate=1e-2, epochs=120, batch_size=4, decay_b=0.0)
@@ -46,8 +49,8 @@ def draw_rows(seed: int, count: int, vocabulary: int = 13) -> list[Row]:
     return rows
 
 
-def train(key: int, model, rows, replay=(), *, lora=LORA, config=CONFIG, **options):
-    return fit(jax.random.key(key), model, rows, replay, limits=LIMITS, lora=lora, config=config, **options)
+def train(key: int, model, rows, replay=(), *, lora=LORA, config=CONFIG, shapes=ANY_STEP, **options):
+    return fit(jax.random.key(key), model, rows, replay, shapes=shapes, lora=lora, config=config, **options)
 
 
 def assert_same(one, other):
@@ -60,13 +63,12 @@ def differs(one, other) -> bool:
 
 def all_log_probs(model, adapter, tokens):
     """`B×T×V` of whole sequences; what stands behind the end of a shorter one is never looked at."""
-    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden, _ = model.decoder.apply(with_adapter(model.params, adapter), tokens, places)
+    hidden, _ = model.decoder.apply(with_adapter(model.params, adapter), tokens)
     return jax.nn.log_softmax(hidden @ model.params["lm_head"].T)
 
 
 def padded(rows: list[Row]) -> np.ndarray:
-    return np.stack([np.pad(row.tokens, (0, 8 - len(row.tokens)), constant_values=2) for row in rows])
+    return np.stack([np.pad(row.tokens, (0, LONGEST - len(row.tokens)), constant_values=2) for row in rows])
 
 
 def response_places(rows: list[Row]) -> list[tuple[int, int, int]]:
@@ -107,24 +109,32 @@ def test_frozen_weights_stay_and_the_scales_too(small_model):
         np.testing.assert_allclose(factor["scale"], LORA.alpha / LORA.rank)
 
 
-def one_step(model, rows, *, size: int = 4, seed: int = 3, config=CONFIG, lora=LORA, row_mask=None):
+def batch_of(rows: list[Row], size: int = 4):
+    return train_batch(pack(rows, range(len(rows)), [Shape(size, LONGEST, size * LONGEST)]))
+
+
+def one_step(model, rows, *, size: int = 4, seed: int = 3, config=CONFIG, lora=LORA, row_mask=None, slots=None):
     """A step from an adapter whose B is not 0, so that both factors have a gradient; also returns that adapter."""
     state, scale = init_state(jax.random.key(seed), model, lora, config)
     draws = iter(jax.random.split(jax.random.key(seed + 1), 100))
     weights = jax.tree.map(lambda leaf: 0.1 * jax.random.normal(next(draws), leaf.shape), state.weights)
-    batch = train_batch(pack(rows, range(len(rows)), LIMITS, size))
+    batch = batch_of(rows, size)
     batch = batch if row_mask is None else batch._replace(row_mask=row_mask)
     start = Adapter(jax.tree.map(jnp.copy, weights), scale)  # the state is donated
     after, info = train_step(
         model, scale, state._replace(weights=weights), batch, jax.random.key(9), jnp.int32(10),
-        width=LIMITS.response, lora=lora, config=config,
+        slots=slots, lora=lora, config=config,
     )  # fmt: skip
     return start, after, info
 
 
 def test_gradient_is_that_of_the_loss_written_out(small_model):
+    """With the padding, and without most of it."""
     rows = draw_rows(1, 5)
-    start, after, info = one_step(small_model, rows, size=6, **REPLAYED)
+    assert sum(len(row.tokens) for row in rows) < 40 < 6 * LONGEST
+    (start, *with_padding), (_, *in_a_line) = (
+        one_step(small_model, rows, size=6, slots=n, **REPLAYED) for n in (None, 40)
+    )
     tokens = padded(rows)
 
     def loss_of(weights):
@@ -139,26 +149,28 @@ def test_gradient_is_that_of_the_loss_written_out(small_model):
         return total / count + 0.01 * square, cross_entropy / count
 
     (loss, cross_entropy), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(start.weights)
-    np.testing.assert_allclose(info.loss, loss, rtol=1e-5)
-    np.testing.assert_allclose(info.cross_entropy, cross_entropy, rtol=1e-5)
-    assert int(info.tokens) == len(response_places(rows))
     norm = np.sqrt(sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(gradient)))
-    np.testing.assert_allclose(info.gradient_norm, norm, rtol=1e-4)
-
-    moments = optax.tree.get(after.optimizer, "mu")
-    assert jax.tree.structure(moments) == jax.tree.structure(start.weights)  # of the adapter, and of nothing else
-    jax.tree.map(lambda m, g: np.testing.assert_allclose(10 * m, g, rtol=1e-3, atol=1e-5), moments, gradient)
-    for name, factors in after.weights["layers"].items():
-        for factor, decay in (("a", 0.0), ("b", 0.3)):
-            old, moment = (np.asarray(tree["layers"][name][factor]) for tree in (start.weights, moments))
-            want = old - WITH_REPLAY.learning_rate * (10 * moment / (np.abs(10 * moment) + 1e-8) + decay * old)
-            np.testing.assert_allclose(factors[factor], want, rtol=1e-4, atol=1e-7)
+    for after, info in (with_padding, in_a_line):
+        np.testing.assert_allclose(info.loss, loss, rtol=1e-5)
+        np.testing.assert_allclose(info.cross_entropy, cross_entropy, rtol=1e-5)
+        assert int(info.tokens) == len(response_places(rows))
+        np.testing.assert_allclose(info.gradient_norm, norm, rtol=1e-4)
+        moments = optax.tree.get(after.optimizer, "mu")
+        assert jax.tree.structure(moments) == jax.tree.structure(start.weights)  # of the adapter, and of nothing else
+        jax.tree.map(lambda m, g: np.testing.assert_allclose(10 * m, g, rtol=1e-3, atol=1e-5), moments, gradient)
+        for name, factors in after.weights["layers"].items():
+            for factor, decay in (("a", 0.0), ("b", 0.3)):
+                old, moment = (np.asarray(tree["layers"][name][factor]) for tree in (start.weights, moments))
+                want = old - WITH_REPLAY.learning_rate * (10 * moment / (np.abs(10 * moment) + 1e-8) + decay * old)
+                np.testing.assert_allclose(factors[factor], want, rtol=1e-4, atol=1e-7)
 
 
 def test_padding_rows_contribute_nothing(small_model):
     rows, others = draw_rows(1, 3), draw_rows(2, 1)
     _, plain, info = one_step(small_model, rows)
-    _, filled, other = one_step(small_model, rows + others, row_mask=np.array([True, True, True, False]))
+    # Rows stand in a batch by length, under the numbers that they came with.
+    real = batch_of(rows + others).numbers != 3
+    _, filled, other = one_step(small_model, rows + others, row_mask=real)
     _, counted, third = one_step(small_model, rows + others)
     np.testing.assert_allclose(other, info, rtol=1e-5)
     jax.tree.map(
@@ -172,10 +184,8 @@ def test_padding_rows_contribute_nothing(small_model):
 def test_first_step_from_a_fresh_adapter_moves_b_alone(small_model):
     state, scale = init_state(jax.random.key(4), small_model, LORA, CONFIG)
     before = jax.tree.map(np.array, state.weights)
-    batch = train_batch(pack(draw_rows(3, 4), range(4), LIMITS, 4))
-    after, _ = train_step(
-        small_model, scale, state, batch, jax.random.key(0), jnp.int32(1), width=3, lora=LORA, config=CONFIG
-    )
+    batch = batch_of(draw_rows(3, 4))
+    after, _ = train_step(small_model, scale, state, batch, jax.random.key(0), jnp.int32(1), lora=LORA, config=CONFIG)
     assert int(after.step) == 1
     for name, factors in after.weights["layers"].items():
         np.testing.assert_array_equal(factors["a"], before["layers"][name]["a"])  # A's gradient is 0 while B is
@@ -212,15 +222,16 @@ def test_same_key_same_bits_other_key_other_adapter(small_model):
     assert differs(one.weights, other.weights)
 
 
-def test_dropout_draws_anew_each_step_and_for_each_key(small_model):
-    batch = train_batch(pack(draw_rows(6, 4), range(4), LIMITS, 4))
+@pytest.mark.parametrize("mode", ["per_token", "tied", "shared"])
+def test_dropout_draws_anew_each_step_and_for_each_key(small_model, mode):
+    batch, lora = batch_of(draw_rows(6, 4)), dataclasses.replace(LORA, training_dropout=mode)
 
     def loss(key: int, number: int) -> float:
-        state, scale = init_state(jax.random.key(0), small_model, LORA, CONFIG)
+        state, scale = init_state(jax.random.key(0), small_model, lora, CONFIG)
         weights = {"layers": {n: f | {"b": f["b"] + 0.1} for n, f in state.weights["layers"].items()}}
         state = state._replace(weights=weights, step=jnp.asarray(number, jnp.int32))
         _, info = train_step(
-            small_model, scale, state, batch, jax.random.key(key), jnp.int32(30), width=3, lora=LORA, config=CONFIG
+            small_model, scale, state, batch, jax.random.key(key), jnp.int32(30), lora=lora, config=CONFIG
         )
         return float(info.loss)
 
@@ -261,6 +272,51 @@ def test_order_is_new_each_epoch_and_for_each_key():
     np.testing.assert_array_equal(one, again)
     assert (one[:30] != one[30:]).any()
     assert (one != other).any()
+
+
+# Shapes of steps
+
+
+@pytest.mark.parametrize(
+    ("labelled", "replay", "options"),
+    [
+        ([30, 41, 12, 77, 50, 33], [], {}),
+        ([30, 41, 12, 77, 50, 33], [20, 21], {"replay_rows": 2, "replay": "mastered.jsonl"}),
+        ([30, 41, 12, 77, 50, 33], [200], {"replay_rows": 3, "replay": "mastered.jsonl"}),
+        ([5], [], {}),
+        ([], [], {}),
+        ([], [9], {"replay_rows": 1, "replay": "mastered.jsonl"}),
+    ],
+)
+def test_every_step_fits_a_shape(rng, labelled, replay, options):
+    """Steps of rows like those that are known, and of any others up to the longest there may be."""
+    config, longest = TrainingConfig(batch_size=4, **options), 200
+    shapes = training_shapes(labelled, replay, longest, config)
+    assert shapes == training_shapes(labelled, replay, longest, config)
+    assert 1 <= len(shapes) <= trainer.STEP_SHAPES + 1
+    assert {shape.rows for shape in shapes} == {config.batch_size + config.replay_rows}
+    for known in (labelled or [longest], range(1, longest + 1), [longest]):
+        for count in 20 * [config.batch_size] + [1]:
+            lengths = [*rng.choice(known, count), *rng.choice(replay or [longest], config.replay_rows)]
+            batch = pack([Row(np.zeros(length, np.int32), 1) for length in lengths], range(len(lengths)), shapes)
+            assert batch.slots >= sum(lengths)
+            assert batch.tokens.shape[1] >= max(lengths)
+
+
+def test_the_shape_of_a_step_changes_nothing(small_model):
+    """Neither the room for more rows nor a line: a row's number picks its dropout, wherever it stands."""
+    rows = draw_rows(18, 4)
+    (_, one, info), (_, other, same) = (
+        one_step(small_model, rows, size=size, slots=slots) for size, slots in ((4, None), (7, 41))
+    )
+    np.testing.assert_allclose(same, info, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+        *(optax.tree.get(state.optimizer, "mu") for state in (one, other)),
+    )
+
+
+# Replay
 
 
 @pytest.fixture
