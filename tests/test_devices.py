@@ -3,12 +3,14 @@
 Belongs here: what needs processes with several devices. They are virtual ones of the CPU.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from device_child import POOL, TARGETS
@@ -16,22 +18,30 @@ from random_models import random_adapter
 from safetensors.numpy import load_file
 
 from star_jax.acquisition.measures import MEASURES
-from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.checkpoint_hf import load_model, save_model
+from star_jax.models.folders import load_tokenizer
 from star_jax.models.peft_format import save_adapter
+from star_jax.models.transformer import Decoder, LanguageModel
 
 COUNTS = (1, 8)
+
+
+def first_layer(folder):
+    """Writes the embedded model without its other layers, which take their time to compile; returns its shape."""
+    whole = load_model("embedded:skills")
+    layers = jax.tree.map(lambda leaf: leaf[:1], whole.params["layers"])
+    config = dataclasses.replace(whole.config, num_hidden_layers=1)
+    save_model(LanguageModel(Decoder(config), {**whole.params, "layers": layers}), folder)
+    load_tokenizer("embedded:skills").save_pretrained(folder)
+    return config
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """What the two processes wrote."""
     folder = tmp_path_factory.mktemp("devices")
-    adapter = random_adapter(
-        np.random.default_rng(int.from_bytes(os.urandom(4))),
-        load_model("embedded:skills").config,
-        targets=TARGETS,
-        scale=0.2,
-    )
+    config = first_layer(folder / "model")
+    adapter = random_adapter(np.random.default_rng(0), config, targets=TARGETS, rank=2, scale=0.2)
     save_adapter(adapter, folder / "adapter", base_model="embedded:skills", dropout=0.1)
     for count in COUNTS:
         told = {"JAX_NUM_CPU_DEVICES": str(count), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
@@ -51,7 +61,7 @@ def assert_rows_close(one, other):
     for left, right in zip(one, other, strict=True):
         for name, value in left.items():
             if isinstance(value, float):
-                assert value == pytest.approx(right[name], rel=1e-5, abs=1e-5), (name, left, right)
+                assert abs(value - right[name]) <= 1e-5 * (1 + abs(value)), (name, left, right)
             else:
                 assert value == right[name], (name, left, right)
 
@@ -83,8 +93,10 @@ def test_every_measure_of_a_pool_is_the_same(folders, kind, sampled):
     one, eight = (np.load(folder / "scores.npz") for folder in folders)
     for name in MEASURES:
         ours, theirs = (scores[f"{kind} {sampled} {name}"] for scores in (one, eight))
-        assert ours.shape == (POOL,)
+        assert ours.shape == theirs.shape
         np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-5, err_msg=name)
     if kind != "proposed":
         np.testing.assert_array_equal(*(scores[f"{kind} {sampled} responses"] for scores in (one, eight)))
-    assert np.unique(one[f"{kind} {sampled} token_entropy"]).size > POOL / 2
+    entropies = one[f"{kind} {sampled} token_entropy"]
+    assert entropies.size == POOL or (kind == "candidates" and entropies.size % 8)
+    assert np.unique(entropies).size > entropies.size / 2

@@ -1,5 +1,6 @@
 """Attention against loops over rows, heads, queries and keys."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from star_jax.models import attention
-from star_jax.models.attention import attend, attend_cache, self_attention
+from star_jax.models.attention import attend, attend_cache, line_attention, self_attention
 
 
 def attend_by_loops(
@@ -147,6 +148,67 @@ def test_whole_rows_equal_loops(
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+def naive(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """Causal attention within whole rows in a few lines, for JAX to differentiate."""
+    length, width, copies = query.shape[1], query.shape[-1], query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(part, copies, axis=2) for part in (key, value))
+    scores = jnp.einsum("bthd,bshd->bhts", query, key) * (width**-0.5 if scale is None else scale)
+    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+    distance = jnp.arange(length)[:, None] - jnp.arange(length)
+    visible = (distance >= 0) & (distance < (length if window is None else window))
+    return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(visible, scores, -jnp.inf)), value)
+
+
+OPTIONS: list[dict[str, float]] = [
+    {},
+    {"scale": 0.3},
+    {"window": 3},
+    {"softcap": 0.8},
+    {"scale": 0.6, "window": 4, "softcap": 1.5},
+]
+
+
+def slopes_along(weight: np.ndarray, function: Callable[..., jax.Array], *parts: np.ndarray) -> list[jax.Array]:
+    """Gradients of query, key and value of what a function gives, in the direction of `weight`."""
+
+    def loss(*parts: jax.Array) -> jax.Array:
+        return jnp.sum((weight * function(*parts)).astype(jnp.float32))
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*parts)
+
+
+@pytest.mark.parametrize(("options", "groups"), [(options, 2) for options in OPTIONS] + [({}, 1), ({}, 4)])
+def test_gradients_of_whole_rows_are_those_of_the_formula(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, groups: int, options: dict[str, float]
+) -> None:
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    query, weight = rng.normal(size=(2, 2, 8, 4, 6)).astype(np.float32)
+    key, value = rng.normal(size=(2, 2, 8, groups, 6)).astype(np.float32)
+    got = slopes_along(weight, partial(self_attention, kernel="xla", **options), query, key, value)
+    want = slopes_along(weight, partial(naive, **options), query, key, value)
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_in_bfloat16_are_close(rng: np.random.Generator) -> None:
+    shapes = [(2, 9, 4, 6), (2, 9, 2, 6), (2, 9, 2, 6), (2, 9, 4, 6)]
+    *narrow, weight = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
+    got = slopes_along(weight, partial(self_attention, kernel="xla"), *narrow)
+    want = slopes_along(weight, naive, *(part.astype(jnp.float32) for part in narrow))
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        error = np.asarray(ours, np.float32) - theirs
+        assert np.abs(error).max() < 0.03 * np.abs(theirs).max()
+
+
 def test_gradients_of_whole_rows_equal_those_of_the_library(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,3 +245,70 @@ def test_what_stands_in_the_padding_changes_nothing(rng: np.random.Generator) ->
         assert np.isfinite(second).all()
         np.testing.assert_allclose(np.where(real, first, 0), np.where(real, second, 0), rtol=1e-4, atol=1e-5)
     assert not any(np.where(real, 0, gradient).any() for gradient in other_gradients)
+
+
+# Rows in a line.
+
+RAGGED = [3, 8, 1, 5]
+
+
+def line_inputs(rng: np.random.Generator, slots: int) -> list[np.ndarray]:
+    """Query, key, value, and the direction of a gradient, with rubbish behind the last row."""
+    shapes = [(slots, 4, 6), (slots, 2, 6), (slots, 2, 6), (slots, 4, 6)]
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def starts_of(lengths: list[int]) -> np.ndarray:
+    return np.cumsum(lengths) - lengths
+
+
+def in_rows(part: np.ndarray, lengths: list[int]) -> np.ndarray:
+    """`B×8×…` of a line, 0 at padding."""
+    rows = np.zeros((len(lengths), 8, *part.shape[1:]), np.float32)
+    for row, (start, length) in enumerate(zip(starts_of(lengths), lengths, strict=True)):
+        rows[row, :length] = part[start : start + length]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "spare"),
+    [(RAGGED, options, 0) for options in OPTIONS]
+    + [(lengths, {}, 5) for lengths in (RAGGED, [0, 4, 0, 0, 7, 0], [8, 8], [1], [0, 0, 2])],
+)
+def test_rows_of_a_line_are_rows_by_themselves(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, lengths: list[int], spare: int, options: dict[str, float]
+) -> None:
+    """In value and gradient; three lengths are compiled here, 3, 6 and 8, and rows may be empty."""
+    monkeypatch.setattr(attention, "ROW_STEP", 3)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    *parts, weight = line_inputs(rng, sum(lengths) + spare)
+    window = {"window": jnp.asarray(options["window"])} if "window" in options else {}
+    places = {"starts": jnp.asarray(starts_of(lengths)), "lengths": jnp.asarray(lengths), "width": 8}
+    run, reference = partial(line_attention, **places, **options | window), partial(naive, **options)
+    rows = [in_rows(part, lengths) for part in parts]
+    got = [jax.jit(run)(*parts), *slopes_along(weight, run, *parts)]
+    want = [jax.jit(reference)(*rows), *slopes_along(in_rows(weight, lengths), reference, *rows)]
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.shape[0] == sum(lengths) + spare
+        assert (np.asarray(ours)[sum(lengths) :] == 0).all()
+        real = np.arange(8) < np.asarray(lengths)[:, None]
+        np.testing.assert_allclose(ours[: sum(lengths)], np.asarray(theirs)[real], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, 50])
+def test_a_line_under_vmap_is_the_loop(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Samples share their rows. Where a row may be long, the lengths that are compiled for lie further apart."""
+    monkeypatch.setattr(attention, "ROW_STEP", 3)
+    monkeypatch.setattr(attention, "MOST_LENGTHS", 4)
+    lengths = [5, 8, 2]
+    samples = [line_inputs(rng, 17) for _ in range(3)]
+    places = {"starts": jnp.asarray(starts_of(lengths)), "lengths": jnp.asarray(lengths), "width": width}
+
+    def run(query: jax.Array, key: jax.Array, value: jax.Array, weight: jax.Array) -> list[jax.Array]:
+        mixed, pull = jax.vjp(partial(line_attention, **places), query, key, value)
+        return [mixed, *pull(weight)]
+
+    together = jax.jit(jax.vmap(run))(*(np.stack(part) for part in zip(*samples, strict=True)))
+    for number, sample in enumerate(samples):
+        for ours, alone in zip(together, jax.jit(run)(*sample), strict=True):
+            np.testing.assert_allclose(ours[number], alone, rtol=1e-4, atol=1e-5)
