@@ -24,7 +24,7 @@ from star_jax.models.checkpoint_hf import LanguageModel, load_model
 from star_jax.models.folders import load_tokenizer
 from star_jax.models.head import at_positions, chunk_size, logits, output_head
 from star_jax.models.quantization import projection_bytes
-from star_jax.models.sequences import SequenceInputs, hidden_states, response_mask, sequence_inputs
+from star_jax.models.sequences import SequenceInputs, hidden_states, response_mask
 
 BATCH_SIZE = 16
 
@@ -70,7 +70,7 @@ def main() -> None:
         small = load_model(args.model, quantization=kind)
         parts = []
         for batch in batches:
-            inputs = sequence_inputs(batch.tokens, batch.prompt_lengths, batch.lengths)
+            inputs = SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths)
             parts.append(jax.device_get(compare(full, small, inputs, jnp.asarray(batch.row_mask))))
         worst, sums, counts = (np.stack(part) for part in zip(*parts, strict=True))
         mean, divergence, same = sums.sum(0) / counts.sum()

@@ -15,11 +15,11 @@ from star_jax.acquisition.measures import MEASURES, sequence_measures
 from star_jax.acquisition.pool_scoring import (
     BatchSizes,
     PoolScores,
+    PoolShapes,
     Sampling,
-    Widths,
     candidate_pool,
     check_candidates,
-    choose_all_widths,
+    choose_shapes,
     generated_pool,
     generated_texts,
     passes_over,
@@ -27,14 +27,14 @@ from star_jax.acquisition.pool_scoring import (
     score_pool,
 )
 from star_jax.config import ConfigError
-from star_jax.data.batching import pack
+from star_jax.data.batching import Shape, pack, sequence_batches
 from star_jax.data.encoding import Encoder, Limits, Row
 from star_jax.data.examples import DataError, Prompt
 from star_jax.data.tasks.task import Task
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import score_responses
 from star_jax.models.lora import Adapter
-from star_jax.models.sequences import sequence_inputs
+from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 WORDS = ["</s>", *"abcdefghijkl"]
@@ -42,8 +42,8 @@ CANDIDATES = (" a", " b c", " d e")
 SIZE = 11
 MODES = ("shared", "tied", "per_token")
 SAMPLING = Sampling(3, 0.3, "tied")
-WIDTHS = Widths((3, 8), (7, 12))
-SIZES = BatchSizes(4, 4)
+SHAPES = PoolShapes((Shape(4, 3, 12), Shape(4, 8, 32)), (Shape(4, 7, 24), Shape(4, 12, 44)))
+BATCH_SIZE = 4
 SHAPE = TransformerConfig(
     vocab_size=len(WORDS),
     hidden_size=16,
@@ -104,21 +104,21 @@ SAMPLED = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def build(encoder, prompts, proposals):
-    """Makes the pool of a kind from the examples of the given numbers: batches of 4, in two widths."""
+    """Makes the pool of a kind from the examples of the given numbers: batches of 4, in two shapes."""
 
-    def make(kind: str, chosen=range(SIZE), widths=WIDTHS, sizes=SIZES):
+    def make(kind: str, chosen=range(SIZE), shapes=SHAPES, batch_size=BATCH_SIZE):
         if kind == "generated":
-            return generated_pool(encoder, encoder.prompts([prompts[i] for i in chosen]), widths, sizes)
+            return generated_pool(encoder, encoder.prompts([prompts[i] for i in chosen]), shapes)
         if kind == "candidates":
-            return candidate_pool(encoder, [prompts[i] for i in chosen], CANDIDATES, sizes.sequences)
-        return proposed_pool([proposals[i] for i in chosen], widths.sequences, sizes.sequences)
+            return candidate_pool(encoder, [prompts[i] for i in chosen], CANDIDATES, batch_size)
+        return proposed_pool([proposals[i] for i in chosen], shapes.sequences)
 
     return make
 
 
 @pytest.fixture(scope="module")
 def short(encoder, prompts) -> list[int]:
-    """Numbers of the examples of one width."""
+    """Numbers of the examples of one shape."""
     return [i for i, tokens in enumerate(encoder.prompts(prompts)) if len(tokens) == 3]
 
 
@@ -152,12 +152,13 @@ def test_permuted_examples_have_permuted_scores(model, adapter, build, kind):
 
 
 def test_proposed_scores_stand_in_the_order_of_the_rows(model, adapter, build, proposals):
-    """Two widths against one batch of all rows, where the order cannot be lost."""
-    whole = pack(proposals, range(SIZE), WIDTHS.sequences, SIZE)
-    inputs = sequence_inputs(whole.tokens, whole.prompt_lengths, whole.lengths)
-    statistics, mask = jax.jit(score_responses)(model, adapter, inputs)
+    """Two shapes against one batch of all rows, where the order cannot be lost."""
+    whole = pack(proposals, range(SIZE), [Shape(SIZE, 12, SIZE * 12)])
+    inputs = SequenceInputs(whole.tokens, whole.prompt_lengths, whole.lengths)
+    measures = sequence_measures(*jax.jit(score_responses)(model, adapter, inputs))
     scores = score_pool(model, adapter, build("proposed"))
-    assert_close(scores, PoolScores(sequence_measures(statistics, mask)))
+    place = np.argsort(whole.index)
+    assert_close(scores, PoolScores({name: values[place] for name, values in measures.items()}))
     np.testing.assert_array_equal(
         scores.measures["response_tokens"], [len(row.tokens) - row.prompt_length for row in proposals]
     )
@@ -184,7 +185,7 @@ def test_generated_responses_score_as_if_proposed(model, adapter, encoder, promp
     assert lengths.min() < lengths.max() == 4
     answers = [response[:length] for response, length in zip(responses, lengths, strict=True)]
     rows = followed_by(encoder, prompts, answers)
-    proposed = score_pool(model, adapter, proposed_pool(rows, WIDTHS.sequences, SIZES.sequences))
+    proposed = score_pool(model, adapter, proposed_pool(rows, SHAPES.sequences))
     assert_close(PoolScores(generated.measures), proposed)
     np.testing.assert_array_equal(generated.measures["response_tokens"], lengths)
     # A greedy token is the most probable one, so the two statistics agree.
@@ -208,7 +209,7 @@ def test_generation_ends_at_every_token_that_the_encoder_names(model, adapter, e
     extra = next(int(row[0]) for row, n in zip(responses, lengths, strict=True) if n > 1)
     task = Task("words", lambda row: "", lambda row: None, lambda text: text)
     several = Encoder(encoder.tokenizer, task, encoder.limits, end_ids=(extra,))
-    scores = score_pool(model, adapter, generated_pool(several, several.prompts(prompts), WIDTHS, SIZES))
+    scores = score_pool(model, adapter, generated_pool(several, several.prompts(prompts), SHAPES))
     for row, length, got in zip(responses, lengths, np.asarray(scores.lengths), strict=True):
         assert got == next((place + 1 for place in range(length) if row[place] == extra), length)
     assert (np.asarray(scores.lengths) < lengths).any()
@@ -233,7 +234,7 @@ def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encod
     nlls = []
     for text in CANDIDATES:
         answer = np.array([WORDS.index(word) for word in text.split()] + [encoder.eos_id], np.int32)
-        pool = proposed_pool(followed_by(encoder, prompts, [answer] * SIZE), WIDTHS.sequences, SIZES.sequences)
+        pool = proposed_pool(followed_by(encoder, prompts, [answer] * SIZE), SHAPES.sequences)
         nlls.append(score_pool(model, adapter, pool).measures["sequence_nll"])
     likelihood = np.exp(-np.asarray(nlls, np.float64).T)
     probs = likelihood / likelihood.sum(axis=1, keepdims=True)
@@ -289,12 +290,13 @@ def test_samples_disagree_with_dropout_and_only_with_it(model, adapter, build, s
 def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short, kind, mode):
     """The same examples with the same numbers, dealt out to the batches in another order."""
     pool = build(kind, short)
-    first, second = pool.batches
+    first, count = pool.batches[0], len(pool.batches)
     group = len(CANDIDATES) if kind == "candidates" else 1
     rows = len(first.row_mask)
-    dealt = np.roll(np.arange(2 * rows).reshape(-1, group), 3, axis=0).reshape(2, rows)
+    assert count > 1
+    dealt = np.roll(np.arange(count * rows).reshape(-1, group), 3, axis=0).reshape(count, rows)
     names = ("tokens", "prompt_lengths", "lengths", "index", "row_mask")
-    joined = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    joined = {name: np.concatenate([getattr(batch, name) for batch in pool.batches]) for name in names}
     mixed = tuple(
         dataclasses.replace(first, **{name: values[places] for name, values in joined.items()}) for places in dealt
     )
@@ -305,8 +307,8 @@ def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short,
 
 
 @SAMPLED
-def test_scores_depend_on_neither_widths_nor_batch_sizes(model, adapter, build, kind, mode):
-    pool, other = build(kind), build(kind, widths=Widths((10,), (13,)), sizes=BatchSizes(6, 5))
+def test_scores_do_not_depend_on_the_shapes(model, adapter, build, kind, mode):
+    pool, other = build(kind), build(kind, shapes=PoolShapes((Shape(6, 10, 50),), (Shape(5, 13, 61),)), batch_size=6)
     assert {batch.tokens.shape for batch in pool.batches} - {batch.tokens.shape for batch in other.batches}
     for options in ({}, {"key": jax.random.key(1), "sampling": SAMPLING._replace(mode=mode)}):
         assert_close(score_pool(model, adapter, other, **options), score_pool(model, adapter, pool, **options))
@@ -319,7 +321,7 @@ def test_samples_are_drawn_as_asked_for(model, adapter, build, short, mode):
     scores = score_pool(model, adapter, pool, key=key, sampling=SAMPLING._replace(mode=mode))
     sample = jax.jit(mc_score_responses, static_argnames=("samples", "rate", "mode"))
     for batch in pool.batches:
-        inputs = sequence_inputs(batch.tokens, batch.prompt_lengths, batch.lengths)
+        inputs = SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths)
         statistics, mask = sample(model, adapter, inputs, key=key, index=batch.index, samples=3, rate=0.3, mode=mode)
         for name, values in sequence_measures(statistics, mask).items():
             got = scores.measures[name][batch.index[batch.row_mask]]
@@ -329,7 +331,7 @@ def test_samples_are_drawn_as_asked_for(model, adapter, build, short, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_only_shared_masks_are_the_same_for_all_examples(model, adapter, proposals, mode):
     """Six copies of one example: under one sample of the weights they have one score."""
-    pool = proposed_pool([proposals[0]] * 6, WIDTHS.sequences, SIZES.sequences)
+    pool = proposed_pool([proposals[0]] * 6, SHAPES.sequences)
     scores = score_pool(model, adapter, pool, key=jax.random.key(3), sampling=SAMPLING._replace(mode=mode))
     for name in ("sequence_nll", "token_entropy", "bald"):
         values = np.asarray(scores.measures[name])
@@ -362,7 +364,7 @@ def test_sampling_at_rate_0_is_refused(model, adapter, build):
 # Programs
 
 
-def test_one_program_a_width(model, adapter, build):
+def test_one_program_a_shape(model, adapter, build):
     program = pool_scoring._score_proposed
     score_pool(model, adapter, build("proposed"))
     programs = program._cache_size()
@@ -380,16 +382,16 @@ def test_base_and_adapted_model_answer_with_the_same_programs(model, adapter, bu
     assert pool_scoring._answer._cache_size() == programs
 
 
-def test_widths_hold_every_row_and_are_few(seed):
+def test_shapes_hold_every_row_and_are_few(seed):
     rng = np.random.default_rng(seed)
     for most in (5, 60, 300):
         prompts = rng.integers(1, most, rng.integers(1, 200))
-        sequences = prompts[: rng.integers(1, len(prompts) + 1)] + rng.integers(1, most)
-        longest = int(sequences.max()) + int(rng.integers(0, most))
-        widths = choose_all_widths(prompts, sequences, longest, BatchSizes(*rng.integers(1, 20, 2).tolist()))
-        assert prompts.max() <= max(widths.prompts) < prompts.max() + 16
-        assert longest <= max(widths.sequences) < longest + 16
-        assert len(widths.prompts) <= 2
-        assert len(widths.sequences) <= 3
-        for some in widths:
-            assert list(some) == sorted(set(some))
+        known = prompts[: rng.integers(0, len(prompts) + 1)] + rng.integers(1, most)
+        longest = int(prompts.max()) + most + int(rng.integers(0, most))
+        shapes = choose_shapes(prompts.tolist(), known.tolist(), longest, BatchSizes(*rng.integers(1, 20, 2).tolist()))
+        assert len(shapes.prompts) <= pool_scoring.PROMPT_SHAPES
+        assert len(shapes.sequences) <= pool_scoring.SEQUENCE_SHAPES + 1
+        hidden = [*known, *rng.integers(1, longest + 1, 30), longest]
+        for lengths, some in ((prompts, shapes.prompts), (hidden, shapes.sequences)):
+            batches = list(sequence_batches([Row(np.ones(length, np.int32), 1) for length in lengths], some))
+            assert sorted(np.concatenate([batch.lengths[batch.row_mask] for batch in batches])) == sorted(lengths)

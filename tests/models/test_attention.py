@@ -1,6 +1,6 @@
 """Attention against loops over rows, heads, queries and keys."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -175,13 +175,17 @@ OPTIONS: list[dict[str, float]] = [
 ]
 
 
-def slopes_along(weight: np.ndarray, function: Callable[..., jax.Array], *parts: np.ndarray) -> list[jax.Array]:
-    """Gradients of query, key and value of what a function gives, in the direction of `weight`."""
+def value_and_slopes(
+    function: Callable[..., jax.Array], parts: Sequence[np.ndarray], weight: np.ndarray
+) -> list[jax.Array]:
+    """What a function makes of query, key and value, and their gradients in the direction of `weight`."""
 
-    def loss(*parts: jax.Array) -> jax.Array:
-        return jnp.sum((weight * function(*parts)).astype(jnp.float32))
+    @jax.jit
+    def run(parts: Sequence[jax.Array], weight: jax.Array) -> list[jax.Array]:
+        mixed, pull = jax.vjp(function, *parts)
+        return [mixed, *pull(weight)]
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*parts)
+    return run(parts, weight)
 
 
 @pytest.mark.parametrize(("options", "groups"), [(options, 2) for options in OPTIONS] + [({}, 1), ({}, 4)])
@@ -191,8 +195,8 @@ def test_gradients_of_whole_rows_are_those_of_the_formula(
     monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
     query, weight = rng.normal(size=(2, 2, 8, 4, 6)).astype(np.float32)
     key, value = rng.normal(size=(2, 2, 8, groups, 6)).astype(np.float32)
-    got = slopes_along(weight, partial(self_attention, kernel="xla", **options), query, key, value)
-    want = slopes_along(weight, partial(naive, **options), query, key, value)
+    got = value_and_slopes(partial(self_attention, kernel="xla", **options), [query, key, value], weight)
+    want = value_and_slopes(partial(naive, **options), [query, key, value], weight)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
@@ -201,8 +205,8 @@ def test_gradients_of_whole_rows_are_those_of_the_formula(
 def test_gradients_in_bfloat16_are_close(rng: np.random.Generator) -> None:
     shapes = [(2, 9, 4, 6), (2, 9, 2, 6), (2, 9, 2, 6), (2, 9, 4, 6)]
     *narrow, weight = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
-    got = slopes_along(weight, partial(self_attention, kernel="xla"), *narrow)
-    want = slopes_along(weight, naive, *(part.astype(jnp.float32) for part in narrow))
+    got = value_and_slopes(partial(self_attention, kernel="xla"), narrow, weight)
+    want = value_and_slopes(naive, [part.astype(jnp.float32) for part in narrow], weight.astype(jnp.float32))
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == jnp.bfloat16
         error = np.asarray(ours, np.float32) - theirs
@@ -286,8 +290,7 @@ def test_rows_of_a_line_are_rows_by_themselves(
     places = {"starts": jnp.asarray(starts_of(lengths)), "lengths": jnp.asarray(lengths), "width": 8}
     run, reference = partial(line_attention, **places, **options | window), partial(naive, **options)
     rows = [in_rows(part, lengths) for part in parts]
-    got = [jax.jit(run)(*parts), *slopes_along(weight, run, *parts)]
-    want = [jax.jit(reference)(*rows), *slopes_along(in_rows(weight, lengths), reference, *rows)]
+    got, want = value_and_slopes(run, parts, weight), value_and_slopes(reference, rows, in_rows(weight, lengths))
     for ours, theirs in zip(got, want, strict=True):
         assert ours.shape[0] == sum(lengths) + spare
         assert (np.asarray(ours)[sum(lengths) :] == 0).all()
@@ -308,7 +311,7 @@ def test_a_line_under_vmap_is_the_loop(rng: np.random.Generator, monkeypatch: py
         mixed, pull = jax.vjp(partial(line_attention, **places), query, key, value)
         return [mixed, *pull(weight)]
 
-    together = jax.jit(jax.vmap(run))(*(np.stack(part) for part in zip(*samples, strict=True)))
+    together, alone = jax.jit(jax.vmap(run))(*(np.stack(part) for part in zip(*samples, strict=True))), jax.jit(run)
     for number, sample in enumerate(samples):
-        for ours, alone in zip(together, jax.jit(run)(*sample), strict=True):
-            np.testing.assert_allclose(ours[number], alone, rtol=1e-4, atol=1e-5)
+        for ours, theirs in zip(together, alone(*sample), strict=True):
+            np.testing.assert_allclose(ours[number], theirs, rtol=1e-4, atol=1e-5)

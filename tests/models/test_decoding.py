@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from random_models import FAMILIES
 
+from star_jax.models import transformer
 from star_jax.models.decoding import KVCache, prefill, step, unstacked
 from star_jax.models.folding import folded
 from star_jax.models.head import logits, output_head
@@ -38,7 +40,7 @@ def rows(rng: np.random.Generator, tiny_config: TransformerConfig) -> Rows:
     return Rows(rng.integers(0, tiny_config.vocab_size, (4, WIDTH + NEW)).astype(np.int32), lengths)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="computed")
 def _decoded(
     model: LanguageModel,
     adapter: Adapter | None,
@@ -46,9 +48,10 @@ def _decoded(
     lengths: jax.Array,
     behind: jax.Array,
     positions: jax.Array,
+    computed: int | None = None,
 ) -> tuple[jax.Array, KVCache]:
     layers = unstacked(model, adapter)
-    first, cache = prefill(model, adapter, prompts, lengths, SLOTS)
+    first, cache = prefill(model, adapter, prompts, lengths, SLOTS, computed)
 
     def advance(cache: KVCache, column: tuple[jax.Array, jax.Array]) -> tuple[KVCache, jax.Array]:
         hidden, cache = step(model, layers, *column, cache)
@@ -65,17 +68,19 @@ def decoded(
     *,
     padding: int = 0,
     ended: tuple[int, int] | None = None,
+    computed: int | None = None,
 ) -> tuple[np.ndarray, KVCache]:
     """Logits `B×(1 + NEW)×V` after the prompt and after each token behind it, and the cache at the end.
 
-    The token at `ended`, its row and number behind the prompt, is read at no position.
+    The token at `ended`, its row and number behind the prompt, is read at no position. The prompts are read in a line
+    of `computed` slots, or with their padding.
     """
     prompts = np.where(np.arange(WIDTH) < rows.lengths[:, None], rows.tokens[:, :WIDTH], padding)
     positions = rows.lengths[:, None] + np.arange(NEW, dtype=np.int32)
     behind = np.take_along_axis(rows.tokens, positions, axis=1)
     if ended is not None:
         positions[ended] = -1
-    got, cache = _decoded(model, adapter, prompts, rows.lengths, behind, positions)
+    got, cache = _decoded(model, adapter, prompts, rows.lengths, behind, positions, computed)
     return np.asarray(got), cache
 
 
@@ -156,6 +161,27 @@ def test_what_pads_a_prompt_is_not_seen(tiny_model: LanguageModel, make_adapter:
     adapter = make_adapter(tiny_model.config)
     plain, _ = decoded(tiny_model, adapter, rows)
     np.testing.assert_array_equal(decoded(tiny_model, adapter, rows, padding=7)[0], plain)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_prompts_may_be_read_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: LanguageModel,
+    make_adapter: MakeAdapter,
+    rows: Rows,
+    one_by_one: bool,
+) -> None:
+    """One of them may be none at all: a row that only fills the batch up."""
+    monkeypatch.setattr(transformer, "SHORT_ROW", 2 if one_by_one else WIDTH)
+    adapter, computed = make_adapter(tiny_model.config), int(rows.lengths.sum()) + 1
+    plain, _ = decoded(tiny_model, adapter, rows)
+    got, _ = decoded(tiny_model, adapter, rows, computed=computed + one_by_one)  # a program of its own
+    np.testing.assert_allclose(got, plain, atol=1e-4)
+    empty = np.arange(4) == 2
+    some = rows._replace(lengths=np.where(empty, 0, rows.lengths))
+    got, _ = decoded(tiny_model, adapter, some, computed=computed + one_by_one)
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[~empty], plain[~empty], atol=1e-4)
 
 
 def test_what_is_read_at_no_position_leaves_the_cache_as_it_was(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from random_models import FAMILIES
 
+from star_jax.models import attention, transformer
 from star_jax.models.lora import Adapter, Dropout, Factors, row_keys
 from star_jax.models.ragged import line_up, to_line, to_rows
 from star_jax.models.sequences import SequenceInputs, hidden_states
@@ -86,27 +87,31 @@ def inputs(rng: np.random.Generator, tiny_config: TransformerConfig) -> Sequence
 
 
 @pytest.mark.parametrize(
-    ("family", "mode"),
-    [(family, "per_token") for family in FAMILIES] + [("llama", mode) for mode in ("off", "shared", "tied")],
+    ("family", "mode", "one_by_one"),
+    [(family, "per_token", True) for family in FAMILIES]
+    + [("llama", "off", False), ("llama", "shared", True), ("gemma", "tied", False)],
 )
 def test_a_decoder_in_a_line_is_one_over_rows(
     seed: int,
     rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
     make_model: MakeModel,
     make_adapter: MakeAdapter,
     tiny_config: TransformerConfig,
     inputs: SequenceInputs,
     family: str,
     mode: str,
+    one_by_one: bool,
 ) -> None:
-    """States at all tokens, and the gradient of the adapter."""
+    """States at all tokens, and the gradient of the adapter, whether rows attend one by one or all at once."""
+    monkeypatch.setattr(transformer, "SHORT_ROW", 2 if one_by_one else WIDTH)
+    monkeypatch.setattr(attention, "ROW_STEP", 4)
     model = make_model(dataclasses.replace(tiny_config, **FAMILIES[family]))
     adapter, key = make_adapter(model.config), jax.random.key(seed)
     own = key if mode == "shared" else row_keys(key, jnp.arange(4))
     dropout = None if mode == "off" else Dropout(own, RATE, mode)
-    direction = rng.normal(size=(4, WIDTH, model.config.hidden_size)).astype(np.float32)
     real = np.arange(WIDTH) < inputs.lengths[:, None]
-    direction = direction * real[..., None]
+    direction = rng.normal(size=(4, WIDTH, model.config.hidden_size)) * real[..., None]
 
     def states_and_gradient(slots: int | None) -> tuple[jax.Array, Factors]:
         def loss(weights: Factors) -> tuple[jax.Array, jax.Array]:
@@ -118,6 +123,6 @@ def test_a_decoder_in_a_line_is_one_over_rows(
 
     want, wanted = states_and_gradient(None)
     got, found = states_and_gradient(int(inputs.lengths.sum()) + 3)
-    assert np.isfinite(got).all()
     np.testing.assert_allclose(got[real], want[real], atol=1e-4)
+    assert np.isfinite(got).all()
     chex.assert_trees_all_close(found, wanted, rtol=1e-3, atol=1e-4)

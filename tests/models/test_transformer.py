@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from random_models import FAMILIES, PROJECTIONS, TWO_ROPES
 from scipy import special
 
 from star_jax.models.families import BOTH_NORMS, POST_NORMS
-from star_jax.models.lora import Adapter, with_adapter
+from star_jax.models.lora import Adapter, Dropout, Factors, with_adapter
 from star_jax.models.rotary import Rope, unrotated
 from star_jax.models.transformer import (
     Architecture,
@@ -178,6 +179,28 @@ def test_padding_does_not_reach_real_tokens(
     got, want = forward(tiny_model, None, junk, lengths), forward(tiny_model, None, tokens, lengths)
     assert np.isfinite(got).all()
     np.testing.assert_array_equal(got[real], want[real])
+
+
+def test_rematerialising_changes_neither_states_nor_gradient(
+    seed: int, tiny_model: LanguageModel, make_adapter: Callable[..., Adapter], rows: Rows
+) -> None:
+    """Dropout draws the same masks again."""
+    adapter = make_adapter(tiny_model.config)
+    dropout = Dropout(jax.random.split(jax.random.key(seed), len(rows[0])), 0.3, "per_token")
+
+    def value_and_gradient(decoder: Decoder) -> tuple[jax.Array, Factors]:
+        def loss(weights: Factors) -> jax.Array:
+            variables = with_adapter(tiny_model.params, Adapter(weights, adapter.scale))
+            return jnp.sum(jnp.square(decoder.apply(variables, rows[0], dropout)[0]))
+
+        return jax.jit(jax.value_and_grad(loss))(adapter.weights)
+
+    decoder = tiny_model.decoder
+    got, want = (value_and_gradient(one) for one in (decoder.clone(rematerialise=True), decoder))
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4)
+    assert "remat" in str(
+        jax.make_jaxpr(decoder.clone(rematerialise=True).apply)({"params": tiny_model.params}, rows[0])
+    )
 
 
 @pytest.mark.parametrize("adapted", [False, True])

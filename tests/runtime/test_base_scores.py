@@ -9,7 +9,7 @@ import pytest
 
 from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, ProposedPool
 from star_jax.config import DataConfig, ExperimentConfig, LoopConfig, ModelConfig, ScoringConfig
-from star_jax.data.batching import grouped_batches, prompt_batches, sequence_batches
+from star_jax.data.batching import Shape, grouped_batches, prompt_batches, sequence_batches
 from star_jax.data.encoding import Row
 from star_jax.models.folders import resolve_folder, weight_files
 from star_jax.runtime.base_scores import BaseScores, scores_origin
@@ -21,20 +21,22 @@ def make_rows(rng, count=8):
     return [Row(rng.integers(0, 50, length + rng.integers(1, 5)).astype(np.int32), length) for length in lengths]
 
 
-def make_pool(rows, widths=(4, 12), size=4):
+SHAPES = (Shape(4, 6, 20), Shape(4, 16, 64))
+
+
+def make_pool(rows, shapes=SHAPES, devices=1):
     """The rows' prompts, to be answered."""
     prompts = tuple(row.tokens[: row.prompt_length] for row in rows)
-    batches = tuple(prompt_batches(prompts, widths, size))
-    return GeneratedPool(batches, prompts, len(rows), 3, (1, 2), (11,), 4)
+    return GeneratedPool(tuple(prompt_batches(prompts, shapes, devices)), prompts, len(rows), 3, (1, 2), shapes)
 
 
-def make_proposed(rows, widths=(6, 16), size=4):
-    return ProposedPool(tuple(sequence_batches(rows, widths, size)), len(rows))
+def make_proposed(rows, shapes=SHAPES, devices=1):
+    return ProposedPool(tuple(sequence_batches(rows, shapes, devices)), len(rows))
 
 
-def make_candidates(rows, widths=(6, 16), size=4, count=2):
+def make_candidates(rows, shapes=SHAPES, devices=1, count=2):
     """Every `count` rows are one prompt's."""
-    return CandidatePool(tuple(grouped_batches(rows, count, widths, size)), len(rows) // count, count)
+    return CandidatePool(tuple(grouped_batches(rows, count, shapes, devices)), len(rows) // count, count)
 
 
 MAKERS = pytest.mark.parametrize("make", [make_pool, make_proposed, make_candidates])
@@ -81,8 +83,13 @@ def test_batches_and_padding_are_not_in_the_name(rng, store, make):
     rows = make_rows(rng, 10)
     name = store.name_of(make(rows))
     assert store.name_of(make([Row(row.tokens.copy(), row.prompt_length) for row in rows])) == name
-    for widths, size in (((12,), 4), ((5, 7, 13), 3), ((64,), 1), ((3, 12), 20)):
-        assert store.name_of(make(rows, widths, size)) == name
+    for shapes, devices in (
+        ([Shape(4, 12, 48)], 1),
+        ([Shape(7, 6, 30), Shape(3, 13, 26), Shape(2, 64, 64)], 1),
+        ([Shape(20, 12, 240)], 1),
+        (SHAPES, 3),
+    ):
+        assert store.name_of(make(rows, shapes, devices)) == name
 
 
 @MAKERS
