@@ -6,7 +6,7 @@
 compiles scoring, generating and training of a 7 billion Llama for v5e chips, from shapes alone, and prints for each
 what a chip has to hold: arguments, temporaries and outputs, less the outputs that take the place of arguments. The
 programs are those a run compiles; only the mesh and the choice of attention kernel are pointed at chips that are not
-there. A program takes a minute or so of one core. Rows are those of one chip: four chips take four times as many.
+there. A program takes one to three minutes of one core. Rows are those of one chip: four chips take four times as many.
 """
 
 from __future__ import annotations
