@@ -78,7 +78,7 @@ def sizes(shape, **changes):
 def test_generation_reads_a_prompt_and_then_one_token_a_step(rng):
     shape = random_shape(rng)
     one = sizes(shape, prompts=2)
-    work = flops.work_of("generate", one, merged=False)
+    work = flops.work_of("generate", one, merged=(False, False))
     expected = 0
     for sequence in one.sequences()[:2]:
         seen = sequence.prompt_length
@@ -94,19 +94,20 @@ def test_generation_reads_a_prompt_and_then_one_token_a_step(rng):
 def test_work_of_the_tasks(rng):
     one = sizes(random_shape(rng))
     tokens = [len(sequence.tokens) for sequence in one.sequences()]
-    once, merged = (flops.work_of("score-k1", one, merged=flag) for flag in (False, True))
+    once, merged = (flops.work_of("score-k1", one, merged=(flag, False)) for flag in (False, True))
     assert (once.units, once.tokens) == (6, sum(tokens[:6]))
     assert merged.flops < once.flops
-    assert flops.work_of("score-k3", one, merged=True) == (6, 3 * once.tokens, 3 * once.flops)
-    assert flops.work_of("train", one, merged=True).tokens == once.tokens
+    assert flops.work_of("score-k3", one, merged=(True, False)) == (6, 3 * once.tokens, 3 * once.flops)
+    assert flops.work_of("score-k3", one, merged=(True, True)) == (6, 3 * once.tokens, 3 * merged.flops)
+    assert flops.work_of("train", one, merged=(True, True)).tokens == once.tokens
 
     picked = [7, 0, 2]
-    whole = flops.work_of("round", one, merged=True, picked=picked)
+    whole = flops.work_of("round", one, merged=(True, False), picked=picked)
     answers = sum(len(prompt) + one.new_tokens - 1 for prompt in one.test_prompts())
     assert whole.units == 8
     assert whole.tokens == (1 + 3) * sum(tokens[:8]) + sum(tokens[i] for i in picked) + answers
     with pytest.raises(ValueError, match="'sing'"):
-        flops.work_of("sing", one, merged=False)
+        flops.work_of("sing", one, merged=(False, False))
 
 
 def test_sequences_have_the_lengths_of_the_file_and_no_special_tokens():
