@@ -132,7 +132,7 @@ def settings(folder, tmp_path, rng, answers):
 
 
 @pytest.mark.parametrize("answers", ["generated", "candidates", "reference"])
-def test_a_run_compiles_few_programs_and_its_later_rounds_and_another_run_none(
+def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     model_folder, tmp_path, rng, monkeypatch, compilations, answers
 ):
     """Star and random with everything there is: base scores, samples, training, test answers, likelihoods of gold."""
@@ -171,6 +171,17 @@ def test_a_run_compiles_few_programs_and_its_later_rounds_and_another_run_none(
     later = {name for part in compilations.parts()[2 : CONFIG.loop.rounds] for name in part}
     assert later <= {"jit(_score_proposed)", "jit(train_step)", "jit(iota)", "jit(_shuffle)"}
 
+    # Another run, stopped after its second round and taken up again, finds everything compiled.
+    def stopped(folder, state):
+        write(folder, state)
+        if state.round == 2:
+            raise KeyboardInterrupt
+
     compiled = len(compilations.names)
-    experiment.run_experiment(dataclasses.replace(config, output_dir=str(tmp_path / "second")), Progress("silent"))
+    config = dataclasses.replace(config, output_dir=str(tmp_path / "second"))
+    monkeypatch.setattr(experiment, "save_state", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run_experiment(config, Progress("silent"))
+    monkeypatch.setattr(experiment, "save_state", write)
+    experiment.run_experiment(config, Progress("silent"))
     assert compilations.names[compiled:] == []

@@ -221,7 +221,8 @@ def init_adapter(key: Array, params: Any, config: LoraConfig) -> Adapter:
             "a": jnp.where(here[:, None, None], a, 0),
             "b": jnp.zeros((depth, config.rank, features)),
         }
-        scale[name] = {"scale": jnp.where(here, strength, 0.0)}
+        # Of type float32 for good, as that of a folder is: JAX would round a plain number to the type it meets.
+        scale[name] = {"scale": jnp.where(here, jnp.float32(strength), 0)}
     return Adapter({"layers": weights}, {"layers": scale})
 
 
