@@ -184,4 +184,6 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
         experiment.run_experiment(config, Progress("silent"))
     monkeypatch.setattr(experiment, "save_state", write)
     experiment.run_experiment(config, Progress("silent"))
-    assert compilations.names[compiled:] == []
+    # What a checkpoint is read with may be new, programs of a single operation; the model's are not.
+    models = {"jit(_answer)", "jit(_score_proposed)", "jit(_score_candidates)", "jit(train_step)", "jit(_folded)"}
+    assert not models & set(compilations.names[compiled:])

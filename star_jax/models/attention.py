@@ -303,8 +303,10 @@ def _slopes_of_rows(
     scale, softcap, _ = constants
     count, length = key.shape[2], query.shape[1]
     if lengths is not None:
-        # Behind its end stand the queries of the next row, whose slopes are none of this row's.
-        slope = jnp.where(jnp.arange(length)[None, :, None, None] < lengths[:, None, None, None], slope, 0)
+        # Behind its end stand the queries of the next row, whose slopes are none of this row's, nor its weights: beside
+        # their own scores those with this row's keys may be so large that their powers are infinite.
+        own = jnp.arange(length)[None, :, None] < lengths[:, None, None]
+        slope, log_total = jnp.where(own[..., None], slope, 0), jnp.where(own, log_total, jnp.inf)
     queries, slopes, mixed, log_total = (_by_group(part, count) for part in (query, slope, mixed, log_total[..., None]))
     keys, values = key.swapaxes(1, 2), value.swapaxes(1, 2)
     inner = jnp.sum(slopes.astype(jnp.float32) * mixed, axis=-1, keepdims=True)

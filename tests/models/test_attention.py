@@ -298,6 +298,21 @@ def test_rows_of_a_line_are_rows_by_themselves(
         np.testing.assert_allclose(ours[: sum(lengths)], np.asarray(theirs)[real], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("steep", [0, 1, 2])
+def test_a_row_with_large_scores_does_not_reach_its_neighbours(rng: np.random.Generator, steep: int) -> None:
+    """A row is computed up to a multiple of some length, beyond its end: with the queries of the next row."""
+    lengths = [3, 2, 3]
+    *parts, weight = line_inputs(rng, sum(lengths) + 2)
+    starts = starts_of(lengths)
+    parts[1][starts[steep] : starts[steep] + lengths[steep]] *= 300
+    run = partial(line_attention, starts=jnp.asarray(starts), lengths=jnp.asarray(lengths), width=8)
+    got = value_and_slopes(run, parts, weight)
+    want = value_and_slopes(naive, [in_rows(part, lengths) for part in parts], in_rows(weight, lengths))
+    for ours, theirs in zip(got, want, strict=True):
+        real = np.arange(8) < np.asarray(lengths)[:, None]
+        np.testing.assert_allclose(ours[: sum(lengths)], np.asarray(theirs)[real], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("width", [8, 50])
 def test_a_line_under_vmap_is_the_loop(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """Samples share their rows. Where a row may be long, the lengths that are compiled for lie further apart."""
