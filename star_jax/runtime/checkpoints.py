@@ -53,11 +53,15 @@ def load_state(folder: Path) -> LoopState | None:
     if not found:
         return None
     round_number, path = max(found)
+    # Said, because it may have been written with other devices than there are here.
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         template = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _metadata(checkpointer, path)
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), _metadata(checkpointer, path)
         )
-        tree = checkpointer.restore(path.absolute(), template)
+        restored = checkpointer.restore(path.absolute(), template)
+    # Bound to no device, as in a run that was not interrupted.
+    tree = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored)
     adapter = Adapter(tree["weights"], tree["scale"])
     return LoopState(round_number, PoolState(tree["labelled_in"]), {}, adapter, tree.get("base"))
 
