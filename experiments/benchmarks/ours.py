@@ -27,6 +27,7 @@ from star_jax.data.encoding import Row
 from star_jax.experiment import configure_jax
 from star_jax.inference.generation import generate
 from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.devices import by_rows, replicated
 from star_jax.models.folding import folded
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.peft_format import load_adapter
@@ -75,7 +76,10 @@ class Bench:
         self.rows, self.pool_rows = rows[: workload.examples], rows[: workload.pool]
         prompts, test = prompts_of(sequences[: workload.prompts]), workload.test_prompts()
         lengths = [len(row.tokens) for row in rows]
-        sizes = BatchSizes(workload.generate_batch, workload.score_batch)
+        # A device's rows: together the devices have as many as the peer has in a batch.
+        sizes = BatchSizes(
+            *(-(-rows // jax.local_device_count()) for rows in (workload.generate_batch, workload.score_batch))
+        )
         self.shapes = choose_shapes([*map(len, prompts), *map(len, test)], lengths, max(lengths), sizes)
         self.steps = training_shapes(lengths, [], max(lengths), self.training)
         self.proposed, self.pool = self._proposed(self.rows), self._proposed(self.pool_rows)
@@ -144,9 +148,9 @@ class Bench:
     def _answers(self, batches: list[Batch], count: int, adapter: Adapter) -> np.ndarray:
         """Greedy answers `count×new_tokens`, in the order of the prompts."""
         width = self.workload.new_tokens
-        model, rest = folded(self.model, adapter)
+        model, rest = folded(self.model, replicated(adapter))
         results = [
-            _generate(model, rest, batch.tokens, batch.lengths, batch.row_mask, slots=batch.slots, width=width)
+            _generate(model, rest, (batch.tokens, batch.lengths, batch.row_mask), slots=batch.slots, width=width)
             for batch in batches
         ]
         answers = np.zeros((count, width), np.int32)
@@ -158,12 +162,12 @@ class Bench:
         return proposed_pool(rows, self.shapes.sequences)
 
     def _prompts(self, prompts: list[np.ndarray]) -> list[Batch]:
-        return list(prompt_batches(prompts, self.shapes.prompts))
+        return list(prompt_batches(prompts, self.shapes.prompts, jax.local_device_count()))
 
 
 def _read(workload: Workload, dtype: str) -> tuple[LanguageModel, Adapter]:
     assert workload.folder is not None
-    model = load_model(str(Path(workload.folder) / "model"), dtype)
+    model = replicated(load_model(str(Path(workload.folder) / "model"), dtype))
     return model, load_adapter(Path(workload.folder) / "adapter", model.config)[0]
 
 
@@ -222,17 +226,13 @@ def _measures(measures: dict[str, Array]) -> dict[str, list[float]]:
 
 
 @partial(jax.jit, static_argnames=("slots", "width"))
-def _generate(
-    model: LanguageModel,
-    adapter: Adapter | None,
-    tokens: Array,
-    lengths: Array,
-    row_mask: Array,
-    *,
-    slots: int,
-    width: int,
-) -> Array:
-    return generate(model, adapter, tokens, lengths, width=width, eos_id=NEVER, row_mask=row_mask, slots=slots).tokens
+def _generate(model: LanguageModel, adapter: Adapter | None, rows: Any, *, slots: int, width: int) -> Array:
+    def answers(shared: Any, rows: Any) -> Array:
+        prompts, lengths, row_mask = rows
+        options = {"width": width, "eos_id": NEVER, "row_mask": row_mask, "slots": slots}
+        return generate(*shared, prompts, lengths, **options).tokens
+
+    return by_rows(answers, (model, adapter), rows)
 
 
 @partial(jax.jit, static_argnames=("count",))

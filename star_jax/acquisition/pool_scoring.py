@@ -1,4 +1,4 @@
-"""A whole pool through the model: answers, token statistics, measures. One jitted program a width and model.
+"""A whole pool through the model: answers, token statistics, measures. One jitted program a shape and kind of pass.
 
 Results stay on the device until every batch has been dispatched. What the scorer is given has no gold response: an
 answer is the model's own, one of a closed set, or proposed by the caller, and only the last can hold one (the
@@ -144,8 +144,8 @@ def choose_shapes(
       batch_sizes: how rows will be batched.
     """
     return PoolShapes(
-        prompt_shapes(prompts, batch_sizes.prompts, PROMPT_SHAPES),
-        budget_shapes(sequences, batch_sizes.sequences, SEQUENCE_SHAPES, longest),
+        prompt_shapes(prompts, batch_sizes.prompts, PROMPT_SHAPES, data_mesh().size),
+        budget_shapes(sequences, batch_sizes.sequences, SEQUENCE_SHAPES, longest, data_mesh().size),
     )
 
 
@@ -168,7 +168,7 @@ def candidate_pool(
     sizes = np.asarray([len(row.tokens) for row in rows]).reshape(-1, count)
     # A prompt's rows are all as long as the longest of them here, so that whole prompts fill a batch.
     longest = np.repeat(sizes.max(axis=1), count).tolist()
-    shapes = budget_shapes(longest, batch_size * count, CANDIDATE_SHAPES, max(longest))
+    shapes = budget_shapes(longest, batch_size * count, CANDIDATE_SHAPES, max(longest), data_mesh().size)
     shapes = tuple(
         shape._replace(rows=-(-shape.rows // count) * count, slots=max(shape.slots, count * shape.width))
         for shape in shapes
@@ -224,20 +224,17 @@ def score_pool(
         raise ValueError("Monte-Carlo dropout acts on an adapter and draws from a key; pass both")
     key = jax.random.key(0) if key is None else key
     model, adapter = replicated(model), replicated(adapter)
-    plain, rest = folded(model, adapter) if sampling is None or isinstance(pool, GeneratedPool) else (model, adapter)
-    judge = (plain, rest) if sampling is None else (model, adapter)
-    match pool:
-        case GeneratedPool():
-            answered = _answers(plain, rest, pool, on_batch)
-            if sampling is None:
-                return answered
-            rows = _with_answers(pool, answered)
-            measures = _proposed(*judge, proposed_pool(rows, pool.sequences), key, sampling, on_batch)
-            return PoolScores(measures, answered.responses, answered.lengths)
-        case CandidatePool():
-            return _candidates(*judge, pool, key, sampling, on_batch)
-        case ProposedPool():
-            return PoolScores(_proposed(*judge, pool, key, sampling, on_batch))
+    if isinstance(pool, GeneratedPool):
+        answered = _answers(*folded(model, adapter), pool, on_batch)
+        if sampling is None:
+            return answered
+        rows = _with_answers(pool, answered)
+        measures = _proposed(model, adapter, proposed_pool(rows, pool.sequences), key, sampling, on_batch)
+        return PoolScores(measures, answered.responses, answered.lengths)
+    judge = folded(model, adapter) if sampling is None else (model, adapter)
+    if isinstance(pool, CandidatePool):
+        return _candidates(*judge, pool, key, sampling, on_batch)
+    return PoolScores(_proposed(*judge, pool, key, sampling, on_batch))
 
 
 def _answers(

@@ -59,122 +59,125 @@ class Batch:
     slots: int
 
 
-def choose_sizes(
-    lengths: Sequence[int] | np.ndarray, most: int, *, limit: int | None = None, multiple: int = 16
-) -> tuple[int, ...]:
+def choose_sizes(lengths: Sequence[int] | np.ndarray, most: int, *, multiple: int = 16) -> tuple[int, ...]:
     """The sizes that leave the least padding, Σ (smallest size that holds ℓ − ℓ) over the lengths ℓ.
-
-    Cutting a histogram into the best few runs is a one-dimensional segmentation, which dynamic programming solves
-    exactly (Jagadish et al., "Optimal histograms with quality guarantees", VLDB 1998, section 3; here a run costs
-    the padding up to its longest length instead of its variance).
 
     Args:
       lengths: tokens of each thing that is padded, in any order.
       most: number of sizes at most; fewer come back where fewer leave no more padding.
-      limit: a length that must fit too though nothing may have it yet; the size for it is one of `most`.
       multiple: every size is a multiple of it.
 
     Returns:
       Increasing sizes.
 
     Raises:
-      ValueError: `most`, `multiple`, a length or the limit is below 1, or there is neither a length nor a limit.
+      ValueError: `most`, `multiple` or a length is below 1, or there is no length.
     """
     if most < 1 or multiple < 1:
         raise ValueError(f"at most {most} sizes that are multiples of {multiple}: both must be at least 1")
     known = np.asarray(lengths, np.int64)
-    required = known if limit is None else np.append(known, limit)
-    if required.size == 0:
-        raise ValueError("no lengths and no limit: there is nothing to choose sizes for")
-    if required.min() < 1:
-        raise ValueError(f"a length of {required.min()} tokens: lengths and limit must be at least 1")
-    widths, counts = np.unique(_round_up(known, multiple), return_counts=True)
-    widest = _round_up(required.max(), multiple)
-    if widest not in widths:
-        widths, counts = np.append(widths, widest), np.append(counts, 0)
-    return tuple(int(width) for width in widths[_run_ends(widths, counts, min(most, len(widths)))])
+    if known.size == 0:
+        raise ValueError("no lengths: there is nothing to choose sizes for")
+    if known.min() < 1:
+        raise ValueError(f"a length of {known.min()} tokens: lengths must be at least 1")
+    sizes, counts = np.unique(_round_up(known, multiple), return_counts=True)
+    rows = np.concatenate([[0], np.cumsum(counts)])
+    slots = sizes[:, None] * (rows[1:, None] - rows[:-1])  # what those of start..end take with the size of the end
+    return tuple(int(size) for size in sizes[_run_ends(slots, most)])
 
 
 def _round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
     return -(-lengths // multiple) * multiple
 
 
-def _run_ends(widths: np.ndarray, counts: np.ndarray, runs: int) -> list[int]:
-    """Where each of `runs` consecutive runs ends, so that Σ count × width of the run's end is least."""
-    rows = np.concatenate([[0], np.cumsum(counts)])
-    # slots[end, start]: what the rows of start..end take when all have the width of the end.
-    slots = widths[:, None] * (rows[1:, None] - rows[:-1]).astype(np.float64)
-    slots[np.triu_indices_from(slots, 1)] = np.inf
-    least = slots[:, 0]
-    starts = []
-    for _ in range(runs - 1):
-        before = np.concatenate([[np.inf], least[:-1]])
-        totals = slots + before
-        starts.append(totals.argmin(axis=1))
-        least = totals.min(axis=1)
-    ends = [len(widths) - 1]
+def _run_ends(costs: np.ndarray, most: int) -> list[int]:
+    """Where each of at most `most` consecutive runs ends, so that the sum of their costs is least.
+
+    `costs[end, start]` is that of start..end. Cutting a histogram into the best few runs is a one-dimensional
+    segmentation, which dynamic programming solves exactly (Jagadish et al., "Optimal histograms with quality
+    guarantees", VLDB 1998, section 3; there a run costs its variance).
+    """
+    costs = costs.astype(np.float64)
+    costs[np.triu_indices_from(costs, 1)] = np.inf
+    least, starts = costs[:, 0], []
+    for _ in range(min(most, len(costs)) - 1):
+        totals = costs + np.concatenate([[np.inf], least[:-1]])
+        # A run more only where it costs less.
+        starts.append(np.where(totals.min(axis=1) < least, totals.argmin(axis=1), 0))
+        least = np.minimum(totals.min(axis=1), least)
+    ends = [len(costs) - 1]
     for start in reversed(starts):
-        ends.append(int(start[ends[-1]]) - 1)
+        if start[ends[-1]] > 0:
+            ends.append(int(start[ends[-1]]) - 1)
     return ends[::-1]
 
 
-def prompt_shapes(lengths: Sequence[int], rows: int, most: int) -> tuple[Shape, ...]:
-    """Shapes of prompts that are answered together: always `rows` of them, for each costs as much as the batch is long.
+def prompt_shapes(lengths: Sequence[int], rows: int, most: int, devices: int = 1) -> tuple[Shape, ...]:
+    """Shapes of prompts that are answered together: always so many, for each costs as much as the batch is long.
 
     Args:
       lengths: tokens of each prompt.
-      rows: of a batch.
+      rows: of a batch; fewer where there are not so many for each device.
       most: number of shapes at most.
+      devices: that share the prompts.
     """
     if not lengths:
         return ()
-    order = np.sort(np.asarray(lengths, np.int64))[::-1]
-    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
-    longest = [int(batch[0]) for batch in batches]
+    rows = min(rows, -(-len(lengths) // devices))
+    batches = _dealt(lengths, rows, sum(lengths), devices)
+    longest = [hands[0][0] for hands in batches]
     widths = choose_sizes(longest, most, multiple=_multiple(max(longest)))
     shapes = []
     for low, width in zip((0, *widths), widths, strict=False):
-        total = max(int(batch.sum()) for batch in batches if low < batch[0] <= width)
-        shapes.append(Shape(rows, width, _rounded(total)))
+        fullest = max(sum(hand) for hands in batches if low < hands[0][0] <= width for hand in hands)
+        shapes.append(Shape(rows, width, _rounded(fullest)))
     return tuple(shapes)
 
 
-def budget_shapes(lengths: Sequence[int], rows: int, most: int, longest: int) -> tuple[Shape, ...]:
+def budget_shapes(lengths: Sequence[int], rows: int, most: int, longest: int, devices: int = 1) -> tuple[Shape, ...]:
     """Shapes of rows that are scored together: all with room for the same number of tokens, and rows that fill it.
+
+    Of all ways to cut the batches into `most` shapes, the one with the smallest rows × width over all batches: so much
+    is held in memory, and so much attention is computed where it takes padded rows.
 
     Args:
       lengths: tokens of each row, or of rows like those that will come.
-      rows: of a batch, on average.
+      rows: of a device's share of a batch, on average.
       most: number of shapes at most for rows like these.
       longest: tokens of the longest row that may come; it gets a shape of its own where none of these holds it.
+      devices: that share a batch.
     """
-    slots = rows * longest
     if not lengths:
-        return (Shape(rows, longest, slots),)
-    order = np.sort(np.asarray(lengths, np.int64))[::-1].tolist()
-    count = -(-len(order) // rows)
-    slots = _rounded(max(longest, -(-sum(order) // count)))
-    while len(batches := _filled(order, slots)) > count:
+        return (Shape(rows, longest, rows * longest),)
+    count = -(-len(lengths) // (rows * devices))
+    slots = _rounded(max(longest, -(-sum(lengths) // (count * devices))))
+    while len(batches := _dealt(lengths, len(lengths), slots, devices)) > count:
         slots = _rounded(slots + 1)
-    first = [batch[0] for batch in batches]
-    widths = choose_sizes(first, most, multiple=_multiple(max(first)))
-    shapes = []
-    for low, width in zip((0, *widths), widths, strict=False):
-        fullest = max(len(batch) for batch in batches if low < batch[0] <= width)
-        # The only batch of a width may be the last one, of few rows; those of later rows shall be full all the same.
-        shapes.append(Shape(max(fullest, slots // width), width, slots))
-    if longest > widths[-1]:
+    first = np.asarray([hands[0][0] for hands in batches])
+    widths, kind, counts = np.unique(_round_up(first, _multiple(max(lengths))), return_inverse=True, return_counts=True)
+    # The only batch of a width may be the last one, of few rows; those of later rows shall be full all the same.
+    most_rows = slots // widths
+    np.maximum.at(most_rows, kind, [max(map(len, hands)) for hands in batches])
+    before = np.concatenate([[0], np.cumsum(counts)])
+    held = np.zeros((len(widths), len(widths)), np.int64)  # [end, start]: the most rows of a batch of start..end
+    for end in range(len(widths)):
+        held[end, : end + 1] = np.maximum.accumulate(most_rows[end::-1])[::-1]
+    ends = _run_ends(widths[:, None] * held * (before[1:, None] - before[:-1]), most)
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    shapes = [Shape(int(held[end, start]), int(widths[end]), slots) for start, end in zip(starts, ends, strict=True)]
+    if longest > shapes[-1].width:
         shapes.append(Shape(max(1, slots // longest), longest, slots))
     return tuple(shapes)
 
 
-def _filled(lengths: Sequence[int], slots: int) -> list[list[int]]:
-    """Consecutive runs of lengths that sum to `slots` at most."""
-    batches: list[list[int]] = [[]]
-    for length in lengths:
-        if sum(batches[-1]) + length > slots:
-            batches.append([])
-        batches[-1].append(length)
+def _dealt(lengths: Sequence[int], most: int, slots: int, devices: int) -> list[list[list[int]]]:
+    """Lengths, from the longest down, in batches, each of a hand for every device: see `_deal`."""
+    left = np.sort(np.asarray(lengths, np.int64))[::-1].tolist()
+    batches = []
+    while left:
+        hands = _deal(left, most, slots, devices)
+        batches.append([[left[place] for place in hand] for hand in hands])
+        left = left[sum(map(len, hands)) :]
     return batches
 
 
@@ -222,7 +225,8 @@ def sequence_batches(rows: Sequence[Row], shapes: Sequence[Shape], devices: int 
     """Batches `B×T` of neighbours in length.
 
     The longest come first, so that a run that needs too much memory fails at once; rows of one length keep their
-    order. Each device is given rows until its shape is full; `B` is the rows of the shape times the devices.
+    order. Each row goes to the device that has the fewest tokens, until one does not fit there, so that no device waits
+    for others; `B` is the rows of the shape times the devices.
 
     Raises:
       ValueError: a row fits no shape.
@@ -240,22 +244,36 @@ def grouped_batches(rows: Sequence[Row], group: int, shapes: Sequence[Shape], de
         raise ValueError(f"{len(rows)} rows are not whole groups of {group}")
     sizes = np.asarray([len(row.tokens) for row in rows], np.int64).reshape(-1, group)
     longest, totals = sizes.max(axis=1, initial=0), sizes.sum(axis=1)
-    waiting = np.argsort(-longest, kind="stable").tolist()[::-1]
-    while waiting:
-        shape = _smallest(shapes, int(longest[waiting[-1]]), int(totals[waiting[-1]]), group)
-        parts = []
-        for _ in range(devices):
-            part: list[int] = []
-            while (
-                waiting and (len(part) + 1) * group <= shape.rows and totals[[*part, waiting[-1]]].sum() <= shape.slots
-            ):
-                part.append(waiting.pop())
-            parts.append(part)
+    order, start = np.argsort(-longest, kind="stable").tolist(), 0
+    while start < len(order):
+        shape = _smallest(shapes, int(longest[order[start]]), int(totals[order[start]]), group)
+        left = (int(totals[number]) for number in order[start:])
+        hands = [
+            [order[start + place] for place in hand] for hand in _deal(left, shape.rows // group, shape.slots, devices)
+        ]
+        start += sum(map(len, hands))
         yield _pad(
-            [[rows[number * group + turn] for number in part for turn in range(group)] for part in parts],
-            [[number for number in part for _ in range(group)] for part in parts],
+            [[rows[number * group + turn] for number in hand for turn in range(group)] for hand in hands],
+            [[number for number in hand for _ in range(group)] for hand in hands],
             shape,
         )
+
+
+def _deal(sizes: Iterable[int], most: int, slots: int, devices: int) -> list[list[int]]:
+    """Places of the first sizes, each dealt to the device with the fewest tokens, until one does not fit.
+
+    A device takes `most` of them, and `slots` tokens, at most.
+    """
+    hands: list[list[int]] = [[] for _ in range(devices)]
+    held = [0] * devices
+    for place, size in enumerate(sizes):
+        free = [device for device in range(devices) if len(hands[device]) < most]
+        least = min(free, key=held.__getitem__, default=0)
+        if not free or held[least] + size > slots:
+            break
+        hands[least].append(place)
+        held[least] += size
+    return hands
 
 
 def pack(rows: Sequence[Row], index: Sequence[int] | np.ndarray, shapes: Sequence[Shape], devices: int = 1) -> Batch:
@@ -289,10 +307,3 @@ def _pad(parts: Sequence[Sequence[Row]], index: Sequence[Sequence[int]], shape: 
             tokens[place, : len(row.tokens)] = row.tokens
             prompt_lengths[place], lengths[place], numbers[place] = row.prompt_length, len(row.tokens), name
     return Batch(tokens, prompt_lengths, lengths, numbers, lengths > 0, shape.slots)
-
-
-def padding_share(batches: Iterable[Batch], devices: int = 1) -> float:
-    """Share of the lines of some batches that holds no token; 0 without batches."""
-    batches = list(batches)
-    slots = sum(batch.slots * devices for batch in batches)
-    return 1 - sum(int(batch.lengths.sum()) for batch in batches) / slots if slots else 0.0

@@ -25,19 +25,18 @@ def data_mesh() -> Mesh:
     return Mesh(np.asarray(jax.local_devices()), (ROWS,))
 
 
-def whole_rows(rows: int) -> int:
-    """`rows` rounded up to a multiple of the number of devices."""
-    count = data_mesh().size
-    return -(-rows // count) * count
+def everywhere() -> NamedSharding:
+    """Where an array lies that every device has whole."""
+    return NamedSharding(data_mesh(), PartitionSpec())
 
 
 def replicated(tree: Tree) -> Tree:
-    """The arrays of a pytree on every device; moved once, for what every batch needs.
+    """The arrays of a pytree on every device; what lies there already is not moved.
 
-    On one device nothing is moved, but it is said that they lie there like what a step returns: a program is compiled
-    once more for arrays of which something else is said.
+    On one device nothing is moved at all, but it is said that they lie there like what a step returns: a program is
+    compiled once more for arrays of which something else is said.
     """
-    return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec()))
+    return jax.device_put(tree, everywhere())
 
 
 def by_rows(function: Callable[..., Any], shared: Any, rows: Any, *, summed: bool = False) -> Any:

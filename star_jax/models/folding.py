@@ -27,10 +27,13 @@ def folded(model: LanguageModel, adapter: Adapter | None) -> tuple[LanguageModel
     Projections that read the same input become one. Only where weights are plain float32: in fewer bits a small ΔW
     would be lost in the rounding, and then both are returned as they are.
     """
+    return (_folded(model, adapter), None) if foldable(model) else (model, adapter)
+
+
+def foldable(model: LanguageModel) -> bool:
+    """Whether `folded` puts an adapter into these weights: where all of them are float32."""
     kernels = [layer["kernel"] for layer in model.params["layers"].values() if "kernel" in layer]
-    if any(not isinstance(kernel, jax.Array) or kernel.dtype != jnp.float32 for kernel in kernels):
-        return model, adapter
-    return _folded(model, adapter), None
+    return all(isinstance(kernel, jax.Array) and kernel.dtype == jnp.float32 for kernel in kernels)
 
 
 @jax.jit

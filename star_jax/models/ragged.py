@@ -28,6 +28,7 @@ class Line(NamedTuple):
       real: `B×T` bool, False at padding.
       starts: `B` first slot of each row.
       lengths: `B` tokens of each row.
+      fits: `B` bool, False for rows that reach beyond the line: they come back as NaN.
     """
 
     rows: Array
@@ -37,6 +38,7 @@ class Line(NamedTuple):
     real: Array
     starts: Array
     lengths: Array
+    fits: Array
 
 
 def line_up(lengths: Array, width: int, slots: int) -> Line:
@@ -48,23 +50,27 @@ def line_up(lengths: Array, width: int, slots: int) -> Line:
     filled = numbers < ends[-1]
     positions = jnp.where(filled, numbers - starts[rows], 0)
     real = places < lengths[:, None]
-    return Line(rows, positions, filled, jnp.where(real, starts[:, None] + places, 0), real, starts, lengths)
+    slot = jnp.where(real, starts[:, None] + places, 0)
+    return Line(rows, positions, filled, slot, real, starts, lengths, ends <= slots)
 
 
 @jax.custom_vjp
 def to_line(x: Array, line: Line) -> Array:
     """`B×T×…` as `M×…`; 0 in slots that hold nothing."""
-    return _where(line.filled, x[line.rows, line.positions])
+    return jnp.where(_wide(line.filled, x.ndim - 2), x[line.rows, line.positions], 0)
 
 
 @jax.custom_vjp
 def to_rows(x: Array, line: Line) -> Array:
-    """`M×…` as `B×T×…`; 0 at padding."""
-    return _where(line.real, x[line.slots])
+    """`M×…` as `B×T×…`, floating; 0 at padding, and NaN all over a row for which the line was too short."""
+    fits, axes = line.fits[:, None], x.ndim - 1
+    empty = jnp.where(fits, 0, jnp.nan).astype(x.dtype)
+    return jnp.where(_wide(line.real & fits, axes), x[line.slots], _wide(empty, axes))
 
 
-def _where(keep: Array, x: Array) -> Array:
-    return jnp.where(keep.reshape(*keep.shape, *(1,) * (x.ndim - keep.ndim)), x, 0)
+def _wide(values: Array, axes: int) -> Array:
+    """The values with so many axes of one behind them."""
+    return values.reshape(*values.shape, *(1,) * axes)
 
 
 # Each place has one slot and each slot one place, so that the one copy is the other's transpose.

@@ -12,7 +12,6 @@ from star_jax.data.batching import (
     Shape,
     grouped_batches,
     pack,
-    padding_share,
     prompt_batches,
     sequence_batches,
 )
@@ -89,27 +88,30 @@ def check_row(batch: Batch, place: int, row: Row) -> None:
 
 
 def check_batches(batches: Sequence[Batch], rows: Sequence[Row], group: int, shapes, devices: int) -> None:
-    """Whole groups, longest first, each once; every device's share as full as its shape allows."""
+    """Whole groups, longest first, each once; as many in a batch as its shape holds on all devices."""
     members = [rows[start : start + group] for start in range(0, len(rows), group)]
     totals = [sum(len(row.tokens) for row in some) for some in members]
     order = longest_first([max(len(row.tokens) for row in some) for some in members])
     waiting = list(order)
     for batch in batches:
         shape = smallest(shapes, members[waiting[0]])
-        given_out = 0
+        held = []
         for real in shares(batch, shape, devices):
             assert len(real) % group == 0
-            held = [int(number) for number in batch.index[real[::group]]]
-            assert held == waiting[: len(held)]
+            held.append([int(number) for number in batch.index[real[::group]]])
             for turn, place in enumerate(real):
-                assert batch.index[place] == held[turn // group]
-                check_row(batch, place, members[held[turn // group]][turn % group])
-            waiting = waiting[len(held) :]
-            given_out += len(held)
-            if waiting:
-                room = shape.slots - sum(totals[number] for number in held)
-                assert len(real) + group > shape.rows or totals[waiting[0]] > room
-        assert given_out > 0
+                assert batch.index[place] == held[-1][turn // group]
+                check_row(batch, place, members[held[-1][turn // group]][turn % group])
+        # The next of those that wait goes to the device with the fewest tokens, until it does not fit there.
+        hands: list[list[int]] = [[] for _ in range(devices)]
+        while waiting:
+            free = [device for device in range(devices) if (len(hands[device]) + 1) * group <= shape.rows]
+            tokens = [sum(totals[number] for number in hand) for hand in hands]
+            if not free or min(tokens[device] for device in free) + totals[waiting[0]] > shape.slots:
+                break
+            hands[min(free, key=lambda device: (tokens[device], device))].append(waiting.pop(0))
+        assert held == hands
+        assert any(hands)
     assert waiting == []
 
 
@@ -137,6 +139,13 @@ def test_a_group_of_more_tokens_than_a_longer_one_waits_for_a_shape_that_holds_i
         batches = list(grouped_batches(rows, 2, shapes, devices))
         assert [batch.slots for batch in batches] == [12, 32]
         check_batches(batches, rows, 2, shapes, devices)
+
+
+def test_all_devices_have_a_share_of_what_is_left():
+    """One batch of 13 rows, and the second of two batches, on four devices of six rows each."""
+    for count, last in ((13, [4, 3, 3, 3]), (30, [2, 2, 1, 1])):
+        *_, batch = sequence_batches([full_row(3)] * count, [Shape(6, 8, 48)], 4)
+        assert batch.row_mask.reshape(4, 6).sum(axis=1).tolist() == last
 
 
 @pytest.mark.parametrize("devices", [1, 3])
@@ -207,18 +216,3 @@ def test_no_rows_make_no_batch(devices):
     assert list(prompt_batches([], shapes, devices)) == []
     assert list(grouped_batches([], 3, shapes, devices)) == []
     assert list(prompt_batches([], ())) == []
-    assert padding_share([], devices) == 0
-
-
-def test_padding_share_counts_the_slots_without_a_token():
-    rows = draw_rows(6, np.random.default_rng(6).integers(1, LONGEST, 23))
-    shapes = [Shape(5, 24, 90), Shape(3, LONGEST, 120)]
-    tokens = sum(len(row.tokens) for row in rows)
-    for devices in (1, 3):
-        batches = list(sequence_batches(rows, shapes, devices))
-        slots = sum(batch.slots for batch in batches for _ in range(devices))
-        assert padding_share(iter(batches), devices) == pytest.approx(1 - tokens / slots)
-    full = full_row(16)
-    assert padding_share([pack([full, full], [0, 1], [Shape(2, 16, 32)])]) == 0
-    assert padding_share([pack([full, full], [0, 1], [Shape(1, 16, 16)], 2)], 2) == 0
-    assert padding_share([pack([full], [0], [Shape(1, 16, 16)], 4)], 4) == 0.75
