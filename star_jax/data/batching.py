@@ -9,9 +9,9 @@ Shapes: `B` rows of a batch, `P` prompt tokens, `T` tokens of a row, prompt and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ SHORT = 64
 
 SIMULATED_STEPS = 256
 """Random batches from which the shapes of training steps are chosen."""
+
+
+Thing = TypeVar("Thing")
 
 
 class Shape(NamedTuple):
@@ -181,23 +184,28 @@ def _dealt(lengths: Sequence[int], most: int, slots: int, devices: int) -> list[
     return batches
 
 
-def step_shapes(batches: Sequence[Sequence[int]], rows: int, most: int, longest: int) -> tuple[Shape, ...]:
+def step_shapes(
+    steps: Sequence[Sequence[int]], rows: int, most: int, longest: int, devices: int = 1
+) -> tuple[Shape, ...]:
     """Shapes of training steps, whose rows are thrown together at random.
 
     Args:
-      batches: tokens of each row, for steps like those that will come.
+      steps: tokens of each row, for steps like those that will come.
       rows: of a step.
       most: number of shapes at most for steps like these.
       longest: tokens of the longest row that may come; a step of such rows gets a shape of its own.
+      devices: that share a step.
     """
-    whole = Shape(rows, longest, rows * longest)
-    if not batches:
+    share = -(-rows // devices)
+    whole = Shape(share, longest, share * longest)
+    if not steps:
         return (whole,)
-    totals = [sum(batch) for batch in batches]
+    # What counts is the device with the fullest hand, for all have its shape.
+    totals = [max(map(sum, _hands(step, devices, lambda length: length))) for step in steps]
     shapes = []
     for slots in choose_sizes(totals, most, multiple=_multiple(max(totals), 64)):
-        width = max(max(batch) for batch, total in zip(batches, totals, strict=True) if total <= slots)
-        shapes.append(Shape(rows, min(longest, _rounded(width, 16)), min(slots, whole.slots)))
+        width = max(max(step) for step, total in zip(steps, totals, strict=True) if total <= slots)
+        shapes.append(Shape(share, min(longest, _rounded(width, 16)), min(slots, whole.slots)))
     return (*shapes, whole) if shapes[-1] != whole else tuple(shapes)
 
 
@@ -282,11 +290,18 @@ def pack(rows: Sequence[Row], index: Sequence[int] | np.ndarray, shapes: Sequenc
     Raises:
       ValueError: they fit no shape.
     """
-    order = sorted(range(len(rows)), key=lambda place: -len(rows[place].tokens))
-    hands = [order[device::devices] for device in range(devices)]
+    hands = _hands(range(len(rows)), devices, lambda place: len(rows[place].tokens))
     total = max(sum(len(rows[place].tokens) for place in hand) for hand in hands)
-    shape = _smallest(shapes, len(rows[order[0]].tokens), total, len(hands[0]))
+    shape = _smallest(shapes, max(len(row.tokens) for row in rows), total, max(map(len, hands)))
     return _pad([[rows[i] for i in hand] for hand in hands], [[int(index[i]) for i in hand] for hand in hands], shape)
+
+
+def _hands(things: Iterable[Thing], devices: int, tokens: Callable[[Thing], int]) -> list[list[Thing]]:
+    """All of the things dealt out, from the longest down, no device more than its share of them."""
+    order = sorted(things, key=lambda thing: -tokens(thing))
+    sizes = [tokens(thing) for thing in order]
+    hands = _deal(sizes, -(-len(order) // devices), sum(sizes), devices)
+    return [[order[place] for place in hand] for hand in hands]
 
 
 def _smallest(shapes: Sequence[Shape], longest: int, total: int, rows: int) -> Shape:

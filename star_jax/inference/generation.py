@@ -36,9 +36,10 @@ class Generated(NamedTuple):
 
 
 class _Progress(NamedTuple):
+    """Behind token `number`: the token chosen last, which rows have ended, what is written, and the cache before it."""
+
     number: Array
     token: Array
-    logits: Array
     done: Array
     written: Generated
     cache: KVCache
@@ -71,37 +72,32 @@ def generate(
     """
     batch, prompt_width = prompts.shape
     layers, head, ends = unstacked(model, adapter), output_head(model), jnp.asarray(eos_id)
-    last, cache = prefill(model, adapter, prompts, prompt_lengths, prompt_width + width, slots)
-    first = logits(last, head)
+
+    def choose(at: _Progress, hidden: Array, cache: KVCache) -> _Progress:
+        """Writes the token after hidden states `B×D`."""
+        scores = logits(hidden, head)
+        token = jnp.where(at.done, 0, jnp.argmax(scores, axis=-1).astype(jnp.int32))
+        written = _write(at.written, at.number, token, scores, at.done)
+        return _Progress(at.number + 1, token, at.done | jnp.isin(token, ends), written, cache)
 
     def unfinished(at: _Progress) -> Array:
         return (at.number < width) & ~jnp.all(at.done)
 
     def advance(at: _Progress) -> _Progress:
-        token = jnp.where(at.done, 0, at.token)
-        written = _write(at.written, at.number, token, at.logits, at.done)
-        done = at.done | jnp.isin(token, ends)
-        positions = jnp.where(done, -1, prompt_lengths + at.number)
-        hidden, cache = step(model, layers, token, positions, at.cache)
-        following = logits(hidden, head)
-        return _Progress(at.number + 1, _most_probable(following), following, done, written, cache)
+        positions = jnp.where(at.done, -1, prompt_lengths + at.number - 1)
+        # Elsewhere a product reads its part of the stack where it lies; on a CPU it is copied, once instead of always.
+        parts = jax.lax.platform_dependent(cpu=lambda: layers, default=lambda: unstacked(model, adapter))
+        return choose(at, *step(model, parts, at.token, positions, at.cache))
 
-    blank = jnp.zeros((batch, width), jnp.int32)
+    last, cache = prefill(model, adapter, prompts, prompt_lengths, prompt_width + width - 1, slots)
     unseen = jnp.zeros((1, batch, width))
-    nothing = TokenStatistics(unseen, unseen, unseen, unseen, unseen[0])
+    nothing = TokenStatistics(unseen, unseen, unseen, unseen, unseen[0]) if scored else None
+    blank = jnp.zeros((batch, width), jnp.int32)
+    done = jnp.zeros(batch, bool) if row_mask is None else ~row_mask
     start = _Progress(
-        jnp.zeros((), jnp.int32),
-        _most_probable(first),
-        first,
-        jnp.zeros(batch, bool) if row_mask is None else ~row_mask,
-        Generated(blank, jnp.zeros(batch, jnp.int32), nothing if scored else None),
-        cache,
+        jnp.zeros((), jnp.int32), blank[:, 0], done, Generated(blank, jnp.zeros(batch, jnp.int32), nothing), cache
     )
-    return jax.lax.while_loop(unfinished, advance, start).written
-
-
-def _most_probable(scores: Array) -> Array:
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return jax.lax.while_loop(unfinished, advance, choose(start, last, cache)).written
 
 
 def _write(written: Generated, number: Array, token: Array, scores: Array, done: Array) -> Generated:

@@ -6,6 +6,7 @@ Shapes: `B` rows a step (labelled and replay rows together), `T` tokens.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
@@ -158,9 +159,7 @@ def training_shapes(
     devices = data_mesh().size
     new, old = random_steps(labelled, config.batch_size), random_steps(replay, config.replay_rows)
     steps = [[*rows, *more] for rows, more in zip_longest(new, old, fillvalue=())]
-    # The device that is dealt the longest row has the fullest hand, and all have its shape.
-    shares = [sorted(step, reverse=True)[::devices] for step in steps]
-    return step_shapes(shares, -(-(config.batch_size + config.replay_rows) // devices), STEP_SHAPES, longest)
+    return step_shapes(steps, config.batch_size + config.replay_rows, STEP_SHAPES, longest, devices)
 
 
 def fit(
@@ -193,6 +192,8 @@ def fit(
 
     Raises:
       FloatingPointError: the loss is not finite.
+      ValueError: there are no rows, or a step of them fits no shape.
+      ConfigError: the adapter has a target that the model does not have.
     """
     if not rows:
         raise ValueError("fit needs at least one labelled row")
@@ -202,23 +203,25 @@ def fit(
     steps_an_epoch = math.ceil(len(rows) / config.batch_size)
     total = jnp.asarray(steps_an_epoch * config.epochs, jnp.int32)
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)
-    infos: list[TrainInfo] = []
+    running: deque[TrainInfo] = deque()
+    epoch: deque[TrainInfo] = deque(maxlen=steps_an_epoch)
     for chosen in epoch_batches(order_key, len(rows), config.batch_size, config.epochs):
         batch_rows = [rows[i] for i in chosen] + [replay[i] for i in next(extra)]
         batch = pack(batch_rows, range(len(batch_rows)), shapes, data_mesh().size)
         inputs = train_batch(batch), dropout_key, total
         state, info = train_step(model, scale, state, *inputs, slots=batch.slots, lora=lora, config=config)
-        infos.append(info)
-        if len(infos) > STEPS_AHEAD:
+        epoch.append(info)
+        running.append(info)
+        if len(running) > STEPS_AHEAD:
             # Waits for the device, so that what is counted has been done and the queue stays short.
-            jax.block_until_ready(infos[-STEPS_AHEAD])
+            jax.block_until_ready(running.popleft())
         on_step(len(chosen))
-    final = jax.device_get(infos[-steps_an_epoch:])
+    final = jax.device_get(list(epoch))
     # Steps weigh by their tokens: the last of an epoch may be short.
     last = float(np.average([info.cross_entropy for info in final], weights=[info.tokens for info in final]))
     if not math.isfinite(last):
         raise FloatingPointError(
-            f"the training loss is {last} after {len(infos)} steps; lower training.learning_rate or use float32"
+            f"the training loss is {last} after {int(total)} steps; lower training.learning_rate or use float32"
         )
     return Adapter(state.weights, scale), last
 

@@ -164,8 +164,9 @@ def test_packed_rows_are_dealt_out_from_the_longest_down(shapes, data, devices, 
     rows, names = draw_rows(seed, lengths), np.random.default_rng(seed).permutation(1000)[: len(lengths)]
     batch = pack(rows, names, (*shapes, whole), devices)
     hands: list[list[int]] = [[] for _ in range(devices)]
-    for turn, number in enumerate(longest_first(lengths)):
-        hands[turn % devices].append(number)
+    for number in longest_first(lengths):
+        free = [hand for hand in hands if len(hand) < -(-len(lengths) // devices)]
+        min(free, key=lambda hand: sum(lengths[number] for number in hand)).append(number)
     fullest = max(sum(lengths[number] for number in hand) for hand in hands)
     longest_hand = max(hands, key=len)
     widest = [full_row(max(lengths))] * len(longest_hand)
@@ -192,7 +193,7 @@ def test_what_fits_no_shape_is_an_error_that_names_the_sizes():
         # Each row fits, but not together: too many tokens, too many rows, on the fuller of two devices.
         "3 rows of 24 tokens, the longest of 8": [lambda: pack([full_row(8)] * 3, [0, 1, 2], shapes)],
         "5 rows of 5 tokens, the longest of 1": [lambda: pack([full_row(1)] * 5, range(5), shapes)],
-        "2 rows of 17 tokens, the longest of 9": [lambda: pack([full_row(9), *[full_row(8)] * 2], range(3), shapes, 2)],
+        "2 rows of 16 tokens, the longest of 9": [lambda: pack([full_row(9), *[full_row(8)] * 2], range(3), shapes, 2)],
         "2 rows of 18 tokens, the longest of 9": [lambda: list(grouped_batches([full_row(9)] * 2, 2, shapes, 4))],
         "4 rows of 16 tokens, the longest of 4": [lambda: list(grouped_batches([full_row(4)] * 4, 4, shapes))],
     }

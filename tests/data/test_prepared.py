@@ -1,11 +1,14 @@
 """What a run works on, after the limits: kept rows, labels, counts and fingerprints."""
 
+import logging
+
+import numpy as np
 import pytest
 from data_files import write_lines
 
 from star_jax.config import ConfigError, DataConfig
 from star_jax.data.encoding import Encoder, Limits
-from star_jax.data.prepared import examples_within_limits, fingerprint, prepare
+from star_jax.data.prepared import examples_within_limits, fingerprint, prepare, tokenised
 from star_jax.data.tasks import get_task
 from star_jax.models.folders import load_tokenizer
 
@@ -60,7 +63,30 @@ def test_what_the_limits_did_is_counted(prepared, too_long):
     assert (counts["left_out_of_test"], counts["test_prompts_cut"]) == ((1, 0) if dropped else (0, 1))
     assert counts["pool_responses_cut"] == (1 if dropped else 2)
     assert counts["test_responses_cut"] == (0 if dropped else 1)
-    assert counts["test_examples"] == len(data.test) == (1 if dropped else 2)
+    assert counts["test_examples"] == len(data.test.examples) == (1 if dropped else 2)
+
+
+def test_what_is_cut_is_told_once_a_data_set(prepared, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = prepared(9, 3, "truncate-left")
+    said = [record.getMessage() for record in caplog.records if "responses" in record.getMessage()]
+    assert [text.split(" are over ")[0] for text in said] == ["3 of 3 responses", "2 of 2 responses"]
+    caplog.clear()
+    encoder = Encoder(load_tokenizer("embedded:skills"), SKILLS, Limits(9, 3, "truncate-left"))
+    assert len(tokenised(encoder, data.test.examples).rows) == 2
+    assert "2 of 2 responses" in caplog.text
+
+
+def test_tokens_are_those_of_the_encoder(prepared):
+    data = prepared(6, 4, "truncate-left")
+    encoder = Encoder(load_tokenizer("embedded:skills"), SKILLS, Limits(6, 4, "truncate-left"))
+    prompts = [example.prompt for example in data.test.examples]
+    for found, expected in ((data.tokens, encoder.prompts(data.pool)), (data.test.prompts, encoder.prompts(prompts))):
+        assert len(found) == len(expected)
+        assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    for ours, theirs in zip(data.test.rows, encoder.examples(data.test.examples), strict=True):
+        assert ours.prompt_length == theirs.prompt_length
+        np.testing.assert_array_equal(ours.tokens, theirs.tokens)
 
 
 def test_a_test_set_of_which_nothing_is_left_is_an_error(prepared):
@@ -73,7 +99,8 @@ def test_the_fingerprint_is_that_of_ids_and_texts_in_order(prepared):
     assert data.facts["pool"] == fingerprint(data.pool) != fingerprint(data.pool[::-1])
     assert data.facts["pool"] == prepared(9, 6, "truncate-left").facts["pool"]
     assert data.facts["pool"] != prepared(6, 6, "drop").facts["pool"]
-    prompts, responses = [example.prompt for example in data.test], [example.response for example in data.test]
+    test = data.test.examples
+    prompts, responses = [example.prompt for example in test], [example.response for example in test]
     assert data.facts["test"] == fingerprint(prompts, responses) != fingerprint(prompts, responses[::-1])
 
 
