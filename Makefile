@@ -1,7 +1,7 @@
 # make demo    installs into .venv and runs configs/quickstart.yaml
 # make test    all tests but those against PyTorch        make parity   those against PyTorch and PEFT
 # make lint    ruff            make types   mypy          make clean    removes what the others made
-# make bench   speed beside Transformers and PEFT, about 20 minutes; experiments/benchmarks/bench.py has flags
+# make bench   speed beside Transformers and PEFT, about 40 minutes; experiments/benchmarks/bench.py has flags
 #
 # Needs Python 3.11 or newer with its venv module, and make. Another Python beside it:
 #   make test PYTHON=python3.12 VENV=.venv-3.12

@@ -13,15 +13,17 @@ import time
 import jax
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes
+from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, score_pool
 from star_jax.command_line import parse_experiment
 from star_jax.data import skills_benchmark as skills
 from star_jax.data.encoding import Encoder, Limits
+from star_jax.data.prepared import tokenised
 from star_jax.data.tasks import get_task
-from star_jax.evaluation.evaluator import base_uncertainty, evaluate, prepare_test_set
-from star_jax.experiment import configure_jax, load_base, load_replay
+from star_jax.evaluation.evaluator import UNCERTAINTY, evaluate, prepare_test_set
+from star_jax.experiment import configure_jax
 from star_jax.models.folders import load_tokenizer
 from star_jax.training.trainer import fit, training_shapes
+from star_jax.workbench import load_base, load_replay
 
 LONGER = ("--training.epochs", "30", "--training.learning-rate", "2.5e-3", "--training.replay-rows", "24")
 
@@ -39,12 +41,11 @@ def main() -> None:
         load_tokenizer(config.model.path), task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
     )
     model = load_base(config)
-    examples, sizes = skills.test_examples(), BatchSizes(config.generation.batch_size, config.scoring.batch_size)
-    rows, longest = encoder.examples(examples), encoder.limits.prompt + encoder.limits.response
-    lengths = [len(row.tokens) for row in rows]
-    shapes = choose_shapes([row.prompt_length for row in rows], lengths, longest, sizes)
-    test = prepare_test_set(encoder, examples, shapes)
-    base = base_uncertainty(model, None, test)
+    tokens, longest = tokenised(encoder, skills.test_examples()), encoder.limits.prompt + encoder.limits.response
+    sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
+    lengths = [len(row.tokens) for row in tokens.rows]
+    test = prepare_test_set(encoder, tokens, choose_shapes([*map(len, tokens.prompts)], lengths, longest, sizes))
+    base = np.asarray(score_pool(model, None, test.prompts).measures[UNCERTAINTY])
 
     def report(title: str, adapter) -> None:
         figures = evaluate(model, adapter, test, task, encoder, config.evaluation, base=base).metrics

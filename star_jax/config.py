@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any, Literal
 
-Dropout = Literal["off", "shared", "tied", "per_token"]
+DropoutMode = Literal["off", "shared", "tied", "per_token"]
 Answers = Literal["generated", "candidates", "reference"]
 Reduction = Literal["sum", "mean", "max"]
 TooLong = Literal["error", "drop", "truncate-left"]
@@ -57,7 +57,7 @@ class LoraConfig:
     """Numerator of the scale alpha / rank."""
     dropout: float = 0.1
     """Probability that an entry of A's input is dropped."""
-    training_dropout: Dropout = "per_token"
+    training_dropout: DropoutMode = "per_token"
     """Masks in training: off, one per token (as PEFT), one per row shared by its tokens (tied), or one per step shared
     by its rows. Projections that read the same input share its mask."""
     rslora: bool = False

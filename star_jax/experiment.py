@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,25 +33,19 @@ from star_jax.acquisition.strategies import Strategy, get_strategy, resolve
 from star_jax.active.loop import LoopState, Problem, choose, init, learn
 from star_jax.active.oracles import Annotator, LabelsNeeded, SimulatedOracle
 from star_jax.active.pool import available
-from star_jax.checks import check_data, check_experiment, check_model
+from star_jax.checks import check_data
 from star_jax.config import ExperimentConfig
-from star_jax.data.encoding import Encoder, Limits, Row
+from star_jax.data.batching import Shape
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.loading import load_examples
-from star_jax.data.prepared import RunData, examples_within_limits, prepare
-from star_jax.data.tasks import get_task
-from star_jax.data.tasks.task import Task
-from star_jax.evaluation.evaluator import UNCERTAINTY, TestSet, evaluate, prepare_test_set
-from star_jax.models.attention_kernels import choose_kernel
-from star_jax.models.checkpoint_hf import load_model
-from star_jax.models.folders import EMBEDDED, end_tokens, folder_fingerprint, load_tokenizer, resolve_folder
+from star_jax.data.prepared import RunData, prepare, tokenised
+from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, TestSet, evaluate, prepare_test_set
+from star_jax.models.folders import folder_fingerprint, resolve_folder
 from star_jax.models.lora import Adapter, b_norm
-from star_jax.models.peft_format import load_adapter, save_adapter
-from star_jax.models.transformer import LanguageModel
+from star_jax.models.peft_format import save_adapter
 from star_jax.records import group_counts, length_correlation, queried_rows, summary_row
 from star_jax.report.model_card import model_card
 from star_jax.runtime.annotation import LABELS_FILE, FileAnnotator
-from star_jax.runtime.base_scores import FOLDER, BaseScores, Measures, scores_origin
+from star_jax.runtime.base_scores import Measures
 from star_jax.runtime.checkpoints import Choice, forget_choices, load_choice, load_state, save_choice, save_state
 from star_jax.runtime.files import replace_folder_atomic, write_text_atomic
 from star_jax.runtime.observer import Timed
@@ -58,38 +53,50 @@ from star_jax.runtime.progress import Progress
 from star_jax.runtime.run_folder import RunFolder
 from star_jax.runtime.timing import Stopwatch, added, row_seconds
 from star_jax.training.trainer import training_shapes
+from star_jax.workbench import Workbench, open_workbench
 
-REPLAY_FILE = "replay.jsonl"
-"""Name of the replay rows beside a model that ships with the package."""
+CPU_DEVICES = 2
+"""Devices that a CPU with as many cores shows: XLA runs attention of a decoding step, among others, on one core of a
+device. More would keep more cores busy, but each holds the whole model."""
 
 
-@dataclass
-class Workbench:
-    """What the runs of an experiment share: the model, and its scores, which stay the same.
+class Shapes(NamedTuple):
+    """Shapes of all batches of an experiment, so that its runs share their programs.
 
     Attributes:
-      config: the experiment.
-      model: the frozen base model.
-      encoder: tokenizer, format and limits.
-      task: format and correctness.
-      replay: tokenised replay rows.
-      base: the base model's scores.
-      progress: where to show what is going on.
-      watch: splits the time of the session; each run takes what it has spent.
-      start: the adapter the user starts from, or None.
-      rslora: whether adapters are written with rsLoRA's scale.
+      scoring: of pools and test sets.
+      training: of steps.
     """
 
-    config: ExperimentConfig
-    model: LanguageModel
-    encoder: Encoder
-    task: Task
-    replay: Sequence[Row]
-    base: BaseScores
-    progress: Progress
-    watch: Stopwatch
-    start: Adapter | None = None
-    rslora: bool = False
+    scoring: PoolShapes
+    training: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One strategy with one seed: what its rounds share.
+
+    Attributes:
+      bench: what it shares with other runs.
+      strategy: from the registry.
+      seed: of every choice that is left to chance.
+      data: of that seed.
+      problem: the same for the loop.
+      shapes: of batches that are scored.
+      test: test set.
+      folder: open.
+      title: its name on the screen.
+    """
+
+    bench: Workbench
+    strategy: Strategy
+    seed: int
+    data: RunData
+    problem: Problem
+    shapes: PoolShapes
+    test: TestSet
+    folder: RunFolder
+    title: str
 
 
 def run_experiment(config: ExperimentConfig, progress: Progress, began: float | None = None) -> list[dict[str, Any]]:
@@ -112,7 +119,7 @@ def run_experiment(config: ExperimentConfig, progress: Progress, began: float | 
     strategies = [get_strategy(name) for name in config.strategies]
     watch = Stopwatch(began)
     with watch.phase("load"):
-        bench = _workbench(config, strategies, progress, watch)
+        bench = open_workbench(config, strategies, progress, watch)
         # A seed's pool is loaded once for all strategies, which must see the same one. Everything that can be refused
         # is refused before the first training: data of all seeds, then all run folders.
         data = {seed: _load(bench, seed) for seed in config.seeds}
@@ -120,80 +127,19 @@ def run_experiment(config: ExperimentConfig, progress: Progress, began: float | 
             for strategy in strategies:
                 with _open(bench, strategy, seed, data[seed]):
                     pass
+        shapes = _shapes(bench, list(data.values()))
     summaries: dict[tuple[str, int], dict[str, Any]] = {}
     waiting: LabelsNeeded | None = None
     for seed in config.seeds:
         for strategy in strategies:
             try:
-                summaries[strategy.name, seed] = _run(bench, strategy, seed, data[seed])
+                summaries[strategy.name, seed] = _run(bench, strategy, seed, data[seed], shapes)
             except LabelsNeeded as needed:
                 waiting = needed  # all runs ask in one table, so the last one speaks for all
                 watch.lap()  # what it has spent lies with its choice
     if waiting is not None:
         raise waiting
     return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
-
-
-def _workbench(
-    config: ExperimentConfig, strategies: Sequence[Strategy], progress: Progress, watch: Stopwatch
-) -> Workbench:
-    tokenizer = load_tokenizer(config.model.path)
-    task = get_task(config.data.task, config.format, tokenizer)
-    check_experiment(config, strategies, task)
-    limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
-    model = load_base(config)
-    check_model(config, model)
-    encoder = Encoder(
-        tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=end_tokens(config.model.path)
-    )
-    progress.log(_place_of_work(model))
-    start, rslora = _starting_adapter(config, model, progress)
-    replay = load_replay(config, task, encoder)
-    base = BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config), progress.log)
-    return Workbench(config, model, encoder, task, replay, base, progress, watch, start, rslora)
-
-
-def load_base(config: ExperimentConfig) -> LanguageModel:
-    """The frozen base model of an experiment."""
-    return load_model(
-        config.model.path,
-        config.model.dtype,
-        quantization=config.model.quantization,
-        longest=config.data.max_prompt_tokens + config.data.max_response_tokens,
-        ignored_fields=config.model.ignored_fields,
-    )
-
-
-def _place_of_work(model: LanguageModel) -> str:
-    """Where programs run, in words."""
-    devices, shape = jax.local_devices(), model.config
-    attention = choose_kernel(jnp.dtype(shape.dtype), shape.head_dim, softcap=shape.attention_softcap, devices=1)
-    reason = f": {attention.reason}" if attention.reason else ""
-    return f"runs on {len(devices)} x {devices[0].device_kind}; attention by {attention.kernel}{reason}"
-
-
-def _starting_adapter(
-    config: ExperimentConfig, model: LanguageModel, progress: Progress
-) -> tuple[Adapter | None, bool]:
-    """The adapter of `model.adapter`, and whether adapters of this run have rsLoRA's scale."""
-    if config.model.adapter is None:
-        return None, config.lora.rslora
-    adapter, raw = load_adapter(Path(config.model.adapter), model.config)
-    progress.log(
-        f"starts from the adapter in {config.model.adapter}: rank {raw['r']}, alpha {raw['lora_alpha']}, on "
-        f"{', '.join(adapter.weights['layers'])}; lora.rank, alpha, rslora, targets and init are not used"
-    )
-    return adapter, bool(raw.get("use_rslora"))
-
-
-def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[Row]:
-    """Tokenised replay rows of `training.replay`: the file beside a shipped model, or one of the user's."""
-    source = config.training.replay
-    if source is None:
-        return []
-    path = str(resolve_folder(source) / REPLAY_FILE) if source.startswith(EMBEDDED) else source
-    examples = load_examples(task, path, "train", config.data.on_bad_row)
-    return encoder.examples(examples_within_limits(encoder, examples)[0])
 
 
 def _load(bench: Workbench, seed: int) -> RunData:
@@ -231,25 +177,24 @@ def _open(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> Run
     return RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device, data.facts)
 
 
-def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> dict[str, Any]:
-    config, progress = bench.config, bench.progress
+def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData, shapes: Shapes) -> dict[str, Any]:
+    progress, title = bench.progress, f"{strategy.name} seed {seed}"
     with _open(bench, strategy, seed, data) as folder:
-        title = f"{strategy.name} seed {seed}"
         if folder.finished:
             progress.log(f"{title}: finished already, in {folder.path}")
             return folder.summary()
         with bench.watch.phase("load"):
             state = load_state(folder.path)
             folder.drop_rounds_from(0 if state is None else state.round)
-            problem, shapes = _problem(bench, data)
-            test_set = prepare_test_set(bench.encoder, data.test, shapes)
+            problem, test = _problem(bench, data, shapes), prepare_test_set(bench.encoder, data.test, shapes.scoring)
+            run = Run(bench, strategy, seed, data, problem, shapes.scoring, test, folder, title)
             if state is None:
                 state = init(len(data.pool))
             else:
                 progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
                 state = state._replace(labels=_labels(folder, data.pool, state.round))
-        while state.round < config.loop.rounds:
-            state = _round(bench, strategy, seed, data, problem, shapes, test_set, state, folder, title)
+        while state.round < bench.config.loop.rounds:
+            state = _round(run, state)
         summary = summary_row(strategy.name, seed, folder.metrics(), data.counts(), bench.watch.lap())
         folder.write_summary(summary)
         return summary
@@ -262,66 +207,61 @@ def _labels(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> dict[int,
     return dict(sorted((place[row["id"]], row["response"]) for row in rows))
 
 
-def _problem(bench: Workbench, data: RunData) -> tuple[Problem, PoolShapes]:
-    """What the loop works on, and the shapes of a run's batches.
+def _shapes(bench: Workbench, data: Sequence[RunData]) -> Shapes:
+    """Shapes for the data of all seeds.
 
-    Responses of the pool are hidden; those of the test set tell how long they are.
+    Responses of the pool are hidden; those of the test set, which all seeds have, tell how long they are.
     """
-    prompts, config, encoder = data.pool, bench.config, bench.encoder
+    config, limits, test = bench.config, bench.encoder.limits, data[0].test
+    pools = {one.facts["pool"]: one.tokens for one in data}  # seeds may have the same one
+    prompts = [len(tokens) for part in (*pools.values(), test.prompts) for tokens in part]
+    known, longest = [len(row.tokens) for row in test.rows], limits.prompt + limits.response
     sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
-    prompt_tokens = encoder.prompts(prompts)
-    # Tokenised alone, as they are answered: a last token may become another with a response behind it.
-    tested = encoder.prompts([example.prompt for example in data.test])
-    known = [len(row.tokens) for row in encoder.examples(data.test)]
-    longest = encoder.limits.prompt + encoder.limits.response
-    shapes = choose_shapes([*map(len, prompt_tokens), *map(len, tested)], known, longest, sizes)
-    steps = training_shapes(known, [len(row.tokens) for row in bench.replay], longest, config.training)
-    tokens: Pool
-    if config.scoring.answers == "candidates":
+    replay = [len(row.tokens) for row in bench.replay]
+    return Shapes(
+        choose_shapes(prompts, known, longest, sizes), training_shapes(known, replay, longest, config.training)
+    )
+
+
+def _problem(bench: Workbench, data: RunData, shapes: Shapes) -> Problem:
+    """What the loop works on."""
+    encoder, scoring = bench.encoder, bench.config.scoring
+    pool: Pool
+    if scoring.answers == "candidates":
         assert bench.task.candidates is not None
-        tokens = candidate_pool(encoder, prompts, bench.task.candidates, sizes.sequences)
-    elif config.scoring.answers == "reference":
-        gold = SimulatedOracle(data.labelled()).reveal(prompts)
-        tokens = proposed_pool(encoder.examples(gold), shapes.sequences)
+        pool = candidate_pool(encoder, data.pool, bench.task.candidates, scoring.batch_size)
+    elif scoring.answers == "reference":
+        gold = SimulatedOracle(data.labelled()).reveal(data.pool)
+        pool = proposed_pool(encoder.examples(gold, told=True), shapes.scoring.sequences)
     else:
-        tokens = generated_pool(encoder, prompt_tokens, shapes)
+        pool = generated_pool(encoder, data.tokens, shapes.scoring)
     annotator = _annotator(bench, data)
-    return Problem(bench.model, encoder, prompts, tokens, steps, annotator, bench.replay, bench.start), shapes
+    return Problem(bench.model, encoder, data.pool, pool, shapes.training, annotator, bench.replay, bench.start)
 
 
-def _round(
-    bench: Workbench,
-    strategy: Strategy,
-    seed: int,
-    data: RunData,
-    problem: Problem,
-    shapes: PoolShapes,
-    test: TestSet,
-    state: LoopState,
-    folder: RunFolder,
-    title: str,
-) -> LoopState:
+def _round(run: Run, state: LoopState) -> LoopState:
     """One round and its files; the checkpoint is written last, and makes the round count."""
+    bench, problem, data, folder = run.bench, run.problem, run.data, run.folder
     config, number = bench.config, state.round
     candidates = np.asarray(available(state.pool))
-    timed = Timed(bench.progress, bench.watch, f"{title}, round {number + 1}/{config.loop.rounds}")
-    key, origin = jax.random.key(seed), folder.origin(config.to_dict(), data.facts)
+    timed = Timed(bench.progress, bench.watch, f"{run.title}, round {number + 1}/{config.loop.rounds}")
+    key, origin = jax.random.key(run.seed), folder.origin(config.to_dict(), data.facts)
     choice = load_choice(folder.path, number, origin)
     if choice is None:
-        query = choose(config, strategy, problem, _with_base(bench, strategy, problem, state), key, timed)
+        query = choose(config, run.strategy, problem, _with_base(run, state, timed.title), key, timed)
         choice = Choice(query, bench.watch.lap())
         with bench.watch.phase("write"):
             save_choice(folder.path, number, choice, origin)
     state, info = learn(config, problem, state, choice.query, key, timed)
     assert state.adapter is not None
-    adapter = state.adapter
+    adapter, test = state.adapter, run.test
     with bench.watch.phase("evaluate"):
-        base = _base_measures(bench, test.prompts, "base model on the test set")[UNCERTAINTY]
-        with timed.phase("evaluate", len(test.examples), "examples") as tick:
+        base = _base_measures(bench, test.prompts, f"{timed.title}: base model on the test set")[UNCERTAINTY]
+        with timed.phase("evaluate", PASSES * len(test.examples), "examples") as tick:
             figures, predictions = evaluate(
                 bench.model, adapter, test, bench.task, bench.encoder, config.evaluation, base=base, on_batch=tick
             )
-        held_out = _validate(bench, adapter, info.validation, shapes)
+        held_out = _validate(run, adapter, info.validation, timed.title)
     queried = queried_rows(bench.task, problem, info, state.labels)
     row = {
         "round": number,
@@ -335,8 +275,7 @@ def _round(
     }
     with bench.watch.phase("write"):
         folder.write_round(number, queried, predictions)
-        writer = partial(_write_adapter, bench, strategy.name, seed, adapter, row, data.facts)
-        replace_folder_atomic(folder.adapter, writer)
+        replace_folder_atomic(folder.adapter, partial(_write_adapter, run, adapter, row))
         # What is written from here on counts in the next row, or in the summary.
         folder.append_metrics(row | row_seconds(added([choice.seconds, bench.watch.lap()])))
         save_state(folder.path, state)
@@ -347,41 +286,37 @@ def _round(
     return state
 
 
-def _write_adapter(
-    bench: Workbench,
-    strategy: str,
-    seed: int,
-    adapter: Adapter,
-    metrics: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    path: Path,
-) -> None:
+def _write_adapter(run: Run, adapter: Adapter, metrics: Mapping[str, Any], path: Path) -> None:
     """A PEFT folder with its model card."""
-    config = bench.config
-    save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=bench.rslora)
-    write_text_atomic(path / "README.md", model_card(config, strategy, seed, metrics, facts))
+    config, rslora = run.bench.config, run.bench.rslora
+    save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=rslora)
+    card = model_card(config, run.strategy.name, run.seed, metrics, run.data.facts)
+    write_text_atomic(path / "README.md", card)
 
 
-def _validate(bench: Workbench, adapter: Adapter, examples: Sequence[Example], shapes: PoolShapes) -> dict[str, Any]:
+def _validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: str) -> dict[str, Any]:
     """Accuracy and NLL on the labelled examples that were held out, where there are some."""
     if not examples:
         return {}
-    config = bench.config.evaluation
-    held_out = prepare_test_set(bench.encoder, examples, shapes)
+    bench, config = run.bench, run.bench.config.evaluation
+    held_out = prepare_test_set(bench.encoder, tokenised(bench.encoder, examples), run.shapes)
     unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
-    figures = evaluate(bench.model, adapter, held_out, bench.task, bench.encoder, config, base=unasked).metrics
+    with bench.progress.task(f"{title}: validate", PASSES * len(examples), "examples") as tick:
+        figures, _ = evaluate(
+            bench.model, adapter, held_out, bench.task, bench.encoder, config, base=unasked, on_batch=tick
+        )
     return {"validation_examples": len(examples)} | {
         f"validation_{name}": figures[name] for name in ("accuracy", "nll")
     }
 
 
-def _with_base(bench: Workbench, strategy: Strategy, problem: Problem, state: LoopState) -> LoopState:
+def _with_base(run: Run, state: LoopState, title: str) -> LoopState:
     """The state with the base model's measure, where the coming query needs it and does not have it."""
-    resolved = resolve(strategy, bench.config.acquisition)
+    resolved = resolve(run.strategy, run.bench.config.acquisition)
     if state.round == 0 or state.base is not None or not resolved.needs_base or resolved.measure is None:
         return state
-    with bench.watch.phase("score"):
-        measures = _base_measures(bench, problem.pool, "base model on the pool")
+    with run.bench.watch.phase("score"):
+        measures = _base_measures(run.bench, run.problem.pool, f"{title}: base model on the pool")
     return state._replace(base=jnp.asarray(measures[resolved.measure]))
 
 
@@ -390,7 +325,7 @@ def _base_measures(bench: Workbench, pool: Pool, title: str) -> Measures:
 
     def compute() -> Mapping[str, jax.Array]:
         with bench.progress.task(title, pool.size, "examples") as tick:
-            return score_pool(bench.model, bench.start, pool, on_batch=tick).measures
+            return score_pool(bench.model, bench.base_adapter, pool, on_batch=tick).measures
 
     return bench.base.measures(pool, compute)
 
@@ -404,7 +339,10 @@ def configure_logging() -> None:
 
 
 def configure_jax() -> None:
-    """True float32 products, and compiled programs kept across processes unless the user chose a place for them."""
+    """True float32 products, two devices on a CPU, and compiled programs kept across processes.
+
+    What the user has chosen by JAX's own environment variables, or has started already, stays.
+    """
     # Accelerators multiply float32 in fewer bits unless told otherwise; bfloat16 products are not affected.
     jax.config.update("jax_default_matmul_precision", "highest")
     # Also the small programs, dozens of which run before the first batch: reading one back is a tenth of compiling it.
@@ -413,3 +351,6 @@ def configure_jax() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "star_jax" / "xla"))
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with suppress(RuntimeError):  # devices are there already
+            jax.config.update("jax_num_cpu_devices", min(CPU_DEVICES, os.cpu_count() or 1))

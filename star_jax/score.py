@@ -128,7 +128,7 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
         examples = examples_within_limits(encoder, loaded)[0]
         prompts = [example.prompt for example in examples]
         _require_some(prompts)
-        rows = encoder.examples(examples)
+        rows = encoder.examples(examples, told=True)
         lengths = [len(row.tokens) for row in rows]
         shapes = choose_shapes([row.prompt_length for row in rows], lengths, max(lengths), sizes)
         return prompts, proposed_pool(rows, shapes.sequences)

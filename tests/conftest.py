@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -86,12 +87,18 @@ def _forward(
 
 
 @pytest.fixture(scope="session")
-def forward() -> Callable[..., jax.Array]:
+def forward() -> Callable[..., Any]:
     """All logits `B×T×V` of (model, adapter, tokens `B×T`, lengths `B`, dropout), jitted once for all tests.
 
-    The decoder does not ask for lengths: what is returned at padding means nothing.
+    The decoder does not ask for lengths: what is returned at padding means nothing. Arrays are of numpy, which takes
+    the rest of them without a program for every shape, but for what is being differentiated or mapped.
     """
-    return _forward
+
+    def evaluated(*arguments: Any) -> Any:
+        found = _forward(*arguments)
+        return found if isinstance(found, jax.core.Tracer) else np.asarray(found)
+
+    return evaluated
 
 
 @pytest.fixture

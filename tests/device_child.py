@@ -9,7 +9,6 @@ measures of every kind of pool under that adapter.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,10 +20,10 @@ from star_jax.acquisition.pool_scoring import (
     PoolShapes,
     Sampling,
     candidate_pool,
+    generated_pool,
     proposed_pool,
     score_pool,
 )
-from star_jax.active.loop import Problem
 from star_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -36,85 +35,90 @@ from star_jax.config import (
     TrainingConfig,
 )
 from star_jax.data import skills_benchmark as skills
-from star_jax.data.examples import Example
-from star_jax.models.folders import resolve_folder
+from star_jax.data.batching import Shape
+from star_jax.data.encoding import Encoder, Limits
+from star_jax.data.tasks import get_task
+from star_jax.models.checkpoint_hf import load_model
+from star_jax.models.folders import load_tokenizer, resolve_folder
 from star_jax.models.peft_format import load_adapter
 from star_jax.runtime.progress import Progress
+from star_jax.training import trainer
 
 POOL = 50
 """No multiple of 8: on eight devices some have rows that only fill a batch up, and some nothing else."""
 
 SIZES = BatchSizes(prompts=6, sequences=4)
+LIMITS = Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
+SHAPES = PoolShapes(
+    prompts=(Shape(SIZES.prompts, LIMITS.prompt, 5 * LIMITS.prompt),),
+    sequences=(Shape(SIZES.sequences, LIMITS.prompt + LIMITS.response, 4 * LIMITS.prompt),),
+)
+"""One of each, too narrow for rows that are all long: what more there would be takes its time to compile."""
+
 CANDIDATES, ALIKE = (" 1", " 2 3", " 4"), 6
-"""Answers of the closed set, and the tokens of the prompts that they are put behind: one shape is enough."""
+"""Answers of the closed set, and the tokens of the prompts that they are put behind."""
 
 SAMPLING = Sampling(2, 0.1, "shared")
+MASKS = {"generated": "shared", "candidates": "tied", "proposed": "shared"}
+"""Of each kind of pool; tied ones are drawn for the number of a row, on whichever device it is."""
+
 TARGETS = ("q_proj", "down_proj")
+REPLAY = resolve_folder("embedded:skills") / "replay.jsonl"
 CONFIG = ExperimentConfig(
     strategies=("star",),
-    lora=LoraConfig(rank=2, alpha=4, dropout=SAMPLING.rate, training_dropout="tied", targets=TARGETS),
-    training=TrainingConfig(
-        learning_rate=5e-3,
-        epochs=2,
-        batch_size=10,
-        replay=str(resolve_folder("embedded:skills") / experiment.REPLAY_FILE),
-        replay_rows=3,
-    ),
+    lora=LoraConfig(rank=2, alpha=4, dropout=SAMPLING.rate, training_dropout="per_token", targets=TARGETS),
+    training=TrainingConfig(learning_rate=5e-3, epochs=2, batch_size=10, replay=str(REPLAY), replay_rows=3),
     scoring=ScoringConfig(mc_samples=SAMPLING.samples, dropout=SAMPLING.mode, batch_size=SIZES.sequences),
     generation=GenerationConfig(batch_size=SIZES.prompts),
     loop=LoopConfig(initial_labels=15, labels_per_round=7, rounds=3),
     data=DataConfig(
-        pool_size=POOL,
-        test_limit=20,
-        max_prompt_tokens=skills.MAX_PROMPT_TOKENS,
-        max_response_tokens=skills.MAX_RESPONSE_TOKENS,
+        pool_size=POOL, test_limit=20, max_prompt_tokens=LIMITS.prompt, max_response_tokens=LIMITS.response
     ),
 )
 
 
-def run(folder: Path, out: Path) -> tuple[Problem, PoolShapes]:
-    """Runs the benchmark; returns what it ran on, with the shapes that programs have been compiled for by then."""
-    made, prepare = [], experiment._problem
-
-    def noted(*arguments: Any) -> tuple[Problem, PoolShapes]:
-        made.append(prepare(*arguments))
-        return made[-1]
-
-    experiment._problem = noted
+def run(folder: Path, out: Path) -> None:
+    """Runs the benchmark with few shapes."""
+    experiment.choose_shapes = lambda *lengths_and_sizes: SHAPES
+    trainer.STEP_SHAPES = 1
     config = dataclasses.replace(CONFIG, output_dir=str(out), model=ModelConfig(str(folder / "model")))
     experiment.run_experiment(config, Progress("silent"))
-    return made[0]
 
 
-def pools(problem: Problem, shapes: PoolShapes) -> dict[str, Pool]:
+def pools(encoder: Encoder) -> dict[str, Pool]:
     """One of each kind."""
-    encoder = problem.encoder
-    gold = [Example(prompt, skills.solve(prompt.text)) for prompt in problem.prompts]
-    alike = [
-        prompt
-        for prompt, tokens in zip(problem.prompts, encoder.prompts(problem.prompts), strict=True)
-        if len(tokens) == ALIKE
-    ]
+    examples = skills.pool_examples("R1", 0, POOL)
+    prompts = [example.prompt for example in examples]
+    tokens = encoder.prompts(prompts)
+    alike = [prompt for prompt, row in zip(prompts, tokens, strict=True) if len(row) == ALIKE]
     return {
-        "generated": problem.pool,
+        "generated": generated_pool(encoder, tokens, SHAPES),
         "candidates": candidate_pool(encoder, alike, CANDIDATES, SIZES.sequences),
-        "proposed": proposed_pool(encoder.examples(gold), shapes.sequences),
+        "proposed": proposed_pool(encoder.examples(examples), SHAPES.sequences),
     }
+
+
+def score(folder: Path, out: Path) -> None:
+    """Writes the measures of every kind of pool, with and without samples."""
+    tokenizer, model = load_tokenizer(str(folder / "model")), load_model(str(folder / "model"))
+    encoder = Encoder(tokenizer, get_task("skills", CONFIG.format, tokenizer), LIMITS)
+    adapter, _ = load_adapter(folder / "adapter", model.config)
+    found = {}
+    for kind, pool in pools(encoder).items():
+        for sampling in (None, SAMPLING._replace(mode=MASKS[kind])):
+            scores = score_pool(model, adapter, pool, key=jax.random.key(3), sampling=sampling)
+            name = f"{kind} {sampling is not None}"
+            found |= {f"{name} {measure}": values for measure, values in scores.measures.items()}
+            if scores.responses is not None:
+                found[f"{name} responses"] = scores.responses
+    np.savez(out / "scores.npz", **{name: np.asarray(values) for name, values in found.items()})
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     out = folder / str(jax.device_count())
-    problem, shapes = run(folder, out)
-    adapter, _ = load_adapter(folder / "adapter", problem.model.config)
-    found = {}
-    for kind, pool in pools(problem, shapes).items():
-        for sampling in (None, SAMPLING):
-            scores = score_pool(problem.model, adapter, pool, key=jax.random.key(3), sampling=sampling)
-            found |= {f"{kind} {sampling is not None} {name}": values for name, values in scores.measures.items()}
-            if scores.responses is not None:
-                found[f"{kind} {sampling is not None} responses"] = scores.responses
-    np.savez(out / "scores.npz", **{name: np.asarray(values) for name, values in found.items()})
+    run(folder, out)
+    score(folder, out)
 
 
 if __name__ == "__main__":

@@ -49,25 +49,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def random_model(rng: np.random.Generator, config: TransformerConfig) -> LanguageModel:
     """Norms away from 1, and logits of a few units."""
 
-    def normal(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[-2]), config.dtype)
+    # Drawn and turned by numpy: on the device, each would be a program for every shape.
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape) / np.sqrt(shape[-2])
 
-    def norm(*shape: int) -> dict[str, jax.Array]:
-        return {"scale": jnp.asarray(rng.uniform(0.5, 1.5, shape) - config.architecture.norm_offset, config.dtype)}
+    def norm(*shape: int) -> dict[str, np.ndarray]:
+        return {"scale": rng.uniform(0.5, 1.5, shape) - config.architecture.norm_offset}
 
     depth, width, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
     layers = {name: {"kernel": normal(depth, *shape)} for name, shape in projection_shapes(config).items()}
     for name in config.architecture.biases:
         layers[name]["bias"] = normal(depth, projection_shapes(config)[name][1])
     layers |= {name: norm(depth, norm_width(config, name)) for name in norm_paths(config)}
-    params = {
+    params: dict[str, Any] = {
         "embed_tokens": {"embedding": normal(width, vocabulary).T},
         "layers": layers,
         "norm": norm(width),
     }
     if not config.tie_word_embeddings:
         params["lm_head"] = normal(width, vocabulary).T
-    return LanguageModel(Decoder(config), params)
+    return LanguageModel(Decoder(config), jax.tree.map(lambda leaf: jnp.asarray(leaf, config.dtype), params))
 
 
 def random_adapter(
@@ -86,5 +87,5 @@ def random_adapter(
         a = rng.normal(size=(depth, width, rank)) / np.sqrt(width)
         b = rng.normal(size=(depth, rank, features)) / np.sqrt(rank)
         weights[name] = {"a": jnp.asarray(a, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
-        scales[name] = {"scale": jnp.full((depth,), scale)}
+        scales[name] = {"scale": jnp.asarray(np.full(depth, scale, np.float32))}
     return Adapter({"layers": weights}, {"layers": scales})

@@ -1,9 +1,14 @@
-"""The benchmark's arithmetic: operations by formula, statistics of alternations, the table, what is refused."""
+"""The benchmark's arithmetic: operations by formula, statistics of alternations, the table, what is refused.
+
+And that the peer's two ways of writing the same thing give the same results.
+"""
 
 import dataclasses
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,8 +21,9 @@ FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
 # The folder's files import one another by their bare names, as scripts do.
 sys.path.insert(0, FOLDER)
 try:
-    bench, flops, random_folders, table, workers, workload = (
-        importlib.import_module(name) for name in ("bench", "flops", "random_folders", "table", "workers", "workload")
+    bench, flops, random_folders, sides, table, workers, workload = (
+        importlib.import_module(name)
+        for name in ("bench", "flops", "random_folders", "sides", "table", "workers", "workload")
     )
 finally:
     sys.path.remove(FOLDER)
@@ -156,12 +162,14 @@ def test_alternations_must_be_the_same(ours, peer):
 
 
 def record():
-    """Two alternations of one task; star_jax is faster in bfloat16, the peer in float32."""
+    """Two alternations of one task; star_jax and the plain peer are faster in bfloat16, the tuned one in float32."""
     seconds = {
         ("ours", "float32"): (2.0, 4.0),
         ("ours", "bfloat16"): (1.0, 2.0),
-        ("peer", "float32"): (6.0, 10.0),
-        ("peer", "bfloat16"): (8.0, 16.0),
+        ("plain", "float32"): (12.0, 12.0),
+        ("plain", "bfloat16"): (6.0, 6.0),
+        ("tuned", "float32"): (6.0, 10.0),
+        ("tuned", "bfloat16"): (8.0, 16.0),
     }
     runs = [
         {"alternation": n, "dtype": dtype, "task": "score-k1", "side": side, "seconds": s, "units": 12}
@@ -175,19 +183,23 @@ def record():
         for side in ("ours", "peer")
         for n, peak in enumerate((900.0, 1100.0))
     ]
-    warm = {"side": "peer", "dtype": "float32", "task": "score-k1", "tried": {"merged": 0.5}}
-    words = {"dtype": "float32", "task": "score-k1", "words": "all equal"}
+    warm = {"side": "tuned", "dtype": "float32", "task": "score-k1", "tried": {"merged": 0.5}}
+    words = {"dtype": "float32", "task": "score-k1", "side": "plain", "words": "all equal"}
     return {"runs": runs, "peaks": peaks, "warm_up": [warm], "agreement": [words]}
 
 
 def test_summary_of_each_dtype_and_of_the_best():
     rows = table.summary(record())
-    assert [(row["ours_dtype"], row["peer_dtype"], row["best"]) for row in rows] == [
-        ("float32", "float32", False),
-        ("bfloat16", "bfloat16", False),
-        ("bfloat16", "float32", True),
+    assert [(row["against"], row["ours_dtype"], row["peer_dtype"], row["best"]) for row in rows] == [
+        ("plain", "float32", "float32", False),
+        ("tuned", "float32", "float32", False),
+        ("plain", "bfloat16", "bfloat16", False),
+        ("tuned", "bfloat16", "bfloat16", False),
+        ("plain", "bfloat16", "bfloat16", True),
+        ("tuned", "bfloat16", "float32", True),
     ]
-    single, _, best = rows
+    plain, single, *_, best = rows
+    assert plain["ratio"] == pytest.approx(4.5)
     # Rates 6 and 3 of star_jax, 2 and 1.2 of the peer: medians 4.5 and 1.6, ratios 3 and 2.5.
     assert [single[name] for name in ("ours", "peer", "ratio", "lowest", "highest")] == pytest.approx(
         [4.5, 1.6, 4.5 / 1.6, 2.5, 3.0]
@@ -195,18 +207,35 @@ def test_summary_of_each_dtype_and_of_the_best():
     assert best["ratio"] == pytest.approx(9.0 / 1.6)
     assert single["ours_tokens"] == pytest.approx(45.0)
     assert single["ours_fraction"] == pytest.approx(450.0 / 1000.0)
+    # The two peers share a process, and so the peak that it measured.
+    assert plain["peer_fraction"] == pytest.approx(100.0 / 1000.0)
+    assert single["peer_fraction"] == pytest.approx(160.0 / 1000.0)
 
 
 def test_tables_say_what_was_measured():
     text = "\n".join(table.tables(record()))
-    assert "best dtype against best dtype" in text
+    for peer in ("plain", "tuned"):
+        for dtypes in ("float32", "bfloat16", "best dtype against best dtype"):
+            assert text.count(f"{dtypes}: star_jax / {peer} Transformers + PEFT (") == 1
     assert "2.50 to 3.00" in text
+    assert text.count("peak of Transformers + PEFT: 0 GFLOP/s") == 2
     assert "tried merged 0.50 s" in text
-    assert "all equal" in text
+    assert "results, float32, score-k1, plain: all equal" in text
     alone = record()
     for name in ("runs", "peaks"):
         alone[name] = [one for one in alone[name] if one["dtype"] == "float32"]
     assert "best dtype" not in "\n".join(table.tables(alone))
+
+
+def test_tables_of_a_record_with_other_sides():
+    older = record()
+    older["runs"] = [one for one in older["runs"] if one["side"] != "plain"]
+    for one in older["runs"] + older["warm_up"]:
+        one["side"] = "ours" if one["side"] == "ours" else "peer"
+    del older["agreement"][0]["side"]
+    text = "\n".join(table.tables(older))
+    assert text.count("star_jax / Transformers + PEFT\n") == 3
+    assert "results, float32, score-k1: all equal" in text
 
 
 def test_agreement_in_words():
@@ -224,6 +253,10 @@ def test_agreement_in_words():
     [
         (["--tasks", "score-k1,sing"], "--tasks names sing; choose from"),
         (["--dtypes", "float8"], "--dtypes names float8"),
+        (["--peers", "tuned,ours"], "--peers names ours; choose from plain, tuned"),
+        (["--peers", ""], "--peers names ; choose from"),
+        (["--peers", "plain,plain"], "--peers is plain,plain; each may be named once"),
+        (["--tasks", "train,round,train"], "--tasks is train,round,train; each"),
         (["--alternations", "0"], "--alternations is 0"),
         (["--kv-heads", "4"], "6 heads and 4 key-value heads"),
         (["--examples", "513"], "--examples is 513; there are lengths for 512"),
@@ -237,19 +270,28 @@ def test_flags_that_do_not_go_together(flags, message):
         bench.workload_of(bench.parse(flags))
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert bench.main(["--out", str(tmp_path / "file" / "out.json")]) == 2
+    assert "--out: " in capsys.readouterr().err
+
+
 def test_flags_change_the_workload():
     args = bench.parse(["--device", "gpu", "--layers", "2", "--examples", "32", "--training-dropout", "tied"])
     one = bench.workload_of(args)
     assert (one.shape.layers, one.shape.width, one.examples, one.training_dropout) == (2, 4096, 32, "tied")
     assert args.dtypes == ("bfloat16",)
+    assert args.peers == ("plain", "tuned")
 
 
 def test_a_process_that_died_is_named_with_its_last_words():
     with (
         workers.Worker("nobody", "the third side", "cpu") as worker,
-        pytest.raises(workload.BenchError, match=r"third side ended with exit code 1 at .*No module named 'nobody'"),
+        pytest.raises(
+            workload.BenchError, match=r"third side ended with exit code 1 at run plain .*No module named 'nobody'"
+        ),
     ):
-        worker.ask("start", workload={})
+        worker.ask("run", way="plain", task="train", dtype="float32")
 
 
 def test_what_others_used_of_the_machine():
@@ -258,6 +300,75 @@ def test_what_others_used_of_the_machine():
     unknown = bench._cpu_use("peer", ({"ours": 1.0, "peer": 5.0}, None), ({"ours": 1.5, "peer": 6.0}, None))
     assert unknown == {"idle_cpu_seconds": 0.5, "other_cpu_seconds": None}
     text = bench.quietness([{"seconds": 2.0} | used, {"seconds": 3.0} | used])
-    assert "waited used 0.100 cores" in text
+    assert "process that waited used 0.100 cores" in text
     assert "other processes 0.30 and at most 0.38" in text
     assert "other" not in bench.quietness([{"seconds": 2.0} | unknown])
+
+
+class FakeWorker:
+    """Answers as a process does, and keeps what it was asked."""
+
+    def __init__(self, asked):
+        self.asked = asked
+
+    def ask(self, operation, **request):
+        if operation == "peak":
+            return {"flops_per_second": 1.0}
+        self.asked.append(request)
+        return {"seconds": 1.0, "merged": False, "merged_samples": False, "check": {"picked": [0]}}
+
+    def cpu_seconds(self):
+        return 0.0
+
+
+@pytest.mark.parametrize("peers", [("plain", "tuned"), ("tuned",)])
+def test_each_side_goes_first_in_its_turn(peers):
+    args = bench.parse(["--peers", ",".join(peers), "--tasks", "train", "--dtypes", "float32"])
+    asked = []
+    fakes = dict.fromkeys(sides.PROCESSES, FakeWorker(asked))
+    found = {"runs": [], "peaks": []}
+    every = ("ours", *peers)
+    for number in range(2 * len(every)):
+        bench._alternate(fakes, sizes(bench.DEFAULTS["cpu"].shape), args, found, number)
+    assert [one["side"] for one in found["runs"] if one["first"]] == [*every, *every]
+    assert [request.get("way", "ours") for request in asked] == [one["side"] for one in found["runs"]]
+    assert all({*every} == {one["side"] for one in found["runs"] if one["alternation"] == n} for n in range(4))
+
+
+@pytest.fixture
+def peer() -> Iterator[ModuleType]:
+    """The peer's module, which imports torch."""
+    sys.path.insert(0, FOLDER)
+    try:
+        yield importlib.import_module("peer")
+    finally:
+        sys.path.remove(FOLDER)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_two_ways_of_the_peer_agree(peer, dtype, tmp_path):
+    one = sizes(workload.Shape(16, 2, 4, 2, 24, 300), score_batch=4, train_batch=2, generate_batch=3, dropout=0.5)
+    random_folders.write_folders(one, tmp_path)
+    tasks = peer.Bench(dataclasses.replace(one, folder=str(tmp_path)), dtype)
+    results = {}
+    for way in ("plain", "tuned"):
+        for task in workload.TASKS:
+            tried = tasks.choose(task, way)
+            assert not (way == "plain" and any("merged" in name for name in tried))
+            results[way, task] = tasks.run(task, way)
+    tolerance = 1e-5 if dtype == "float32" else 3e-2
+    for task in ("score-k1", "score-k3", "train"):
+        plain, tuned = (results[way, task].check for way in ("plain", "tuned"))
+        assert plain.keys() == tuned.keys()
+        for name in plain:
+            # Dropout draws the same masks in both, so that samples can be compared one by one.
+            np.testing.assert_allclose(plain[name], tuned[name], rtol=tolerance)
+    assert results["plain", "score-k1"].check["nll"] != results["plain", "score-k3"].check["nll"]
+    assert results["plain", "generate"].variant == "not merged, dynamic cache"
+    assert results["plain", "train"].variant == results["tuned", "train"].variant
+    assert not any(outcome.merged for (way, _), outcome in results.items() if way == "plain")
+    if dtype == "float32":
+        for task, name in (("generate", "tokens"), ("round", "picked")):
+            assert results["plain", task].check[name] == results["tuned", task].check[name]

@@ -3,50 +3,52 @@
 Belongs here: what needs processes with several devices. They are virtual ones of the CPU.
 """
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from device_child import POOL, TARGETS
-from random_models import random_adapter
+from random_models import random_adapter, random_model
 from safetensors.numpy import load_file
 
 from star_jax.acquisition.measures import MEASURES
-from star_jax.models.checkpoint_hf import load_model, save_model
+from star_jax.models.checkpoint_hf import save_model
 from star_jax.models.folders import load_tokenizer
 from star_jax.models.peft_format import save_adapter
-from star_jax.models.transformer import Decoder, LanguageModel
+from star_jax.models.transformer import TransformerConfig
 
 COUNTS = (1, 8)
 
 
-def first_layer(folder):
-    """Writes the embedded model without its other layers, which take their time to compile; returns its shape."""
-    whole = load_model("embedded:skills")
-    layers = jax.tree.map(lambda leaf: leaf[:1], whole.params["layers"])
-    config = dataclasses.replace(whole.config, num_hidden_layers=1)
-    save_model(LanguageModel(Decoder(config), {**whole.params, "layers": layers}), folder)
-    load_tokenizer("embedded:skills").save_pretrained(folder)
-    return config
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """What the two processes wrote."""
-    folder = tmp_path_factory.mktemp("devices")
-    config = first_layer(folder / "model")
-    adapter = random_adapter(np.random.default_rng(0), config, targets=TARGETS, rank=2, scale=0.2)
+    """What the two processes wrote, whose programs are those that users run."""
+    folder, rng = tmp_path_factory.mktemp("devices"), np.random.default_rng(0)
+    tokenizer = load_tokenizer("embedded:skills")
+    shape = TransformerConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+    )
+    save_model(random_model(rng, shape), folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    adapter = random_adapter(rng, shape, targets=TARGETS, rank=2, scale=0.2)
     save_adapter(adapter, folder / "adapter", base_model="embedded:skills", dropout=0.1)
+    told = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     for count in COUNTS:
-        told = {"JAX_NUM_CPU_DEVICES": str(count), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
         command = [sys.executable, str(Path(__file__).with_name("device_child.py")), str(folder)]
-        done = subprocess.run(command, env=dict(os.environ) | told, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=told | {"JAX_NUM_CPU_DEVICES": str(count)}, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
     return [folder / str(count) for count in COUNTS]
 

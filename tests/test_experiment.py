@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import logging
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from star_jax import experiment
+from star_jax.acquisition import pool_scoring
 from star_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -17,6 +21,10 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.data.batching import pack, sequence_batches
+from star_jax.data.encoding import Limits, Row
+from star_jax.data.prepared import RunData, Tokenised
+from star_jax.models.devices import data_mesh
 from star_jax.runtime.progress import Progress
 from star_jax.runtime.timing import PHASES
 
@@ -118,3 +126,123 @@ def test_the_first_run_of_a_session_pays_for_loading(tmp_path):
     first, second = experiment.run_experiment(config, Progress("silent"), began)
     assert first["seconds"]["load"] > 100
     assert second["seconds"]["load"] < 10
+
+
+def write_digits(path, rng, count):
+    """Prompts of the skills whose answer is five digits."""
+    texts = [" ".join(map(str, rng.integers(0, 10, 5))) for _ in range(count)]
+    path.write_text("".join(json.dumps({"question": f"copy {text} =", "answer": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_responses_that_are_cut_are_told_of_once_a_data_set(tmp_path, rng, caplog):
+    """Two strategies, gold answers scored: test set and pool are read once. What is trained on is another set."""
+    data = dataclasses.replace(
+        CONFIG.data,
+        train=write_digits(tmp_path / "train.jsonl", rng, 30),
+        test=write_digits(tmp_path / "test.jsonl", rng, 20),
+        max_response_tokens=3,
+        too_long="truncate-left",
+    )
+    scoring = dataclasses.replace(CONFIG.scoring, answers="reference")
+    with caplog.at_level(logging.WARNING):
+        play(
+            tmp_path / "out",
+            data=data,
+            scoring=scoring,
+            strategies=("base_only", "random"),
+            loop=dataclasses.replace(CONFIG.loop, rounds=1),
+        )
+    said = [record.getMessage() for record in caplog.records if "responses are over" in record.getMessage()]
+    assert sorted(text.split()[0] for text in said) == ["20", "30", "8", "8"]
+
+
+def noted_runs(monkeypatch):
+    """The runs that an experiment goes through, in order, one entry a round."""
+    runs, whole = [], experiment._round
+
+    def noted(run, state):
+        runs.append(run)
+        return whole(run, state)
+
+    monkeypatch.setattr(experiment, "_round", noted)
+    return runs
+
+
+def test_runs_of_all_seeds_share_their_shapes_and_programs(tmp_path, monkeypatch):
+    """The pools differ, in lengths too; what is compiled for one holds the others."""
+    runs = noted_runs(monkeypatch)
+    compiled = pool_scoring._answer._cache_size()
+    play(tmp_path, seeds=(0, 1, 2))
+    assert [run.seed for run in runs] == [0, 0, 1, 1, 2, 2]
+    assert len({run.data.facts["pool"] for run in runs}) == 3
+    assert len({(run.shapes, run.problem.shapes) for run in runs}) == 1
+    assert pool_scoring._answer._cache_size() - compiled <= pool_scoring.PROMPT_SHAPES
+    devices = data_mesh().size
+    for run in runs:
+        for batches, shapes in (
+            (run.problem.pool.batches, run.shapes.prompts),
+            (run.test.prompts.batches, run.shapes.prompts),
+            (run.test.gold.batches, run.shapes.sequences),
+        ):
+            allowed = {(shape.rows * devices, shape.width, shape.slots) for shape in shapes}
+            assert {(*batch.tokens.shape, batch.slots) for batch in batches} <= allowed
+        assert sum(int(batch.row_mask.sum()) for batch in run.problem.pool.batches) == 50
+
+
+def random_data(rng, name, test):
+    pool = [rng.integers(0, 9, length) for length in rng.integers(1, 90, rng.integers(1, 200))]
+    return RunData([], pool, {}, test, frozenset(), {"pool": name})
+
+
+def test_shapes_hold_the_rows_of_every_seed_and_one_pool_counts_once(rng):
+    """On random lengths: a seed alone, seeds with the same pool, and seeds with others."""
+    for _ in range(10):
+        rows = [Row(np.zeros(length, np.int32), 1) for length in rng.integers(2, 140, rng.integers(1, 100))]
+        test = Tokenised([], [np.zeros(int(n), np.int32) for n in rng.integers(1, 90, 30)], rows)
+        seeds = [random_data(rng, str(number), test) for number in range(3)]
+        bench = SimpleNamespace(config=CONFIG, encoder=SimpleNamespace(limits=Limits(90, 50)), replay=rows[:5])
+        alone, shapes = experiment._shapes(bench, seeds[:1]), experiment._shapes(bench, seeds)
+        assert experiment._shapes(bench, seeds[:1] * 3) == alone
+        assert len(shapes.scoring.prompts) <= pool_scoring.PROMPT_SHAPES
+        for tokens in (*(one.tokens for one in seeds), test.prompts):
+            batches = sequence_batches([Row(one, len(one)) for one in tokens], shapes.scoring.prompts)
+            assert sum(int(batch.row_mask.sum()) for batch in batches) == len(tokens)
+        longest = Row(np.zeros(140, np.int32), 90)
+        batches = sequence_batches([longest, *rows], shapes.scoring.sequences)
+        assert sum(int(batch.row_mask.sum()) for batch in batches) == len(rows) + 1
+        assert pack([longest] * CONFIG.training.batch_size, range(CONFIG.training.batch_size), shapes.training)
+
+
+class Listed(Progress):
+    """Shows nothing and keeps every task: its name, its total, and what was counted."""
+
+    def __init__(self):
+        super().__init__("silent")
+        self.tasks = []
+
+    @contextmanager
+    def task(self, name, total=None, unit="steps"):
+        done = []
+        yield done.append
+        self.tasks.append((name, total, sum(done)))
+
+
+def test_every_task_says_whose_it_is_and_ends_at_its_total(tmp_path):
+    training = dataclasses.replace(CONFIG.training, validation_fraction=0.2)
+    shown = Listed()
+    experiment.run_experiment(dataclasses.replace(CONFIG, output_dir=str(tmp_path), training=training), shown)
+    assert all(done == total > 0 for _, total, done in shown.tasks)
+    assert all(name.startswith("base_only seed 0, round ") for name, _, _ in shown.tasks)
+    totals = {name.removeprefix("base_only seed 0, "): total for name, total, _ in shown.tasks}
+    held_out = [row["validation_examples"] for row in rows(tmp_path, "base_only")]
+    assert totals == {
+        "round 1/2: train": 8 - held_out[0],
+        "round 1/2: base model on the test set": 20,
+        "round 1/2: evaluate": 40,
+        "round 1/2: validate": 2 * held_out[0],
+        "round 2/2: base model on the pool": 50,
+        "round 2/2: train": 12 - held_out[1],
+        "round 2/2: evaluate": 40,
+        "round 2/2: validate": 2 * held_out[1],
+    }

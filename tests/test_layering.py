@@ -21,6 +21,7 @@ LAYERS = (
     "report",
     "records",
     "checks",
+    "workbench",
     "experiment",
     "command_line",
     "commands",

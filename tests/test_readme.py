@@ -8,7 +8,7 @@ import pytest
 from star_jax.acquisition.strategies import STRATEGIES
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "experiments" / "results" / "README.md"]
+PAGES = [ROOT / place / "README.md" for place in (".", "experiments/results", "experiments/benchmarks/results")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -65,6 +65,17 @@ def test_a_trace_is_written_beside_the_scores(files):
     assert list((files / "trace").rglob("*.xplane.pb"))
 
 
+def test_scores_are_written_where_the_trace_cannot_be(files, monkeypatch, capfd):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    rows = scored(files, "--profile", str(files / "trace"))
+    assert "No space left on device" in capfd.readouterr().err
+    assert rows == scored(files)
+
+
 def test_rate_zero_and_missing_pieces_are_one_sentence(files, capfd):
     model = load_model("embedded:skills")
     adapter = init_adapter(jax.random.key(1), model.params, LoraConfig(rank=2, targets=("q_proj",)))

@@ -3,8 +3,9 @@
     make bench
     python experiments/benchmarks/bench.py --device gpu
 
-starts one process a side and asks them in turn, so that whatever else the machine does falls on both alike. Prints
-tables and writes every single timing as JSON.
+starts a process with JAX and one with torch and asks them in turn, so that whatever else the machine does falls on
+all alike. Transformers + PEFT is timed in two ways, as guides show it and tuned. Prints tables and writes every single
+timing as JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +25,8 @@ from typing import Any
 
 from flops import work_of
 from random_folders import write_folders
-from table import NAMES, SIDES, agreement, summary, tables
+from sides import PEERS, PROCESSES, SIDES
+from table import agreement, summary, tables
 from workers import Worker, busy_seconds, machine
 from workload import TASKS, BenchError, Shape, Workload, read_lengths
 
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         workload = workload_of(args)
         out = args.out or Path("runs/benchmarks") / f"{args.device}-{datetime.now():%Y%m%d-%H%M%S}.json"
+        _check_writable(out)
         record = run(workload, args, out)
     except BenchError as error:
         print(error, file=sys.stderr)
@@ -62,10 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_writable(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise BenchError(f"--out: {out} cannot be written: {error.strerror}; name another file") from error
+
+
 def quietness(runs: Sequence[dict[str, Any]]) -> str:
     """How much of the machine the timed side had to share, in words."""
     seconds = sum(one["seconds"] for one in runs)
-    text = f"on average the side that waited used {sum(one['idle_cpu_seconds'] for one in runs) / seconds:.3f} cores"
+    text = f"on average the process that waited used {sum(one['idle_cpu_seconds'] for one in runs) / seconds:.3f} cores"
     if any(one["other_cpu_seconds"] is None for one in runs):
         return text
     worst = max(one["other_cpu_seconds"] / one["seconds"] for one in runs)
@@ -81,13 +93,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--alternations", type=int, default=5, help="timed runs of each task on each side (5)")
     parser.add_argument("--tasks", type=_names, default=TASKS, help=f"comma separated, of {','.join(TASKS)} (all)")
+    parser.add_argument("--peers", type=_names, default=PEERS, help=f"comma separated, of {','.join(PEERS)} (both)")
     parser.add_argument("--dtypes", type=_names, help="comma separated, float32 and bfloat16 (on a GPU bfloat16)")
     parser.add_argument("--out", type=Path, help="JSON file (runs/benchmarks/DEVICE-TIME.json)")
     masks = {"choices": ("shared", "tied", "per_token"), "help": "star_jax's masks"}
     parser.add_argument("--scoring-dropout", default="shared", **masks)
     parser.add_argument("--training-dropout", default="per_token", **masks)
     parser.add_argument(
-        "--in-memory-weights", action="store_true", help="random weights made by each side, as --device gpu does"
+        "--in-memory-weights", action="store_true", help="random weights made by each process, as --device gpu does"
     )
     for flags in (SHAPE_FLAGS, SIZE_FLAGS, BATCH_FLAGS):
         for name in flags:
@@ -120,9 +133,11 @@ def workload_of(args: argparse.Namespace) -> Workload:
     _require(args.alternations >= 1, f"--alternations is {args.alternations}; it must be at least 1")
     for name, value in {**{name: getattr(shape, name) for name in SHAPE_FLAGS}, **sizes}.items():
         _require(value >= 1, f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    for name, known in (("tasks", TASKS), ("dtypes", ("float32", "bfloat16"))):
-        unknown = [one for one in getattr(args, name) if one not in known]
+    for name, known in (("tasks", TASKS), ("dtypes", ("float32", "bfloat16")), ("peers", PEERS)):
+        named = getattr(args, name)
+        unknown = [one for one in named if one not in known]
         _require(not unknown, f"--{name} names {', '.join(unknown)}; choose from {', '.join(known)}")
+        _require(len({*named}) == len(named), f"--{name} is {','.join(named)}; each may be named once")
     _require(
         shape.width % (2 * shape.heads) == 0 and shape.heads % shape.kv_heads == 0,
         f"{shape.heads} heads and {shape.kv_heads} key-value heads do not cut a width of {shape.width} into even parts",
@@ -141,21 +156,21 @@ def _require(condition: bool, message: str) -> None:
 
 
 def run(workload: Workload, args: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Starts both sides, warms them up, and times them in turn; the file is written after each alternation."""
+    """Starts both processes, warms up the sides, times them in turn; the file is written after each alternation."""
     with ExitStack() as stack:
-        workers = {side: stack.enter_context(Worker(side, NAMES[side], args.device)) for side in SIDES}
+        workers = {one: stack.enter_context(Worker(one, name, args.device)) for one, name in PROCESSES.items()}
         if args.device == "cpu" and not args.in_memory_weights:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             write_folders(workload, Path(folder))
             workload = replace(workload, folder=folder)
-        started = {side: worker.ask("start", workload=workload.to_dict()) for side, worker in workers.items()}
+        started = {name: worker.ask("start", workload=workload.to_dict()) for name, worker in workers.items()}
         _check_devices(args.device, started)
         record: dict[str, Any] = {
             "command": args.command,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine() | {f"{side}_gpu": one["accelerator"] for side, one in started.items()},
+            "machine": machine() | {f"{name}_gpu": one["accelerator"] for name, one in started.items()},
             "versions": {name: number for one in started.values() for name, number in one["versions"].items()},
-            "imported": {side: one["imported"] for side, one in started.items()},
+            "imported": {name: one["imported"] for name, one in started.items()},
             # Where the random weights lie for the time of a run is of no interest; that they came from a folder is.
             "workload": workload.to_dict() | {"folder": "random" if workload.folder else None},
             **{name: [] for name in ("warm_up", "agreement", "runs", "peaks")},
@@ -170,63 +185,75 @@ def run(workload: Workload, args: argparse.Namespace, out: Path) -> dict[str, An
 
 def _check_devices(device: str, started: dict[str, dict[str, Any]]) -> None:
     libraries = {"ours": "JAX", "peer": "torch"}
-    blind = [libraries[side] for side, one in started.items() if one["accelerator"] is None]
+    blind = [libraries[name] for name, one in started.items() if one["accelerator"] is None]
     if device == "gpu":
         who = "neither JAX nor torch sees a GPU" if len(blind) == 2 else f"{''.join(blind)} sees no GPU"
         _require(not blind, f"--device gpu: {who}; install its GPU build, or leave --device out to use the CPU")
 
 
+def _ask(workers: Mapping[str, Worker], side: str, operation: str, **request: str) -> dict[str, Any]:
+    """Asks the process of a side, which is told the way where it has several."""
+    way = {} if SIDES[side].way is None else {"way": SIDES[side].way}
+    return workers[SIDES[side].process].ask(operation, **request, **way)
+
+
 def _warm_up(workers: dict[str, Worker], workload: Workload, args: argparse.Namespace, record: dict[str, Any]) -> None:
-    """First calls, one side after the other; their results are compared where both have the same weights."""
+    """First calls, one side after the other; their results are compared where all have the same weights."""
     for dtype in args.dtypes:
+        loaded = {name: worker.ask("load", dtype=dtype)["seconds"] for name, worker in workers.items()}
+        for name, seconds in loaded.items():
+            _say(f"warm-up, {dtype}, {PROCESSES[name]}: loaded in {seconds:.1f} s")
         checks: dict[str, dict[str, Any]] = {}
-        for side, worker in workers.items():
-            loaded = worker.ask("load", dtype=dtype)["seconds"]
-            _say(f"warm-up, {dtype}, {NAMES[side]}: loaded in {loaded:.1f} s")
+        for side in ("ours", *args.peers):
             for task in args.tasks:
-                warm = worker.ask("warm", dtype=dtype, task=task)
+                warm = _ask(workers, side, "warm", dtype=dtype, task=task)
                 checks.setdefault(task, {})[side] = warm.pop("check")
-                record["warm_up"].append({"side": side, "dtype": dtype, "task": task, "load_seconds": loaded, **warm})
-                _say(f"warm-up, {dtype}, {NAMES[side]}: {task} {warm['seconds']:.1f} s {warm['variant']}")
+                place = {"side": side, "dtype": dtype, "task": task, "load_seconds": loaded[SIDES[side].process]}
+                record["warm_up"].append(place | warm)
+                _say(f"warm-up, {dtype}, {SIDES[side].name}: {task} {warm['seconds']:.1f} s {warm['variant']}")
         if workload.folder is not None:
             record["agreement"] += [
-                {"dtype": dtype, "task": task, "words": agreement(task, both["ours"], both["peer"])}
-                for task, both in checks.items()
+                {"dtype": dtype, "task": task, "side": peer, "words": agreement(task, check["ours"], check[peer])}
+                for task, check in checks.items()
+                for peer in args.peers
             ]
 
 
 def _alternate(
     workers: dict[str, Worker], workload: Workload, args: argparse.Namespace, record: dict[str, Any], number: int
 ) -> None:
-    """One timed run of everything on both sides; who goes first changes from run to run."""
+    """One timed run of everything on all sides; each goes first in its turn."""
+    sides = ("ours", *args.peers)
     for dtype in args.dtypes:
-        for side, worker in workers.items():
+        for name, worker in workers.items():
             peak = worker.ask("peak", dtype=dtype)
-            record["peaks"].append({"alternation": number, "dtype": dtype, "side": side, **peak})
+            record["peaks"].append({"alternation": number, "dtype": dtype, "side": name, **peak})
         for place, task in enumerate(args.tasks):
             seconds: dict[str, float] = {}
-            for side in SIDES if (number + place) % 2 == 0 else reversed(SIDES):
+            first = (number + place) % len(sides)
+            for side in sides[first:] + sides[:first]:
                 before = {name: worker.cpu_seconds() for name, worker in workers.items()}, busy_seconds()
-                outcome = workers[side].ask("run", dtype=dtype, task=task)
+                outcome = _ask(workers, side, "run", dtype=dtype, task=task)
                 after = {name: worker.cpu_seconds() for name, worker in workers.items()}, busy_seconds()
                 merged = outcome["merged"], outcome["merged_samples"]
                 work = work_of(task, workload, merged, outcome.pop("check").get("picked"))
                 entry = {"alternation": number, "dtype": dtype, "task": task, "side": side, "first": not seconds}
-                record["runs"].append(entry | outcome | work._asdict() | _cpu_use(side, before, after))
+                use = _cpu_use(SIDES[side].process, before, after)
+                record["runs"].append(entry | outcome | work._asdict() | use)
                 seconds[side] = outcome["seconds"]
-            both = ", ".join(f"{NAMES[side]} {seconds[side]:.2f} s" for side in SIDES)
-            _say(f"{number + 1}/{args.alternations}, {dtype}, {task}: {both}")
+            each = ", ".join(f"{SIDES[side].name} {seconds[side]:.2f} s" for side in sides)
+            _say(f"{number + 1}/{args.alternations}, {dtype}, {task}: {each}")
 
 
 Usage = tuple[dict[str, float], float | None]
-"""CPU seconds by side, and of the whole machine."""
+"""CPU seconds by process, and of the whole machine."""
 
 
-def _cpu_use(side: str, before: Usage, after: Usage) -> dict[str, float | None]:
-    """CPU seconds of the side that waited, and of all processes that are none of the two."""
-    used = {name: after[0][name] - before[0][name] for name in SIDES}
+def _cpu_use(process: str, before: Usage, after: Usage) -> dict[str, float | None]:
+    """CPU seconds of the process that waited, and of all that are none of the two."""
+    used = {name: after[0][name] - before[0][name] for name in before[0]}
     others = None if before[1] is None or after[1] is None else max(0.0, after[1] - before[1] - sum(used.values()))
-    return {"idle_cpu_seconds": sum(used.values()) - used[side], "other_cpu_seconds": others}
+    return {"idle_cpu_seconds": sum(used.values()) - used[process], "other_cpu_seconds": others}
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""One side's process: reads requests from stdin, answers each with a line of JSON, and waits without using the CPU.
+"""A process: reads requests from stdin, answers each with a line of JSON, and waits without using the CPU.
 
     python experiments/benchmarks/child.py ours|peer
 
@@ -32,8 +32,8 @@ class WithoutTorch(PathFinder):
         return None if fullname.split(".")[0] == "torch" else super().find_spec(fullname, path, target)
 
 
-class Side:
-    """Answers requests with one of the two modules."""
+class Server:
+    """Answers requests with one of the two modules; one that has several ways is told which is meant."""
 
     def __init__(self, name: str) -> None:
         if name == "ours":
@@ -58,16 +58,16 @@ class Side:
         self.benches[dtype] = self.module.Bench(self.workload, dtype)
         return {"seconds": time.perf_counter() - began}
 
-    def warm(self, dtype: str, task: str) -> dict[str, Any]:
+    def warm(self, dtype: str, task: str, **way: str) -> dict[str, Any]:
         """First calls of a task: compilation, and the choice between several ways of doing it."""
         began = time.perf_counter()
-        tried = self.benches[dtype].choose(task)
-        outcome = self.benches[dtype].run(task)._asdict()
+        tried = self.benches[dtype].choose(task, **way)
+        outcome = self.benches[dtype].run(task, **way)._asdict()
         return outcome | {"seconds": time.perf_counter() - began, "tried": tried}
 
-    def run(self, dtype: str, task: str) -> dict[str, Any]:
+    def run(self, dtype: str, task: str, **way: str) -> dict[str, Any]:
         """One timed run."""
-        return self.benches[dtype].run(task)._asdict()
+        return self.benches[dtype].run(task, **way)._asdict()
 
     def peak(self, dtype: str) -> dict[str, Any]:
         """Rate of a large matrix product, operations a second."""
@@ -89,9 +89,9 @@ def main() -> None:
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    side = Side(sys.argv[1])
+    server = Server(sys.argv[1])
     operations: dict[str, Callable[..., dict[str, Any]]] = {
-        name: getattr(side, name) for name in ("start", "load", "warm", "run", "peak", "cpu")
+        name: getattr(server, name) for name in ("start", "load", "warm", "run", "peak", "cpu")
     }
     for line in sys.stdin:
         request = json.loads(line)

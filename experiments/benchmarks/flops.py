@@ -5,7 +5,7 @@ positions whose next token is looked at:
 
 - projections: 2 · N · T, N the parameters of all layers' projections, without embedding and head;
 - causal attention: position t sees t + 1 keys, so 4 · H·d · T(T + 1)/2 a layer (2 · H·d for Q·K, 2 · H·d for P·V);
-- head: 2 · V · D · R;
+- head: 2 · V · D · R, whatever logits are computed beyond those R positions;
 - LoRA that is not merged: 2 · r · (in + out) · T a projection.
 
 Training LoRA costs the forward pass, the gradient to the inputs (the same products once more, twice for attention,

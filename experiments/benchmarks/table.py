@@ -10,21 +10,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from sides import PROCESSES, side_of
 from workload import TASKS
-
-SIDES = ("ours", "peer")
-NAMES = {"ours": "star_jax", "peer": "Transformers + PEFT"}
 
 UNITS = {"generate": "new tokens/s"}
 """What the rate of a task counts, where that is not examples a second; a round counts those of its pool."""
 
 
 class Comparison(NamedTuple):
-    """Two sides on one task.
+    """star_jax and a peer on one task.
 
     Attributes:
       ours, peer: median rates.
@@ -64,8 +63,13 @@ def best_dtype(runs: Sequence[Mapping[str, Any]], task: str, side: str) -> str:
     return max(dtypes, key=lambda dtype: median(rates(runs, task=task, side=side, dtype=dtype).values()))
 
 
+def peers_of(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What star_jax was compared with."""
+    return [side for side in dict.fromkeys(run["side"] for run in runs) if side != "ours"]
+
+
 def summary(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a dtype and task, and then one a task with each side in its best dtype.
+    """One row a dtype, peer (`against`) and task, and then one a peer and task with both in their best dtypes.
 
     Rates of tokens count every pass; `fraction` is achieved operations over the median of the peaks that the same
     process measured between the alternations.
@@ -73,29 +77,31 @@ def summary(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     runs, peaks = record["runs"], record["peaks"]
     tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
     dtypes = dict.fromkeys(run["dtype"] for run in runs)
-    pairs = [(task, (dtype, dtype)) for dtype in dtypes for task in tasks]
-    if len(dtypes) > 1:
-        pairs += [(task, tuple(best_dtype(runs, task, side) for side in SIDES)) for task in tasks]
+    choices: list[str | None] = [*dtypes, None] if len(dtypes) > 1 else [*dtypes]  # None: the best of each side
     rows = []
-    for number, (task, chosen) in enumerate(pairs):
-        places = [{"task": task, "side": side, "dtype": dtype} for side, dtype in zip(SIDES, chosen, strict=True)]
-        row: dict[str, Any] = {"task": task, "best": number >= len(dtypes) * len(tasks)}
-        row |= compare(*(rates(runs, **place) for place in places))._asdict()
-        for side, place in zip(SIDES, places, strict=True):
-            row[f"{side}_dtype"] = place["dtype"]
-            row[f"{side}_tokens"] = median(rates(runs, "tokens", **place).values())
-            row[f"{side}_flops"] = median(rates(runs, "flops", **place).values())
-            row[f"{side}_fraction"] = row[f"{side}_flops"] / _peak(peaks, side, place["dtype"])
+    for dtype, peer, task in product(choices, peers_of(runs), tasks):
+        places = {
+            name: {"task": task, "side": side, "dtype": dtype or best_dtype(runs, task, side)}
+            for name, side in (("ours", "ours"), ("peer", peer))
+        }
+        row: dict[str, Any] = {"task": task, "against": peer, "best": dtype is None}
+        row |= compare(*(rates(runs, **place) for place in places.values()))._asdict()
+        for name, place in places.items():
+            row[f"{name}_dtype"] = place["dtype"]
+            row[f"{name}_tokens"] = median(rates(runs, "tokens", **place).values())
+            row[f"{name}_flops"] = median(rates(runs, "flops", **place).values())
+            peak = _peak(peaks, side_of(place["side"]).process, place["dtype"])
+            row[f"{name}_fraction"] = row[f"{name}_flops"] / peak
         rows.append(row)
     return rows
 
 
-def _peak(peaks: Sequence[Mapping[str, Any]], side: str, dtype: str) -> float:
-    return median(one["flops_per_second"] for one in peaks if one["side"] == side and one["dtype"] == dtype)
+def _peak(peaks: Sequence[Mapping[str, Any]], process: str, dtype: str) -> float:
+    return median(one["flops_per_second"] for one in peaks if one["side"] == process and one["dtype"] == dtype)
 
 
 def agreement(task: str, ours: Mapping[str, Sequence[float]], peer: Mapping[str, Sequence[float]]) -> str:
-    """How well the two sides' results agree, in words; dropout draws differ, so that means are compared."""
+    """How well a peer's results agree with star_jax's, in words; dropout draws differ, so that means are compared."""
     if task == "generate":
         same = sum(one == other for one, other in zip(ours["tokens"], peer["tokens"], strict=True))
         return f"{same} of {len(ours['tokens'])} tokens equal"
@@ -116,33 +122,37 @@ def agreement(task: str, ours: Mapping[str, Sequence[float]], peer: Mapping[str,
 
 def tables(record: Mapping[str, Any]) -> Iterator[str]:
     """The lines to print."""
-    rows = summary(record)
-    for dtype in dict.fromkeys(row["ours_dtype"] for row in rows):
-        yield from _block(dtype, [row for row in rows if row["ours_dtype"] == dtype and not row["best"]])
-        for side in SIDES:
-            values = [
-                one["flops_per_second"] for one in record["peaks"] if (one["side"], one["dtype"]) == (side, dtype)
-            ]
-            if values:
-                spread = f"{min(values) / 1e9:,.0f} to {max(values) / 1e9:,.0f}"
-                yield f"  peak of {NAMES[side]}: {median(values) / 1e9:,.0f} GFLOP/s ({spread})"
+    rows, peers = summary(record), peers_of(record["runs"])
+    single, best = ([row for row in rows if row["best"] == flag] for flag in (False, True))
+    for dtype in dict.fromkeys(row["ours_dtype"] for row in single):
+        for peer in peers:
+            yield from _block(dtype, peer, [row for row in single if row["ours_dtype"] == dtype])
+            yield ""
+        yield from _peak_lines(record["peaks"], dtype)
         yield ""
-    best = [row for row in rows if row["best"]]
-    if best:
-        yield from _block("best dtype against best dtype", best)
+    for peer in peers if best else ():
+        yield from _block("best dtype against best dtype", peer, best)
         yield ""
     for warm in record["warm_up"]:
         if warm["tried"]:
             tried = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in warm["tried"].items())
-            yield f"{NAMES[warm['side']]}, {warm['dtype']}, {warm['task']}: tried {tried}"
+            yield f"{PROCESSES[side_of(warm['side']).process]}, {warm['dtype']}, {warm['task']}: tried {tried}"
     for one in record["agreement"]:
-        yield f"results, {one['dtype']}, {one['task']}: {one['words']}"
+        yield f"results, {', '.join(value for name, value in one.items() if name != 'words')}: {one['words']}"
 
 
-def _block(title: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if not rows:
-        return
-    yield f"{title}  (each cell: star_jax / Transformers + PEFT)"
+def _peak_lines(peaks: Sequence[Mapping[str, Any]], dtype: str) -> Iterator[str]:
+    for process in dict.fromkeys(one["side"] for one in peaks):
+        values = [one["flops_per_second"] for one in peaks if (one["side"], one["dtype"]) == (process, dtype)]
+        spread = f"{min(values) / 1e9:,.0f} to {max(values) / 1e9:,.0f}"
+        yield f"  peak of {PROCESSES[process]}: {median(values) / 1e9:,.0f} GFLOP/s ({spread})"
+
+
+def _block(title: str, peer: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The rows of one peer; what sets it apart stands in the title."""
+    rows = [row for row in rows if row["against"] == peer]
+    words = f" ({side_of(peer).words})" if side_of(peer).words else ""
+    yield f"{title}: star_jax / {side_of(peer).name}{words}"
     yield (
         f"  {'task':<10}{'rate':>21} {'':<14}{'ratio':>6}  {'spread':<14}{'tokens/s':>17}"
         f"{'GFLOP/s':>17}{'of peak':>13}" + ("  dtypes" if rows[0]["best"] else "")

@@ -19,15 +19,15 @@ STDERR_LINES = 30
 
 
 class Worker:
-    """One side's process. Use as a context manager."""
+    """The process of a module. Use as a context manager."""
 
-    def __init__(self, side: str, name: str, device: str) -> None:
-        self.side, self.name = side, name
+    def __init__(self, module: str, name: str, device: str) -> None:
+        self.name = name
         self._folder = tempfile.TemporaryDirectory()
         self._stderr = Path(self._folder.name) / "stderr"
         with self._stderr.open("w") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("child.py")), side],
+                [sys.executable, str(Path(__file__).with_name("child.py")), module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -69,7 +69,7 @@ class Worker:
         code = self._process.wait()
         written = self._stderr.read_text(errors="replace")
         lines = [line for line in written.splitlines() if line.strip()][-STDERR_LINES:]
-        what = " ".join(str(request[name]) for name in ("task", "dtype") if name in request)
+        what = " ".join(str(request[name]) for name in ("way", "task", "dtype") if name in request)
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         last = lines[-1].strip() if lines else "nothing"
         shown = "\n".join(f"  {line}" for line in lines)
@@ -87,8 +87,10 @@ def _environment(device: str) -> dict[str, str]:
     environment = defaults | dict(os.environ)
     if device == "cpu":
         return environment | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    # Both models are in the GPU's memory at once, and each process is to get a good half of it.
-    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5", "PYTORCH_ALLOC_CONF": "expandable_segments:True"} | environment
+    # Both models are in the GPU's memory at once, and each process is to get a good half of it. One GPU: star_jax would
+    # take all there are, and the peers would not.
+    chosen = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    return chosen | {"CUDA_VISIBLE_DEVICES": "0"} | environment
 
 
 def busy_seconds() -> float | None:

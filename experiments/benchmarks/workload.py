@@ -1,4 +1,4 @@
-"""What both sides are told: shape, sizes, random sequences. Neither JAX nor torch is imported here."""
+"""What all sides are told: shape, sizes, random sequences. Neither JAX nor torch is imported here."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Workload:
       new_tokens: of each answer.
       pool, picks, test: sizes of the active-learning round.
       score_batch, train_batch, generate_batch: rows a batch.
-      scoring_dropout, training_dropout: star_jax's masks, `shared`, `tied` or `per_token`; the peer's are always per
+      scoring_dropout, training_dropout: star_jax's masks, `shared`, `tied` or `per_token`; a peer's are always per
         token.
       learning_rate, decay_b, gradient_clip: of AdamW; the rate falls to 0 over one pass.
       peak_size: width of the square matrices whose product is the measured peak.
@@ -146,7 +146,7 @@ class Workload:
         return cls(**(raw | {"shape": Shape(**raw["shape"])}))
 
     def sequences(self) -> list[Sequence]:
-        """All that either side sees: tasks take theirs from the front, the round its test prompts from the end."""
+        """All that any side sees: tasks take theirs from the front, the round its test prompts from the end."""
         return random_sequences(read_lengths(), self.shape.vocab)
 
     def pool_sequences(self) -> list[Sequence]:
@@ -166,7 +166,7 @@ class Outcome(NamedTuple):
       merged: whether LoRA was merged into the weights for what has no dropout.
       merged_samples: whether it was, mask and all, for each Monte-Carlo sample.
       variant: which of several ways this was, or an empty string.
-      check: results by name, for the comparison of the two sides: `nll` and `entropy` an example, `loss`, `tokens`
+      check: results by name, for the comparison of the sides: `nll` and `entropy` an example, `loss`, `tokens`
         or `picked`.
     """
 

@@ -41,7 +41,7 @@ class Observer(Protocol):
     """Watches the phases of a round: `phase(name, total, unit)` gives the function that counts what is done."""
 
     def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """Opens a phase: `score` or `train`."""
+        """Opens a phase. Those of the loop are `score` and `train`; a shell may have others."""
         ...
 
 
@@ -130,9 +130,9 @@ class Query(NamedTuple):
     response_tokens: Array | None = None
 
 
-def init(pool_size: int, base: Array | None = None) -> LoopState:
-    """Before the first round; `base` may hand over base scores that an earlier run of the same pool computed."""
-    return LoopState(0, init_pool(pool_size), {}, None, base)
+def init(pool_size: int) -> LoopState:
+    """Before the first round."""
+    return LoopState(0, init_pool(pool_size), {})
 
 
 def step(

@@ -96,18 +96,22 @@ class Encoder:
         encoded = self._tokenize([prompt.id for prompt in prompts], [prompt.text for prompt in prompts])
         return [self._fit_prompt(prompt, text.ids) for prompt, text in zip(prompts, encoded, strict=True)]
 
-    def examples(self, examples: Sequence[Example]) -> list[Row]:
+    def examples(self, examples: Sequence[Example], *, told: bool = False) -> list[Row]:
         """Tokens of each prompt followed by its response.
 
         The text is tokenised as one, and a token belongs to the response if it ends behind the last
         character of the prompt. End-of-sequence is part of the response where the task says so. Responses
         that are cut are counted and logged.
 
+        Args:
+          examples: prompts with responses.
+          told: whether `within_limits` has said already how many of these are cut.
+
         Raises:
           DataError: a prompt or a response is empty, or over its limit where that is an error.
         """
         rows, cut = self._rows(examples)
-        if cut:
+        if cut and not told:
             self._say_cut(cut, len(rows))
         return rows
 

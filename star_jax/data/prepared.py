@@ -7,11 +7,27 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from star_jax.config import ConfigError, DataConfig
-from star_jax.data.encoding import Encoder, Fitting
+from star_jax.data.encoding import Encoder, Fitting, Row
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.loading import load_pool_and_test
 from star_jax.data.tasks.task import Task
+
+
+class Tokenised(NamedTuple):
+    """Labelled examples with their tokens.
+
+    Attributes:
+      examples: prompts with gold responses.
+      prompts: tokens of each prompt alone, as it is answered: the last may become another with a response behind it.
+      rows: tokens of each prompt with its response.
+    """
+
+    examples: Sequence[Example]
+    prompts: list[np.ndarray]
+    rows: list[Row]
 
 
 class RunData(NamedTuple):
@@ -19,6 +35,7 @@ class RunData(NamedTuple):
 
     Attributes:
       pool: prompts, sorted by id.
+      tokens: of each of them.
       labels: id -> response of those that have one, for the annotator alone.
       test: test set.
       ids: of all rows that the pool is drawn from.
@@ -26,8 +43,9 @@ class RunData(NamedTuple):
     """
 
     pool: list[Prompt]
+    tokens: list[np.ndarray]
     labels: dict[str, str]
-    test: list[Example]
+    test: Tokenised
     ids: frozenset[str]
     facts: dict[str, Any]
 
@@ -60,8 +78,9 @@ def prepare(config: DataConfig, task: Task, encoder: Encoder, seed: int) -> RunD
         )
     data = RunData(
         pool=pool.kept,
+        tokens=encoder.prompts(pool.kept),
         labels={prompt.id: loaded.labels[prompt.id] for prompt in pool.kept if prompt.id in loaded.labels},
-        test=test,
+        test=tokenised(encoder, test, told=True),
         ids=loaded.ids,
         facts={
             "pool": fingerprint(pool.kept),
@@ -82,6 +101,12 @@ def prepare(config: DataConfig, task: Task, encoder: Encoder, seed: int) -> RunD
     )
     data.facts["pool_unlabelled"] = data.unlabelled
     return data
+
+
+def tokenised(encoder: Encoder, examples: Sequence[Example], *, told: bool = False) -> Tokenised:
+    """Tokens of labelled examples; arguments and errors as those of `Encoder.examples`."""
+    prompts = encoder.prompts([example.prompt for example in examples])
+    return Tokenised(examples, prompts, encoder.examples(examples, told=told))
 
 
 def examples_within_limits(encoder: Encoder, examples: Sequence[Example]) -> tuple[list[Example], Fitting]:

@@ -24,6 +24,7 @@ from star_jax.acquisition.strategies import check_finite
 from star_jax.config import EvaluationConfig
 from star_jax.data.encoding import Encoder
 from star_jax.data.examples import Example
+from star_jax.data.prepared import Tokenised
 from star_jax.data.tasks.task import Task
 from star_jax.evaluation.accuracy import accuracy, grouped_accuracy, judge
 from star_jax.evaluation.calibration import auroc, brier, expected_calibration_error
@@ -33,10 +34,13 @@ from star_jax.models.transformer import LanguageModel
 UNCERTAINTY = "token_entropy"
 """Measure whose AUROC against errors is reported, whatever the strategy picks by: so that runs compare."""
 
+PASSES = 2
+"""How many times `evaluate` goes through the examples, and counts them: for answers, and over gold responses."""
+
 
 @dataclass(frozen=True)
 class TestSet:
-    """Test examples, tokenised once for all rounds.
+    """Test examples in batches, made once for all rounds.
 
     Attributes:
       examples: with gold responses.
@@ -64,28 +68,10 @@ class Evaluation(NamedTuple):
     predictions: list[dict[str, Any]]
 
 
-def prepare_test_set(encoder: Encoder, examples: Sequence[Example], shapes: PoolShapes) -> TestSet:
-    """Tokenises prompts and gold responses."""
-    prompts = encoder.prompts([example.prompt for example in examples])
-    gold = proposed_pool(encoder.examples(examples), shapes.sequences)
-    return TestSet(examples, generated_pool(encoder, prompts, shapes), gold)
-
-
-def base_uncertainty(
-    model: LanguageModel,
-    start: Adapter | None,
-    test: TestSet,
-    on_batch: Callable[[int], None] = lambda rows: None,
-) -> np.ndarray:
-    """The base model's uncertainty `N` on its own greedy responses, nats; the same in every round.
-
-    Args:
-      model: decoder and frozen weights.
-      start: the adapter a run starts from, as part of the base model; None for none.
-      test: the test set.
-      on_batch: told the number of examples of each batch.
-    """
-    return np.asarray(score_pool(model, start, test.prompts, on_batch=on_batch).measures[UNCERTAINTY])
+def prepare_test_set(encoder: Encoder, test: Tokenised, shapes: PoolShapes) -> TestSet:
+    """Batches prompts and gold responses."""
+    gold = proposed_pool(test.rows, shapes.sequences)
+    return TestSet(test.examples, generated_pool(encoder, test.prompts, shapes), gold)
 
 
 def evaluate(
@@ -108,14 +94,14 @@ def evaluate(
       task: parser and correctness.
       encoder: tokenizer.
       config: confidence and bins.
-      base: `N` from `base_uncertainty`, for `auroc_base`.
-      on_batch: told the number of examples of each batch.
+      base: `N`, the base model's `UNCERTAINTY` on its own greedy responses, nats, for `auroc_base`.
+      on_batch: told the number of examples of each batch, in each of the `PASSES`.
 
     Raises:
       ScoreError: a likelihood is not finite; the examples are named.
     """
     scores = score_pool(model, adapter, test.prompts, on_batch=on_batch)
-    gold = score_pool(model, adapter, test.gold).measures
+    gold = score_pool(model, adapter, test.gold, on_batch=on_batch).measures
     for measures in (scores.measures, gold):
         check_finite(measures["sequence_nll"], [example.id for example in test.examples])
     texts = generated_texts(scores, encoder)

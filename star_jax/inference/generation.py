@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from star_jax.inference.scoring import TokenStatistics, distribution_statistics
-from star_jax.models.decoding import KVCache, prefill, step, unstacked
+from star_jax.models.decoding import KVCache, at_hand, prefill, step, unstacked
 from star_jax.models.head import logits, output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
@@ -85,9 +85,7 @@ def generate(
 
     def advance(at: _Progress) -> _Progress:
         positions = jnp.where(at.done, -1, prompt_lengths + at.number - 1)
-        # Elsewhere a product reads its part of the stack where it lies; on a CPU it is copied, once instead of always.
-        parts = jax.lax.platform_dependent(cpu=lambda: layers, default=lambda: unstacked(model, adapter))
-        return choose(at, *step(model, parts, at.token, positions, at.cache))
+        return choose(at, *step(model, at_hand(model, adapter, layers), at.token, positions, at.cache))
 
     last, cache = prefill(model, adapter, prompts, prompt_lengths, prompt_width + width - 1, slots)
     unseen = jnp.zeros((1, batch, width))

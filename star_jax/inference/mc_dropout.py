@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax
 
-from star_jax.config import ConfigError
+from star_jax.config import ConfigError, DropoutMode
 from star_jax.inference.scoring import TokenStatistics, statistics_of
 from star_jax.models.head import output_head
 from star_jax.models.lora import Adapter, Dropout, row_keys
@@ -27,7 +27,7 @@ def mc_score_responses(
     index: Array,
     samples: int,
     rate: float,
-    mode: str,
+    mode: DropoutMode,
 ) -> tuple[TokenStatistics, Array]:
     """Scores responses under K dropout samples.
 
@@ -40,13 +40,13 @@ def mc_score_responses(
       index: `B` int32, the example each row belongs to; rows of one example share their masks in every mode.
       samples: K.
       rate: dropout probability.
-      mode: `shared`, `tied` or `per_token`, as `Dropout` says.
+      mode: `shared`, `tied` or `per_token`, as `models.lora.Dropout` says; not `off`.
 
     Returns:
       Statistics `K×B×T` and the mask `B×T`.
 
     Raises:
-      ConfigError: `rate` is 0; the K passes would be identical.
+      ConfigError: `rate` is 0; the K passes would be identical. `mode` is none of the three.
     """
     if rate == 0:
         raise ConfigError(

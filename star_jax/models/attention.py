@@ -60,9 +60,10 @@ def self_attention(
       key: `B×T×G×d`, G dividing H.
       value: `B×T×G×d`.
       scale: multiplies the products; None for 1 / √d.
-      window: the most recent positions a query sees, its own included; None for all. A scalar array is for a scan
-        over layers that differ, and has to be one of `windows`.
-      windows: what an array `window` can be; None is any number from T up.
+      window: the most recent positions a query sees, its own included, at least 1; None for all. A scalar array is
+        for a scan over layers that differ.
+      windows: what an array `window` can be; None is any number from T up. A kernel that is compiled for its window
+        takes any other for the next larger one, and unlike XLA cannot tell.
       softcap: c in c · tanh(product / c), as in Gemma 2 (arXiv 2408.00118, section 2); None for none.
       kernel: None for `choose_kernel`'s.
 
@@ -70,8 +71,10 @@ def self_attention(
       `B×T×H×d`. The softmax is taken in float32.
 
     Raises:
-      ValueError: an array `window` without `windows`, to a kernel that needs to know it when it is compiled.
+      ValueError: `window` is a number below 1; or an array without `windows`, to a kernel that needs to know it when
+        it is compiled.
     """
+    _require_window(window)
     if kernel is None:
         kernel = choose_kernel(query.dtype, query.shape[-1], softcap=softcap).kernel
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -103,7 +106,8 @@ def line_attention(
 ) -> Array:
     """Causal grouped-query attention within the rows of a line of M slots (`models.ragged`), in XLA.
 
-    The time it takes is that of the rows as long as they are, whatever the longest of them is.
+    A row takes the time of its own length, rounded up to a multiple of `ROW_STEP`, or of a `MOST_LENGTHS`th of `width`
+    where that is more; and that of a copy of `width` slots.
 
     Args:
       query: `M×H×d`.
@@ -116,33 +120,13 @@ def line_attention(
 
     Returns:
       `M×H×d`; 0 behind the last row.
+
+    Raises:
+      ValueError: `window` is a number below 1.
     """
+    _require_window(window)
     constants = _Constants(query.shape[-1] ** -0.5 if scale is None else scale, softcap, width)
     return _causal(constants, _Inputs(query, key, value, window, starts, lengths))
-
-
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    query_positions: Array,
-    key_positions: Array,
-    *,
-    scale: float | None = None,
-    window: int | Array | None = None,
-    softcap: float | None = None,
-) -> Array:
-    """Causal grouped-query attention by position, as `attend_cache` with keys and values of `B×S×G×d`."""
-    return attend_cache(
-        query,
-        key.swapaxes(1, 2),
-        value.swapaxes(1, 2),
-        query_positions,
-        key_positions,
-        scale=scale,
-        window=window,
-        softcap=softcap,
-    )
 
 
 def attend_cache(
@@ -184,6 +168,11 @@ def attend_cache(
         heads = jnp.broadcast_to(heads, (*heads.shape[:2], 2, *heads.shape[3:]))
     mixed, _ = _weigh(heads, keys, values, hidden, query.shape[-1] ** -0.5 if scale is None else scale, softcap)
     return _by_token(mixed[:, :, :1] if lone else mixed)
+
+
+def _require_window(window: int | Array | None) -> None:
+    if window is not None and not isinstance(window, jax.Array) and window < 1:
+        raise ValueError(f"window is {window}; a query sees at least 1 position, its own")
 
 
 class _Constants(NamedTuple):
@@ -239,14 +228,15 @@ _causal.defvjp(_causal_forward, _causal_backward)
 
 
 def _by_rows(function: Callable[..., Any], constants: _Constants, inputs: _Inputs, arrays: tuple[Array, ...]) -> Any:
-    """`function(lengths, *rows)` of rows, or of the rows of a line, one after another.
+    """`function(*rows)` of rows, or of the rows of a line, one after another.
 
     Each row of a line is computed up to its length rounded up, so that there are few lengths to compile for. What is
-    then behind its end belongs to the next row, which writes its own over it.
+    then behind its end belongs to the next row, which writes its own over it; the function gets zeros for it, for not
+    even a weight of 0 would keep another row's NaN out.
     """
     width, starts, lengths = constants.width, inputs.starts, inputs.lengths
     if width is None or starts is None or lengths is None:
-        return function(None, *arrays)
+        return function(*arrays)
     slots = arrays[0].shape[0]
     step = max(ROW_STEP, -(-width // MOST_LENGTHS))
     sizes = [*range(step, width, step), width]
@@ -254,8 +244,9 @@ def _by_rows(function: Callable[..., Any], constants: _Constants, inputs: _Input
     padded = [jnp.pad(array, ((0, width), *((0, 0),) * (array.ndim - 1))) for array in arrays]
 
     def cut(size: int, start: Array, length: Array) -> Any:
-        rows = [jax.lax.dynamic_slice_in_dim(array, start, size)[None] for array in padded]
-        found = function(length[None], *rows)
+        own = jnp.arange(size) < length
+        rows = [_masked(own, jax.lax.dynamic_slice_in_dim(array, start, size))[None] for array in padded]
+        found = function(*rows)
         return jax.tree.map(lambda leaf: jnp.pad(leaf[0], ((0, width - size), *((0, 0),) * (leaf.ndim - 2))), found)
 
     def advance(line: Any, row: tuple[Array, Array]) -> tuple[Any, None]:
@@ -269,12 +260,15 @@ def _by_rows(function: Callable[..., Any], constants: _Constants, inputs: _Input
     empty = jax.tree.map(lambda leaf: jnp.zeros((slots + width, *leaf.shape[1:]), leaf.dtype), shapes)
     line, _ = jax.lax.scan(advance, empty, (starts, lengths))
     filled = jnp.arange(slots) < starts[-1] + lengths[-1]
-    return jax.tree.map(lambda leaf: jnp.where(filled.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf[:slots], 0), line)
+    return jax.tree.map(lambda leaf: _masked(filled, leaf[:slots]), line)
 
 
-def _attend_rows(
-    constants: _Constants, window: int | Array | None, lengths: Array | None, query: Array, key: Array, value: Array
-) -> _Saved:
+def _masked(keep: Array, x: Array) -> Array:
+    """`x` `M×…` where `M` bool says so, else 0."""
+    return jnp.where(keep.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+
+
+def _attend_rows(constants: _Constants, window: int | Array | None, query: Array, key: Array, value: Array) -> _Saved:
     """Attention within whole rows, a block of queries after another; the results behind a row's end mean nothing."""
     scale, softcap, _ = constants
     groups = _by_group(query, key.shape[2])
@@ -291,7 +285,6 @@ def _attend_rows(
 def _slopes_of_rows(
     constants: _Constants,
     window: int | Array | None,
-    lengths: Array | None,
     query: Array,
     key: Array,
     value: Array,
@@ -302,11 +295,6 @@ def _slopes_of_rows(
     """Gradients of query, key and value from that of the result."""
     scale, softcap, _ = constants
     count, length = key.shape[2], query.shape[1]
-    if lengths is not None:
-        # Behind its end stand the queries of the next row, whose slopes are none of this row's, nor its weights: beside
-        # their own scores those with this row's keys may be so large that their powers are infinite.
-        own = jnp.arange(length)[None, :, None] < lengths[:, None, None]
-        slope, log_total = jnp.where(own[..., None], slope, 0), jnp.where(own, log_total, jnp.inf)
     queries, slopes, mixed, log_total = (_by_group(part, count) for part in (query, slope, mixed, log_total[..., None]))
     keys, values = key.swapaxes(1, 2), value.swapaxes(1, 2)
     inner = jnp.sum(slopes.astype(jnp.float32) * mixed, axis=-1, keepdims=True)

@@ -48,6 +48,19 @@ def unstacked(model: LanguageModel, adapter: Adapter | None) -> tuple[Variables,
     return tuple(jax.tree.map(lambda leaf, number=number: leaf[number], stacked) for number in range(count))
 
 
+def at_hand(model: LanguageModel, adapter: Adapter | None, layers: tuple[Variables, ...]) -> tuple[Variables, ...]:
+    """`layers`, from `unstacked`, as a step of a loop shall read them: taken before the loop, or again in it.
+
+    An accelerator's products read their part of the stack where it lies, and a second copy of the weights is saved; a
+    CPU would copy each part in every step. Quantised weights are taken before: the compiler would move what it makes
+    of them in the loop out of it, and keep the full weights of all layers.
+    """
+    kernels = [layer["kernel"] for layer in model.params["layers"].values() if "kernel" in layer]
+    if not all(isinstance(kernel, jax.Array) for kernel in kernels):
+        return layers
+    return jax.lax.platform_dependent(cpu=lambda: layers, default=lambda: unstacked(model, adapter))
+
+
 def prefill(
     model: LanguageModel,
     adapter: Adapter | None,

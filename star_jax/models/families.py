@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from star_jax.config import ConfigError
 from star_jax.models.folders import on_one_line, read_object
+from star_jax.models.pointwise import ACTIVATIONS
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
-from star_jax.models.transformer import ACTIVATIONS, Architecture, TransformerConfig
+from star_jax.models.transformer import Architecture, TransformerConfig
 
 PRE_NORMS = {"pre_attention_norm": "input_layernorm", "pre_mlp_norm": "post_attention_layernorm"}
 POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"}
@@ -247,15 +248,15 @@ def _biases(hf: Any, family: Family) -> tuple[str, ...]:
 def _windows(hf: Any) -> tuple[int | None, ...]:
     window = getattr(hf, "sliding_window", None) if getattr(hf, "use_sliding_window", True) else None
     # A family without layer types has the window in every layer.
-    everywhere = "sliding_attention" if window else "full_attention"
+    everywhere = "full_attention" if window is None else "sliding_attention"
     kinds = getattr(hf, "layer_types", None) or [everywhere] * hf.num_hidden_layers
     other = set(kinds) - {"sliding_attention", "full_attention"}
     if other:
         raise ConfigError(f"layer_types has {sorted(other)[0]!r}; this decoder knows sliding_attention, full_attention")
-    if "sliding_attention" in kinds and not window:
+    if "sliding_attention" in kinds and window is None:
         raise ConfigError("layer_types has sliding_attention, and no sliding_window is set")
     windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    return windows if any(windows) else ()
+    return windows if "sliding_attention" in kinds else ()
 
 
 def _ropes(hf: Any, head_dim: int, longest: int | None) -> tuple[tuple[Rope, ...], tuple[int, ...]]:

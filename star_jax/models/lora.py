@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from star_jax.config import ConfigError, LoraConfig
+from star_jax.config import ConfigError, DropoutMode, LoraConfig
 from star_jax.models.modules import PROJECTION_PATHS, choose_modules
-from star_jax.models.products import adapted_product, folded_matmul
+from star_jax.models.products import Kept, adapted_product, folded_matmul
 from star_jax.models.quantization import Kernel, matmul
 from star_jax.models.ragged import Line
 
@@ -76,30 +76,13 @@ class Dropout:
 
     keys: Array
     rate: float = struct.field(pytree_node=False)
-    mode: str = struct.field(pytree_node=False)
+    mode: DropoutMode = struct.field(pytree_node=False)
 
     def __post_init__(self) -> None:
         if self.mode not in ("shared", "tied", "per_token"):
             raise ConfigError(f"dropout mode is {self.mode!r}; choose shared, tied or per_token, or pass None for off")
         if not 1 / _DRAWS <= self.rate <= 1 - 1 / _DRAWS:
             raise ConfigError(f"dropout was asked for at rate {self.rate}; set lora.dropout in (0, 1) or switch it off")
-
-
-@struct.dataclass
-class Kept:
-    """The mask of one input.
-
-    Attributes:
-      entries: what is not dropped: `D`, `B×1×D` or `B×T×D` bool.
-      scale: what the entries that are kept are multiplied by.
-    """
-
-    entries: Array
-    scale: float = struct.field(pytree_node=False)
-
-    def of(self, x: Array) -> Array:
-        """`x` `…×D` without what is dropped."""
-        return jnp.where(self.entries, x * self.scale, 0)
 
 
 def draw(
@@ -112,9 +95,13 @@ def draw(
       layer: number of the layer.
       projection: its name; a fused one stands for its parts.
       x: `B×T×D`, or `1×M×D` where `line` says whose tokens these are. A token's mask is the same either way.
+
+    Raises:
+      ValueError: there is not one key a row, or not a single one in mode `shared`.
     """
     if dropout is None:
         return None
+    _require_keys(dropout, x.shape[0] if line is None else line.lengths.shape[0])
     # Sixteen random bits an entry instead of a float's thirty-two: drawing masks is what dropout costs.
     kept, width = round((1 - dropout.rate) * _DRAWS), x.shape[-1]
 
@@ -134,6 +121,15 @@ def draw(
     else:
         entries = jax.vmap(mask)(jax.vmap(jax.random.fold_in)(rows[line.rows], line.positions))[None]
     return Kept(entries, _DRAWS / kept)
+
+
+def _require_keys(dropout: Dropout, rows: int) -> None:
+    shape = () if dropout.mode == "shared" else (rows,)
+    if dropout.keys.shape != shape or not jnp.issubdtype(dropout.keys.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"dropout in mode {dropout.mode} takes {f'{rows} PRNG keys, one a row' if shape else 'a single PRNG key'}, "
+            f"as jax.random.key makes them, and got {dropout.keys.dtype}{list(dropout.keys.shape)}"
+        )
 
 
 class LoraDense(nn.Module):
@@ -173,11 +169,11 @@ def _adapted(x: Array, kernel: Kernel, a: Array, b: Array, scale: Array, kept: K
         a, kept = kept.of(a.T).T, None
     if kept is None and isinstance(kernel, jax.Array) and _folding_pays(x, kernel):
         return folded_matmul(x, kernel, a, b, scale)
-    dropped = x if kept is None else kept.of(x)
     if isinstance(kernel, jax.Array):
-        return adapted_product(x, dropped, kernel, a, b, scale)
-    low = matmul(dropped, a.astype(x.dtype))
-    return matmul(x, kernel) + (matmul(low, b.astype(x.dtype)) * scale).astype(x.dtype)
+        return adapted_product(x, kept, kernel, a, b, scale)
+    # Widened again in the backward pass, so that no wide copy of the kernel is kept.
+    widened = jax.checkpoint(lambda x, kept, kernel, *rest: adapted_product(x, kept, kernel.widened(x.dtype), *rest))
+    return widened(x, kept, kernel, a, b, scale)
 
 
 def _folding_pays(x: Array, kernel: Array) -> bool:
@@ -226,7 +222,11 @@ def init_adapter(key: Array, params: Any, config: LoraConfig) -> Adapter:
     return Adapter({"layers": weights}, {"layers": scale})
 
 
+def b_square(weights: Factors) -> Array:
+    """‖B‖², summed over all layers and projections."""
+    return sum((jnp.sum(jnp.square(factors["b"])) for factors in weights["layers"].values()), start=jnp.zeros(()))
+
+
 def b_norm(adapter: Adapter) -> Array:
-    """Euclidean norm of all B factors together, the strength of the adapter that L2 on B holds down."""
-    squares = [jnp.sum(jnp.square(factors["b"])) for factors in adapter.weights["layers"].values()]
-    return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+    """‖B‖ of all layers and projections together, the strength of the adapter that L2 on B holds down."""
+    return jnp.sqrt(b_square(adapter.weights))

@@ -3,6 +3,9 @@
 Said explicitly, because a CPU is twice as quick at bfloat16 products that leave it float32 sums, and because the
 products of a backward pass would otherwise take the type of the sums.
 
+Factors of float32 are multiplied as such: where `jax_default_matmul_precision` says nothing, accelerators would round
+them to fewer bits, and a small adapter away. Where it does say something, that holds.
+
 Shapes: `I` input width, `O` output width, `r` rank.
 """
 
@@ -10,8 +13,26 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 Array = jax.Array
+
+
+@struct.dataclass
+class Kept:
+    """The dropout mask of an input.
+
+    Attributes:
+      entries: what is not dropped: `I`, `B×1×I` or `B×T×I` bool.
+      scale: what the entries that are kept are multiplied by.
+    """
+
+    entries: Array
+    scale: float = struct.field(pytree_node=False)
+
+    def of(self, x: Array) -> Array:
+        """`x` `…×I` without what is dropped, rounded once."""
+        return jnp.where(self.entries, x.astype(jnp.float32) * self.scale, 0).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -33,37 +54,50 @@ product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
-def adapted_product(x: Array, dropped: Array, kernel: Array, a: Array, b: Array, scale: Array) -> Array:
-    """x W + scale · (x' A) B, rounded to the type of `x` once.
+def adapted_product(x: Array, kept: Kept | None, kernel: Array, a: Array, b: Array, scale: Array) -> Array:
+    """x W + scale · (x' A) B, whose sum is rounded to the type of `x` once; x' A is rounded to it before.
+
+    The input is kept for the gradient, and masked again: masks are smaller than what they leave, and projections that
+    read the same share both.
 
     Args:
       x: `…×I`.
-      dropped: x', `…×I`, what the adapter reads.
+      kept: the mask that makes x' of x; None for none.
       kernel: W, `I×O`, of the type of `x`.
       a: `I×r` float32; rounded to the type of `x`, its gradient is not.
       b: `r×O` float32, likewise.
-      scale: scalar float32, never rounded; it has no gradient.
+      scale: scalar float32, never rounded, nor is its gradient.
     """
-    return _adapted_forward(x, dropped, kernel, a, b, scale)[0]
+    return _adapted_forward(x, kept, kernel, a, b, scale)[0]
+
+
+_Adapted = tuple[Array, Kept | None, Array, Array, Array, Array, Array]
 
 
 def _adapted_forward(
-    x: Array, dropped: Array, kernel: Array, a: Array, b: Array, scale: Array
-) -> tuple[Array, tuple[Array, ...]]:
-    low = _dot(dropped, a.astype(x.dtype))
+    x: Array, kept: Kept | None, kernel: Array, a: Array, b: Array, scale: Array
+) -> tuple[Array, _Adapted]:
+    low = _dot(_masked(x, kept), a.astype(x.dtype))
     sums = _sums(x, kernel) + scale * _sums(low, b.astype(x.dtype))
-    return sums.astype(x.dtype), (x, dropped, low, kernel, a, b, scale)
+    return sums.astype(x.dtype), (x, kept, low, kernel, a, b, scale)
 
 
-def _adapted_backward(saved: tuple[Array, ...], slope: Array) -> tuple[Array, ...]:
-    x, dropped, low, kernel, a, b, scale = saved
-    scaled = (slope * scale).astype(x.dtype)
-    inner = _dot(scaled, b.T.astype(x.dtype))
-    slope_a, slope_b = _over_tokens(dropped, inner).astype(a.dtype), _over_tokens(low, scaled).astype(b.dtype)
-    # That of the kernel is dropped by the compiler where the kernel is frozen.
+def _adapted_backward(saved: _Adapted, slope: Array) -> tuple[Array, None, Array, Array, Array, Array]:
+    x, kept, low, kernel, a, b, scale = saved
+    inner = (_sums(slope, b.T.astype(x.dtype)) * scale).astype(x.dtype)
+    slope_x = _sums(slope, kernel.T) + _masked(_sums(inner, a.T.astype(x.dtype)), kept)
+    slope_a, outer = _over_tokens(_masked(x, kept), inner), _over_tokens(low, slope)
+    # That of the kernel is dropped by the compiler where the kernel is frozen, as is that of the scale.
     slope_kernel = _over_tokens(x, slope).astype(kernel.dtype)
-    outer = _dot(inner, a.T.astype(x.dtype))
-    return _dot(slope, kernel.T), outer, slope_kernel, slope_a, slope_b, jnp.zeros_like(scale)
+    slope_scale = jnp.sum(outer * b).astype(scale.dtype)
+    return (
+        slope_x.astype(x.dtype),
+        None,
+        slope_kernel,
+        slope_a.astype(a.dtype),
+        (scale * outer).astype(b.dtype),
+        slope_scale,
+    )
 
 
 adapted_product.defvjp(_adapted_forward, _adapted_backward)
@@ -81,36 +115,40 @@ def folded_matmul(x: Array, kernel: Array, a: Array, b: Array, scale: Array) -> 
       kernel: W, `I×O`.
       a: `I×r`.
       b: `r×O`.
-      scale: scalar; it has no gradient.
+      scale: scalar.
     """
-    return x @ fold(kernel, a, b, scale)
+    return _sums(x, fold(kernel, a, b, scale))
 
 
 def fold(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
     """W + scale · A B, `…×I×O`, in W's type; `scale` `…`, the others with the same leading axes."""
-    return kernel + ((a * scale[..., None, None]) @ b).astype(kernel.dtype)
+    return kernel + _sums(a * scale[..., None, None], b).astype(kernel.dtype)
 
 
 _Saved = tuple[Array, Array, Array, Array, Array]
 
 
 def _folded_forward(x: Array, kernel: Array, a: Array, b: Array, scale: Array) -> tuple[Array, _Saved]:
-    return x @ fold(kernel, a, b, scale), (x, kernel, a, b, scale)
+    return _sums(x, fold(kernel, a, b, scale)), (x, kernel, a, b, scale)
 
 
 def _folded_backward(saved: _Saved, slope: Array) -> tuple[Array, Array, Array, Array, Array]:
     x, kernel, a, b, scale = saved
-    low = (slope @ b.T) * scale
-    slope_a, slope_b = _over_tokens(x, low), _over_tokens((x @ a) * scale, slope)
-    # That of the kernel is dropped by the compiler where the kernel is frozen.
-    return slope @ fold(kernel, a, b, scale).T, _over_tokens(x, slope), slope_a, slope_b, jnp.zeros_like(scale)
+    slope_a, outer = _over_tokens(x, _sums(slope, b.T) * scale), _over_tokens(_sums(x, a), slope)
+    # That of the kernel is dropped by the compiler where the kernel is frozen, as is that of the scale.
+    slope_x = _sums(slope, fold(kernel, a, b, scale).T)
+    return slope_x, _over_tokens(x, slope), slope_a, scale * outer, jnp.sum(outer * b)
 
 
 folded_matmul.defvjp(_folded_forward, _folded_backward)
 
 
+def _masked(x: Array, kept: Kept | None) -> Array:
+    return x if kept is None else kept.of(x)
+
+
 def _sums(left: Array, right: Array) -> Array:
-    return jnp.matmul(left, right, preferred_element_type=jnp.float32)
+    return jnp.matmul(left, right, precision=_precision(left), preferred_element_type=jnp.float32)
 
 
 def _dot(left: Array, right: Array) -> Array:
@@ -120,4 +158,10 @@ def _dot(left: Array, right: Array) -> Array:
 def _over_tokens(x: Array, slope: Array) -> Array:
     """xᵀ · slope over all leading axes, `I×O` float32."""
     x, slope = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
-    return jnp.einsum("mi,mo->io", x, slope, preferred_element_type=jnp.float32)
+    return jnp.einsum("mi,mo->io", x, slope, precision=_precision(x), preferred_element_type=jnp.float32)
+
+
+def _precision(x: Array) -> jax.lax.Precision | None:
+    """That of products of an array of this type; None for JAX's default."""
+    unsaid = jax.config.jax_default_matmul_precision is None
+    return jax.lax.Precision.HIGHEST if unsaid and x.dtype == jnp.float32 else None

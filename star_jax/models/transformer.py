@@ -11,9 +11,7 @@ Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,8 +20,11 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from star_jax.config import ConfigError
 from star_jax.models.attention import attend_cache, choose_kernel, line_attention, self_attention
-from star_jax.models.lora import Dropout, Kept, LoraDense, draw
+from star_jax.models.lora import Dropout, LoraDense, draw
+from star_jax.models.pointwise import RMSNorm, gated
+from star_jax.models.products import Kept
 from star_jax.models.ragged import Line, to_line, to_rows
 from star_jax.models.rotary import Angles, Rope, rotate
 
@@ -34,13 +35,6 @@ UNROLLED_LAYERS = 4
 
 SHORT_ROW = 64
 """Rows of up to this many tokens attend all at once, padding and all: one by one would take longer."""
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": nn.silu,
-    "gelu": partial(nn.gelu, approximate=False),
-    "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
-}
-"""Activations of the gate, by their Hugging Face names."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,9 @@ class TransformerConfig:
       attention_scale: multiplies query · key; None for 1 / √d.
       attention_softcap, logit_softcap: c in c · tanh(x / c) of attention scores and of logits; None for none.
       dtype: of weights and products.
+
+    Raises:
+      ConfigError: a window is below 1.
     """
 
     vocab_size: int
@@ -97,6 +94,11 @@ class TransformerConfig:
     logit_softcap: float | None = None
     architecture: Architecture = Architecture()
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        short = [window for window in self.windows if window is not None and window < 1]
+        if short:
+            raise ConfigError(f"sliding_window is {short[0]}; a token sees at least 1 position, its own")
 
 
 class LayerCache(NamedTuple):
@@ -146,23 +148,6 @@ def layers_of(config: TransformerConfig) -> Layer:
         jnp.asarray(windows, jnp.int32) if windows else None,
         jnp.asarray(config.layer_ropes, jnp.int32) if config.layer_ropes else None,
     )
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32 (Zhang & Sennrich 2019, equation 4)."""
-
-    epsilon: float
-    dtype: Any
-    offset: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Normalises the last axis."""
-        start = nn.initializers.constant(1 - self.offset)
-        scale = self.param("scale", start, (x.shape[-1],), self.dtype).astype(jnp.float32) + self.offset
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
-        return (wide * scale).astype(self.dtype)
 
 
 class Block(nn.Module):
@@ -293,9 +278,7 @@ class Block(nn.Module):
             gate, up = jnp.split(self._project("gate_up_proj", 2 * inner, x, kept), 2, axis=-1)
         else:
             gate, up = (self._project(name, inner, x, kept) for name in ("gate_proj", "up_proj"))
-        # Rounded once, at the end: rounding after each of its steps would take a CPU longer than the steps.
-        gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
-        product = (ACTIVATIONS[config.hidden_act](gate) * up).astype(config.dtype)
+        product = gated(config.hidden_act, gate, up)
         kept = draw(dropout, layer.number, "down_proj", product, line)
         return self._project("down_proj", x.shape[-1], product, kept)
 
@@ -340,13 +323,15 @@ class Decoder(nn.Module):
         if line is not None:
             tokens, positions = to_line(tokens, line)[None], line.positions[None]
         hidden = embed(config, "embed_tokens")(tokens).astype(config.dtype) * embedding_scale(config)
+        # Of layers that are written out, the compiler would compute nothing anew, or all of them at once.
+        unrolled = config.num_hidden_layers <= UNROLLED_LAYERS and not self.rematerialise
         layers = nn.scan(
             nn.remat(Block, prevent_cse=False) if self.rematerialise else Block,
             variable_axes={"params": 0, "lora": 0, "lora_scale": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_hidden_layers,
-            unroll=config.num_hidden_layers if config.num_hidden_layers <= UNROLLED_LAYERS else 1,
+            unroll=config.num_hidden_layers if unrolled else 1,
         )(config, name="layers")
         hidden, kept = layers(hidden, layers_of(config), angles_of(config, positions), dropout, line)
         hidden = final_norm(config, "norm")(hidden if line is None else to_rows(hidden[0], line))

@@ -1,4 +1,4 @@
-"""The base model's scores on disk: computed once for all rounds, strategies, seeds and processes of an experiment.
+"""The base model's scores on disk: computed once for all rounds, strategies and processes that score the same examples.
 
 They depend on neither labels nor adapters, so whoever needs them first computes them, all measures at once, and the
 others read them. A file is named after the hash of everything that determines what is in it.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jaxlib
 import numpy as np
@@ -33,8 +33,10 @@ _WITHOUT_EFFECT = (
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 
-_CODE = ("acquisition", "inference", "models")
-"""Folders of the package whose code computes scores."""
+_CODE = ("acquisition", "inference", "models", "config.py", "data/batching.py")
+"""Folders and files of the package whose code computes scores."""
+
+_HASH_BYTES = hashlib.sha256().digest_size
 
 Measures = dict[str, np.ndarray]
 """Measure -> `N`, one figure an example."""
@@ -63,14 +65,16 @@ class BaseScores:
         """
         file = self._folder / f"{self.name_of(pool)}.npz"
         if file.is_file():
-            found = _read(file, pool.size)
+            found = _read(file)
             if found is not None:
                 return found
             self._log(f"{file} is damaged; the base model's scores are computed again")
-        measures = {name: np.asarray(values) for name, values in compute().items()}
-        content = io.BytesIO()
-        np.savez(content, allow_pickle=False, **measures)
-        write_bytes_atomic(file, content.getvalue())
+        measures: dict[str, Any] = {name: np.asarray(values) for name, values in compute().items()}
+        archive = io.BytesIO()
+        np.savez(archive, **measures)
+        content = archive.getvalue()
+        # The hash behind it covers every bit; an archive's own checks do not.
+        write_bytes_atomic(file, content + hashlib.sha256(content).digest())
         return measures
 
     def name_of(self, pool: Pool) -> str:
@@ -95,7 +99,7 @@ def scores_origin(config: ExperimentConfig) -> dict[str, Any]:
         "weights": [_fingerprint(folder) for folder in folders],
         "settings": settings,
         "limits": [config.data.max_prompt_tokens, config.data.max_response_tokens],
-        "versions": [__version__, jax.__version__, jaxlib.__version__, _code_fingerprint()],
+        "versions": [__version__, jax.__version__, jaxlib.__version__, flax.__version__, _code_fingerprint()],
         "devices": [jax.devices()[0].device_kind, jax.device_count()],
     }
 
@@ -109,7 +113,8 @@ def _code_fingerprint() -> str:
     """Hash of the source that computes scores: between two releases the version says nothing."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for file in sorted(file for name in _CODE for file in (package / name).rglob("*.py")):
+    places = [package / name for name in _CODE]
+    for file in sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py"))):
         digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -145,12 +150,14 @@ def _digest(update: Callable[[bytes], object], value: Any) -> None:
         raise TypeError(f"{type(value).__name__} is no part of tokenised examples")
 
 
-def _read(file: Path, size: int) -> Measures | None:
+def _read(file: Path) -> Measures | None:
     """The measures in a file; None where it is damaged."""
     try:
-        with file.open("rb") as content, np.load(content) as arrays:
-            measures = {name: arrays[name] for name in arrays.files}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        whole = file.read_bytes()
+    except OSError:
         return None
-    whole = bool(measures) and all(values.shape == (size,) for values in measures.values())
-    return measures if whole else None
+    content, found = whole[:-_HASH_BYTES], whole[-_HASH_BYTES:]
+    if hashlib.sha256(content).digest() != found:
+        return None
+    with np.load(io.BytesIO(content)) as arrays:
+        return {name: arrays[name] for name in arrays.files}

@@ -45,11 +45,13 @@ def save_state(folder: Path, state: LoopState) -> None:
 
 
 def load_state(folder: Path) -> LoopState | None:
-    """The newest whole state of a run folder; None where there is none.
+    """The newest whole state of a run folder; None where there is none. Half-written ones are removed.
 
     The labels are not in it: the run folder has them, round by round.
     """
     found = _finished(folder)
+    for path in set((folder / FOLDER).glob("*/")) - {path for _, path in found}:
+        shutil.rmtree(path)
     if not found:
         return None
     round_number, path = max(found)

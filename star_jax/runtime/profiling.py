@@ -14,11 +14,12 @@ from star_jax.config import ConfigError
 def profiled(folder: str | None, log: Callable[[str], None]) -> Iterator[None]:
     """Traces what is done inside, also when it ends with an error.
 
-    The trace is in FOLDER/plugins/profile/TIME: TensorBoard reads the folder, Perfetto the file *.trace.json.gz.
+    The trace is in FOLDER/plugins/profile/TIME: TensorBoard reads the folder, Perfetto the file *.trace.json.gz. One
+    that cannot be written is told of and no error: what was traced has results of its own.
 
     Args:
       folder: where to; it is made where it does not exist. None traces nothing.
-      log: told where the trace is.
+      log: told where the trace is, or why there is none.
 
     Raises:
       ConfigError: the folder cannot be made or written to.
@@ -36,8 +37,12 @@ def profiled(folder: str | None, log: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        jax.profiler.stop_trace()
-        log(f"profile: {folder}, for TensorBoard (--logdir) or ui.perfetto.dev (*.trace.json.gz)")
+        try:
+            jax.profiler.stop_trace()
+        except Exception as error:  # of several kinds, from the profiler and from the file system
+            log(f"profile: none, it cannot be written to {folder} ({error}); make room, or name another folder")
+        else:
+            log(f"profile: {folder}, for TensorBoard (--logdir) or ui.perfetto.dev (*.trace.json.gz)")
 
 
 def _prepare(folder: Path) -> None:

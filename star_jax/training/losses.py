@@ -17,7 +17,7 @@ from flax import struct
 
 from star_jax.config import TrainingConfig
 from star_jax.models.head import OutputHead, at_positions, chunk_size, logits_and_slope
-from star_jax.models.lora import Factors
+from star_jax.models.lora import Factors, b_square
 
 Array = jax.Array
 
@@ -146,8 +146,3 @@ def _chunk(shape: _Shape, head: OutputHead, states: Array, tokens: Array) -> tup
         slope = slope * bend
     inner = jnp.matmul(slope.astype(states.dtype), head.weight, preferred_element_type=jnp.float32)
     return (penalised, nll, entropy, missing), inner.astype(states.dtype)
-
-
-def b_square(weights: Factors) -> Array:
-    """‖B‖², summed over all layers and projections."""
-    return sum((jnp.sum(jnp.square(f["b"])) for f in weights["layers"].values()), start=jnp.zeros(()))

@@ -1,6 +1,7 @@
 """Selection against sorting by hand, and its noise against the distribution it claims."""
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,11 @@ def plackett_luce(weights: np.ndarray, count: int) -> dict[tuple[int, ...], floa
     return table
 
 
+def draw_each(draw: Callable[[jax.Array], jax.Array], keys: jax.Array) -> np.ndarray:
+    """What every key draws, as one program."""
+    return np.asarray(jax.jit(jax.vmap(draw))(keys))
+
+
 def frequencies(draws: np.ndarray) -> dict[tuple[int, ...], float]:
     rows, counts = np.unique(draws, axis=0, return_counts=True)
     return {tuple(row): count / len(draws) for row, count in zip(rows.tolist(), counts, strict=True)}
@@ -73,7 +79,7 @@ def test_power_draws_in_proportion(scores: list[float], coldness: float, weights
     available = jnp.asarray([True, False, True, True])
     padded = jnp.asarray([scores[0], -100.0, *scores[1:]])
     keys = jax.random.split(jax.random.key(3), 8000)
-    draws = np.asarray(jax.vmap(lambda key: power(key, padded, available, 2, coldness))(keys))
+    draws = draw_each(lambda key: power(key, padded, available, 2, coldness), keys)
     table = plackett_luce(np.asarray(weights, float), 2)
     places = (0, 2, 3)
     assert_same_distribution(draws, {(places[i], places[j]): p for (i, j), p in table.items()})
@@ -86,7 +92,7 @@ def test_power_gets_colder_and_warmer() -> None:
     assert power(key, scores, available, 20, 1e4).tolist() == top_k(scores, available, 20).tolist()
     nothing = jnp.zeros(20)
     keys = jax.random.split(key, 6000)
-    draws = np.asarray(jax.vmap(lambda key: power(key, nothing[:3], available[:3], 3, 2.0))(keys))
+    draws = draw_each(lambda key: power(key, nothing[:3], available[:3], 3, 2.0), keys)
     assert_same_distribution(draws, plackett_luce(np.ones(3), 3))
 
 
@@ -94,7 +100,7 @@ def test_power_gets_colder_and_warmer() -> None:
 def test_power_leaves_zeros_for_last(coldness: float) -> None:
     scores = jnp.asarray([0.0, 1e-3, 0.0, 1.0, 50.0, 0.0])
     keys = jax.random.split(jax.random.key(1), 200)
-    draws = np.asarray(jax.vmap(lambda key: power(key, scores, jnp.ones(6, bool), 6, coldness))(keys))
+    draws = draw_each(lambda key: power(key, scores, jnp.ones(6, bool), 6, coldness), keys)
     assert (np.sort(draws[:, :3]) == [1, 3, 4]).all()
     assert len(np.unique(draws[:, 3:], axis=0)) == 6
 
@@ -102,7 +108,7 @@ def test_power_leaves_zeros_for_last(coldness: float) -> None:
 def test_uniform_is_uniform() -> None:
     available = jnp.asarray([True, True, False, True])
     keys = jax.random.split(jax.random.key(5), 6000)
-    draws = np.asarray(jax.vmap(lambda key: uniform(key, available, 2))(keys))
+    draws = draw_each(lambda key: uniform(key, available, 2), keys)
     places = (0, 1, 3)
     table = plackett_luce(np.ones(3), 2)
     assert_same_distribution(draws, {(places[i], places[j]): p for (i, j), p in table.items()})

@@ -92,7 +92,7 @@ def test_base_scores_are_computed_once_and_handed_on(problem, played):
     state, infos = played
     np.testing.assert_array_equal(infos[1].base, infos[2].base)
     np.testing.assert_array_equal(infos[1].base, np.asarray(state.base))
-    again = init(len(problem.prompts), state.base)
+    again = init(len(problem.prompts))._replace(base=state.base)
     again, _ = step(CONFIG, get_strategy("star"), problem, again, jax.random.key(0))
     _, info = step(CONFIG, get_strategy("star"), problem, again, jax.random.key(0))
     np.testing.assert_array_equal(info.picked, infos[1].picked)

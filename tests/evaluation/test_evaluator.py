@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes
+from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, score_pool
 from star_jax.config import EvaluationConfig, LoraConfig
 from star_jax.data import skills_benchmark as skills
 from star_jax.data.encoding import Encoder, Limits
+from star_jax.data.prepared import tokenised
 from star_jax.data.tasks import get_task
-from star_jax.evaluation.evaluator import base_uncertainty, evaluate, prepare_test_set
+from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, evaluate, prepare_test_set
 from star_jax.models.checkpoint_hf import load_model
 from star_jax.models.folders import load_tokenizer
 from star_jax.models.lora import init_adapter
@@ -23,13 +24,14 @@ def judged():
         load_tokenizer("embedded:skills"), task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
     )
     examples = skills.test_examples()[::6]
-    rows = encoder.examples(examples)
-    lengths = [len(row.tokens) for row in rows]
-    shapes = choose_shapes([row.prompt_length for row in rows], lengths, max(lengths), BatchSizes(64, 32))
-    test = prepare_test_set(encoder, examples, shapes)
-    base = base_uncertainty(model, None, test)
-    config = EvaluationConfig()
-    plain = evaluate(model, None, test, task, encoder, config, base=base)
+    tokens = tokenised(encoder, examples)
+    lengths = [len(row.tokens) for row in tokens.rows]
+    shapes = choose_shapes([*map(len, tokens.prompts)], lengths, max(lengths), BatchSizes(64, 32))
+    test = prepare_test_set(encoder, tokens, shapes)
+    base = np.asarray(score_pool(model, None, test.prompts).measures[UNCERTAINTY])
+    config, done = EvaluationConfig(), []
+    plain = evaluate(model, None, test, task, encoder, config, base=base, on_batch=done.append)
+    assert sum(done) == PASSES * len(examples)
     fresh = init_adapter(jax.random.key(0), model.params, LoraConfig(rank=2, targets=("v_proj",)))
     adapted = evaluate(model, fresh, test, task, encoder, config, base=base)
     return examples, plain, adapted

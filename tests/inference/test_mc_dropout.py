@@ -75,8 +75,9 @@ def test_variance_over_samples_is_exactly_0_without_dropout(small_model, small_a
         return jax.vmap(sample)(keys)
 
     keys = jax.random.split(jax.random.key(0), SAMPLES)
-    assert (np.ptp(hidden(keys, on=True), axis=0) > 0).any()
-    assert (np.ptp(hidden(keys, on=False), axis=0) == 0).all()
+    masked, plain = (np.asarray(hidden(keys, on=on)) for on in (True, False))
+    assert (np.ptp(masked, axis=0) > 0).any()
+    assert (np.ptp(plain, axis=0) == 0).all()
     passes = [score(small_model, small_adapter, inputs)[0] for _ in range(SAMPLES)]
     for name in FIELDS:
         assert (np.ptp([getattr(one, name) for one in passes], axis=0) == 0).all(), name
@@ -93,12 +94,11 @@ def test_rate_0_is_refused(small_model, small_adapter, draw_sequences):
 @pytest.mark.parametrize("mode", MODES)
 def test_samples_are_passes_with_a_key_each(small_model, small_adapter, draw_sequences, mode):
     inputs, index = draw_sequences(2, 5, 6, 4), np.array([7, 0, 3, 3, 11])
-    mask, targets = response_mask(inputs), next_tokens(inputs)
 
     @jax.jit
     def one_pass(key):
         hidden = hidden_states(small_model, small_adapter, inputs, dropout_of(key, index, mode))[None]
-        return statistics_of(hidden, targets, mask, output_head(small_model))
+        return statistics_of(hidden, next_tokens(inputs), response_mask(inputs), output_head(small_model))
 
     together, _ = sampled(small_model, small_adapter, inputs, key=5, index=index, mode=mode)
     passes = [one_pass(key) for key in jax.random.split(jax.random.key(5), SAMPLES)]
@@ -107,14 +107,19 @@ def test_samples_are_passes_with_a_key_each(small_model, small_adapter, draw_seq
         np.testing.assert_allclose(getattr(together, name), looped, atol=2e-5, err_msg=name)
 
 
+@partial(jax.jit, static_argnames=("site", "shape"))
+def of_ones(dropout: Dropout, layer: int, site: str, shape: tuple[int, ...]) -> jax.Array:
+    """What the masks of an input leave of ones, scaled."""
+    return draw(dropout, layer, site, jnp.ones(shape)).of(jnp.ones(shape))
+
+
 def thinned(adapter, dropout, row: int, rows: int) -> Adapter:
     """The adapter whose A has lost what a row's masks drop, and is scaled up by 1 / (1 − rate)."""
     factors = {}
     for name in PROJECTIONS:
         a = np.array(adapter.weights["layers"][name]["a"])
         for layer in range(len(a)):
-            ones = jnp.ones((rows, 1, a.shape[1]))
-            a[layer] *= np.asarray(draw(dropout, layer, READ_BY[name], ones).of(ones))[row, 0, :, None]
+            a[layer] *= np.asarray(of_ones(dropout, layer, READ_BY[name], (rows, 1, a.shape[1])))[row, 0, :, None]
         factors[name] = {"a": a, "b": adapter.weights["layers"][name]["b"]}
     return Adapter({"layers": factors}, adapter.scale)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,12 @@ import numpy as np
 import pytest
 
 from star_jax.models import attention
-from star_jax.models.attention import attend, attend_cache, line_attention, self_attention
+from star_jax.models.attention import attend_cache, line_attention, self_attention
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, *positions: jax.Array, **options: Any) -> jax.Array:
+    """`attend_cache` with keys and values of `B×S×G×d`."""
+    return attend_cache(query, key.swapaxes(1, 2), value.swapaxes(1, 2), *positions, **options)
 
 
 def attend_by_loops(
@@ -311,6 +317,53 @@ def test_a_row_with_large_scores_does_not_reach_its_neighbours(rng: np.random.Ge
     for ours, theirs in zip(got, want, strict=True):
         real = np.arange(8) < np.asarray(lengths)[:, None]
         np.testing.assert_allclose(ours[: sum(lengths)], np.asarray(theirs)[real], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("part", range(4))
+def test_a_row_that_is_not_finite_does_not_reach_its_neighbours(
+    rng: np.random.Generator, part: int, bad: float
+) -> None:
+    """In query, key, value or the gradient of the result; 0 · NaN is NaN."""
+    lengths = [3, 2, 3]
+    *parts, weight = line_inputs(rng, sum(lengths) + 2)
+    starts = starts_of(lengths)
+    run = partial(line_attention, starts=jnp.asarray(starts), lengths=jnp.asarray(lengths), width=8)
+    want = value_and_slopes(run, parts, weight)
+    (*parts, weight)[part][starts[1] + 1] = bad
+    got = value_and_slopes(run, parts, weight)
+    others = np.r_[0:3, 5 : sum(lengths) + 2]
+    for found, expected in zip(got, want, strict=True):
+        np.testing.assert_array_equal(np.asarray(found)[others], np.asarray(expected)[others])
+    assert not all(np.isfinite(found).all() for found in got)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 0.6, "window": 4, "softcap": 1.5}])
+def test_a_line_in_bfloat16_is_close(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, options: dict[str, float]
+) -> None:
+    """In value and gradient, to rows by themselves in float32."""
+    monkeypatch.setattr(attention, "ROW_STEP", 3)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    narrow = [jnp.asarray(part, jnp.bfloat16) for part in line_inputs(rng, sum(RAGGED) + 2)]
+    places = {"starts": jnp.asarray(starts_of(RAGGED)), "lengths": jnp.asarray(RAGGED), "width": 8}
+    got = value_and_slopes(partial(line_attention, **places, **options), narrow[:3], narrow[3])
+    *rows, weight = (in_rows(np.asarray(part, np.float32), RAGGED) for part in narrow)
+    want = value_and_slopes(partial(naive, **options), rows, weight)
+    real = np.arange(8) < np.asarray(RAGGED)[:, None]
+    for found, expected in zip(got, want, strict=True):
+        assert found.dtype == jnp.bfloat16
+        error = np.asarray(found, np.float32)[: sum(RAGGED)] - np.asarray(expected)[real]
+        assert np.abs(error).max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_has_room_for_the_query_itself(rng: np.random.Generator, window: int) -> None:
+    query, key, value, _ = line_inputs(rng, 8)
+    with pytest.raises(ValueError, match=f"window is {window}; a query sees at least 1 position"):
+        self_attention(query[None], key[None], value[None], window=window)
+    with pytest.raises(ValueError, match=f"window is {window}; a query sees at least 1 position"):
+        line_attention(query, key, value, jnp.zeros(1, int), jnp.full(1, 8), width=8, window=window)
 
 
 @pytest.mark.parametrize("width", [8, 50])

@@ -11,10 +11,11 @@ import pytest
 from random_models import FAMILIES
 from scipy import stats
 
-from star_jax.config import ConfigError
+from star_jax.config import ConfigError, DropoutMode
 from star_jax.models.checkpoint_hf import projection_shapes
 from star_jax.models.lora import Adapter, Dropout, LoraDense, draw, row_keys
-from star_jax.models.ragged import line_up
+from star_jax.models.products import Kept
+from star_jax.models.ragged import Line, line_up
 from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -24,7 +25,7 @@ MakeAdapter = Callable[..., Adapter]
 RATE = 0.3
 """One rate in all tests, so that they share a compiled model: the rate is static."""
 
-MODES = ("shared", "tied", "per_token")
+MODES: tuple[DropoutMode, ...] = ("shared", "tied", "per_token")
 READ_BY = {
     **dict.fromkeys(("qkv_proj", "q_proj", "k_proj", "v_proj"), "qkv_proj"),
     **dict.fromkeys(("gate_up_proj", "gate_proj", "up_proj"), "gate_up_proj"),
@@ -45,22 +46,68 @@ def key(seed: int) -> jax.Array:
 
 
 @pytest.mark.parametrize(("rate", "mode"), [(0.0, "tied"), (1.0, "tied"), (-0.1, "per_token"), (0.1, "off")])
-def test_dropout_is_validated(key: jax.Array, rate: float, mode: str) -> None:
+def test_dropout_is_validated(key: jax.Array, rate: float, mode: DropoutMode) -> None:
     with pytest.raises(ConfigError, match="dropout mode is 'off'" if mode == "off" else f"dropout .* rate {rate}"):
         Dropout(jax.random.split(key, 2), rate, mode)
 
 
-def dropout_of(key: jax.Array, rows: int, mode: str) -> Dropout:
+@pytest.mark.parametrize(
+    ("mode", "shape", "message"),
+    [
+        ("tied", (1,), r"tied takes 3 PRNG keys, one a row, .* got key<fry>\[1\]"),
+        ("per_token", (4,), r"per_token takes 3 PRNG keys, one a row, .* got key<fry>\[4\]"),
+        ("tied", (), r"tied takes 3 PRNG keys, one a row, .* got key<fry>\[\]"),
+        ("shared", (3,), r"shared takes a single PRNG key, .* got key<fry>\[3\]"),
+    ],
+)
+@pytest.mark.parametrize("in_a_line", [False, True])
+def test_keys_are_those_of_the_mode(
+    key: jax.Array, mode: DropoutMode, shape: tuple[int, ...], message: str, in_a_line: bool
+) -> None:
+    """One key for three rows would be one mask for all of them."""
+    dropout = Dropout(jax.random.split(key, shape) if shape else key, RATE, mode)
+    line, x = (line_up(jnp.asarray([2, 0, 1]), 2, 5), jnp.ones((1, 5, 4))) if in_a_line else (None, jnp.ones((3, 2, 4)))
+    with pytest.raises(ValueError, match=message):
+        draw(dropout, 0, "o_proj", x, line)
+
+
+def test_numbers_are_no_keys() -> None:
+    with pytest.raises(ValueError, match=r"a single PRNG key, as jax.random.key makes them, and got uint32\[2\]"):
+        draw(Dropout(jax.random.PRNGKey(0), RATE, "shared"), 0, "o_proj", jnp.ones((3, 2, 4)))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_what_is_kept_of_a_bfloat16_input_is_scaled_without_bias(rng: np.random.Generator, rate: float) -> None:
+    """The factor 1 / (1 - rate) is no bfloat16; entries are rounded, and as often up as down."""
+    size, scale = 100_000, 1 / (1 - rate)
+    x = jnp.asarray(rng.uniform(1, 2, size), jnp.bfloat16)
+    got, pull = jax.vjp(Kept(jnp.ones(size, bool), scale).of, x)
+    for found in (got, pull(x)[0]):
+        assert found.dtype == jnp.bfloat16
+        ratio = np.asarray(found, np.float64) / np.asarray(x, np.float64)
+        assert abs(ratio.mean() / scale - 1) < 1e-4
+        assert np.abs(ratio / scale - 1).max() <= 2.0**-8
+
+
+def dropout_of(key: jax.Array, rows: int, mode: DropoutMode) -> Dropout:
     """One key a row, made from one key; that key itself where all rows share their masks."""
     return Dropout(key if mode == "shared" else jax.random.split(key, rows), RATE, mode)
 
 
+@partial(jax.jit, static_argnames=("site", "shape"))
+def of_ones(
+    dropout: Dropout, layer: int, site: str, shape: tuple[int, ...], line: Line | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """What is left of ones, and what the entries that are kept are multiplied by."""
+    kept = draw(dropout, layer, site, jnp.ones(shape), line)
+    return kept.of(jnp.ones(shape)), kept.scale
+
+
 def kept_by(dropout: Dropout, layer: int, site: str, shape: tuple[int, ...]) -> np.ndarray:
     """What is left of `B×T×D` ones, before scaling: True where an entry is kept."""
-    kept = draw(dropout, jnp.asarray(layer), site, jnp.ones(shape))
-    np.testing.assert_allclose(kept.scale, 1 / (1 - RATE), rtol=2**-15)  # the rate is a multiple of 2⁻¹⁶
-    left = np.asarray(kept.of(jnp.ones(shape)))
-    np.testing.assert_array_equal(np.unique(left), np.float32([0, kept.scale]))
+    left, scale = map(np.asarray, of_ones(dropout, layer, site, shape))
+    np.testing.assert_allclose(scale, 1 / (1 - RATE), rtol=2**-15)  # the rate is a multiple of 2⁻¹⁶
+    np.testing.assert_array_equal(np.unique(left), np.float32([0, scale]))
     return left > 0
 
 
@@ -86,7 +133,7 @@ def test_masks_have_their_rate_and_are_shared_tied_or_not(key: jax.Array) -> Non
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_masks_of_layers_and_inputs_are_independent(key: jax.Array, mode: str) -> None:
+def test_masks_of_layers_and_inputs_are_independent(key: jax.Array, mode: DropoutMode) -> None:
     """And so are those of different keys; an entry of an input is its place, so all inputs are as wide here."""
     shape, dropout = (2, 3, 2000), dropout_of(key, 2, mode)
     masks = [kept_by(dropout, layer, site, shape)[0, 0] for layer in (0, 1, 2, 7) for site in SITES]
@@ -104,11 +151,8 @@ def test_no_dropout_draws_no_mask(key: jax.Array) -> None:
 def masks_of(dropout: Dropout, name: str, config: TransformerConfig, rows: int) -> np.ndarray:
     """The factors `L×B×in` that masks which the tokens of a row share put on A's rows."""
     shape = (rows, 1, projection_shapes(config)[name][0])
-    masks = [
-        draw(dropout, layer, READ_BY[name], jnp.ones(shape)).of(jnp.ones(shape))[:, 0]
-        for layer in range(config.num_hidden_layers)
-    ]
-    return np.stack(masks)
+    masks = [of_ones(dropout, layer, READ_BY[name], shape)[0] for layer in range(config.num_hidden_layers)]
+    return np.stack(masks)[:, :, 0]
 
 
 @pytest.mark.parametrize(("mode", "family"), [("tied", "llama"), ("shared", "llama"), ("shared", "phi")])
@@ -119,7 +163,7 @@ def test_masks_that_tokens_share_are_a_sample_of_a(
     make_adapter: MakeAdapter,
     forward: Forward,
     rows: Rows,
-    mode: str,
+    mode: DropoutMode,
     family: str,
 ) -> None:
     """The pass equals one without dropout whose A is diag(m) A / (1 - p): one for each row, or one for all."""
@@ -148,7 +192,7 @@ def test_a_row_does_not_depend_on_its_batch(
     make_adapter: MakeAdapter,
     forward: Forward,
     rows: Rows,
-    mode: str,
+    mode: DropoutMode,
 ) -> None:
     """Neither on the other rows nor on its place among them."""
     adapter, (tokens, lengths) = make_adapter(tiny_model.config), rows
@@ -167,18 +211,18 @@ def test_a_row_does_not_depend_on_its_batch(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_masks_do_not_depend_on_the_width_rows_are_padded_to(key: jax.Array, mode: str) -> None:
+def test_masks_do_not_depend_on_the_width_rows_are_padded_to(key: jax.Array, mode: DropoutMode) -> None:
     dropout = dropout_of(key, 2, mode)
     wide, narrow = (kept_by(dropout, 3, "down_proj", (2, length, 50)) for length in (9, 5))
     np.testing.assert_array_equal(wide[:, :5], narrow)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_token_has_the_same_mask_in_a_line(key: jax.Array, rng: np.random.Generator, mode: str) -> None:
+def test_a_token_has_the_same_mask_in_a_line(key: jax.Array, rng: np.random.Generator, mode: DropoutMode) -> None:
     lengths, width = rng.permutation([7, 0, 1, 4]), 7
-    dropout, line = dropout_of(key, 4, mode), line_up(jnp.asarray(lengths), width, 15)
+    dropout, line = dropout_of(key, 4, mode), jax.jit(line_up, static_argnums=(1, 2))(lengths, width, 15)
     in_rows = kept_by(dropout, 2, "o_proj", (4, width, 50))
-    in_line = draw(dropout, 2, "o_proj", jnp.ones((1, 15, 50)), line).of(jnp.ones((1, 15, 50)))[0] > 0
+    in_line = np.asarray(of_ones(dropout, 2, "o_proj", (1, 15, 50), line)[0][0]) > 0
     places = [(row, place) for row, length in enumerate(lengths) for place in range(length)]
     assert len(places) == 12
     for slot, place in enumerate(places):
@@ -186,7 +230,7 @@ def test_a_token_has_the_same_mask_in_a_line(key: jax.Array, rng: np.random.Gene
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_layer_under_vmap_over_keys_is_the_loop(key: jax.Array, rng: np.random.Generator, mode: str) -> None:
+def test_layer_under_vmap_over_keys_is_the_loop(key: jax.Array, rng: np.random.Generator, mode: DropoutMode) -> None:
     x, layer = jnp.asarray(rng.normal(size=(2, 4, 6))), LoraDense(5, jnp.float32, name="o_proj")
     factors = {"a": jnp.asarray(rng.normal(size=(6, 2))), "b": jnp.asarray(rng.normal(size=(2, 5)))}
     variables = {"params": {"kernel": jnp.zeros((6, 5))}, "lora": factors, "lora_scale": {"scale": jnp.ones(())}}
@@ -196,14 +240,19 @@ def test_layer_under_vmap_over_keys_is_the_loop(key: jax.Array, rng: np.random.G
         return layer.apply(variables, x, draw(dropout_of(sample_key, 2, mode), 1, "o_proj", x))
 
     keys = jax.random.split(key, 5)
-    got = jax.vmap(sample)(keys)
-    np.testing.assert_allclose(got, jnp.stack([sample(one) for one in keys]), atol=1e-5)
+    got = np.asarray(jax.jit(jax.vmap(sample))(keys))
+    np.testing.assert_allclose(got, np.stack([sample(one) for one in keys]), atol=1e-5)
     assert len(np.unique(np.round(got[:, 0, 0, 0], 6))) > 1
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_model_under_vmap_over_keys_is_the_loop(
-    key: jax.Array, tiny_model: LanguageModel, make_adapter: MakeAdapter, forward: Forward, rows: Rows, mode: str
+    key: jax.Array,
+    tiny_model: LanguageModel,
+    make_adapter: MakeAdapter,
+    forward: Forward,
+    rows: Rows,
+    mode: DropoutMode,
 ) -> None:
     adapter = make_adapter(tiny_model.config)
     index, keys = jnp.arange(len(rows[0])), jax.random.split(key, 3)
@@ -229,4 +278,4 @@ def test_row_keys_are_those_of_the_row_numbers(key: jax.Array) -> None:
     index = jnp.asarray([7, 0, 7])
     got = jax.random.key_data(row_keys(key, index))
     fold = partial(jax.random.fold_in, key)
-    np.testing.assert_array_equal(got, jnp.stack([jax.random.key_data(fold(number)) for number in (7, 0, 7)]))
+    np.testing.assert_array_equal(got, np.stack([jax.random.key_data(fold(number)) for number in (7, 0, 7)]))

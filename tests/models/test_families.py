@@ -293,6 +293,13 @@ def test_norms_have_their_names_in_checkpoints(read: Read, fields: Fields, insid
             {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"] * 2},
             "layer_types has sliding_attention, and no sliding_window is set",
         ),
+        *(
+            (
+                {"model_type": "mistral", "sliding_window": window},
+                f"sliding_window is {window}; a token sees at least 1",
+            )
+            for window in (0, -1)
+        ),
         (
             {"model_type": "mistral", "layer_types": ["full_attention"] * 4},
             "layer_types: not known for mistral|ministral",

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -17,13 +18,13 @@ from star_jax.models.lora import (
     Adapter,
     Dropout,
     Factors,
-    Kept,
     LoraDense,
     b_norm,
     init_adapter,
     with_adapter,
 )
-from star_jax.models.quantization import Quantization, quantize
+from star_jax.models.products import Kept
+from star_jax.models.quantization import Kernel, Quantization, quantize
 from star_jax.models.transformer import Architecture, LanguageModel, TransformerConfig
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -57,42 +58,57 @@ def test_layer_is_kernel_plus_scaled_product(
     layer = LoraDense(4, jnp.float32, biased, name="q_proj")
     params = {"kernel": frozen} | ({"bias": jnp.asarray(bias)} if biased else {})
     adapter = jax.tree.map(jnp.asarray, {"lora": {"a": a, "b": b}, "lora_scale": {"scale": scale}})
-    got = layer.apply({"params": params, **adapter}, jnp.asarray(x), None)
-    rounded = kernel if kind == "none" else np.asarray(frozen.widened(jnp.float32))
+
+    @jax.jit
+    def run(variables: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        frozen = variables["params"]["kernel"]
+        return layer.apply(variables, x, None), frozen if kind == "none" else frozen.widened(jnp.float32)
+
+    got, widened = run({"params": params, **adapter}, x)
+    rounded = kernel if kind == "none" else np.asarray(widened)
     np.testing.assert_allclose(got, x @ (rounded + scale * a @ b) + (bias if biased else 0), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tokens", [(1, 2), (3, 8)])
-@pytest.mark.parametrize("mask", ["none", "shared", "tied", "per_token"])
+@pytest.mark.parametrize(
+    ("mask", "kind"),
+    [(mask, "none") for mask in ("none", "shared", "tied", "per_token")]
+    + [(mask, kind) for mask in ("none", "tied") for kind in ("int8", "nf4")],
+)
 def test_gradient_of_a_layer_is_that_of_the_formula(
-    rng: np.random.Generator, tokens: tuple[int, int], mask: str, dtype: str
+    rng: np.random.Generator, tokens: tuple[int, int], mask: str, kind: Quantization, dtype: str
 ) -> None:
-    """For its input and both factors, whichever way the products are taken."""
+    """For its input, both factors and the scale, whichever way the products are taken."""
     shapes = {"x": (*tokens, 6), "direction": (*tokens, 4), "kernel": (6, 4), "a": (6, 2), "b": (2, 4)}
     drawn = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     kinds: dict[str, tuple[int, ...]] = {"shared": (6,), "tied": (tokens[0], 1, 6), "per_token": (*tokens, 6)}
     kept = Kept(jnp.asarray(rng.random(kinds[mask]) < 0.6), 1 / 0.6) if mask in kinds else None
     x, direction, kernel = (jnp.asarray(drawn[name], dtype) for name in ("x", "direction", "kernel"))
+    frozen = quantize(kernel, kind)
+    plain = (frozen if kind == "none" else frozen.widened(dtype)).astype(jnp.float32)
 
-    def layer(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        variables = {"params": {"kernel": kernel}, "lora": {"a": a, "b": b}, "lora_scale": {"scale": jnp.float32(0.7)}}
+    def layer(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+        variables = {"params": {"kernel": frozen}, "lora": {"a": a, "b": b}, "lora_scale": {"scale": scale}}
         return LoraDense(4, jnp.dtype(dtype)).apply(variables, x, kept)
 
-    def formula(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    def formula(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
         thinned = x if kept is None else x * kept.entries * kept.scale
-        return x @ kernel.astype(jnp.float32) + 0.7 * ((thinned @ a) @ b)
+        return x @ plain + scale * ((thinned @ a) @ b)
 
     @partial(jax.jit, static_argnums=0)
     def value_and_gradient(function: Callable[..., jax.Array], *arguments: jax.Array) -> list[jax.Array]:
         value, pull = jax.vjp(function, *arguments)
         return [value, *pull(direction.astype(value.dtype))]
 
-    got = value_and_gradient(layer, x, drawn["a"], drawn["b"])
-    want = value_and_gradient(formula, x.astype(jnp.float32), drawn["a"], drawn["b"])
-    assert [part.dtype for part in got] == [dtype, dtype, jnp.float32, jnp.float32]
-    for found, expected in zip(got, want, strict=True):
-        bound = (1e-5 if dtype == "float32" else 0.03) * float(jnp.abs(expected).max())
+    adapter = (drawn["a"], drawn["b"], np.float32(0.7))
+    got, want = value_and_gradient(layer, x, *adapter), value_and_gradient(formula, x.astype(jnp.float32), *adapter)
+    assert [part.dtype for part in got] == [dtype, dtype, jnp.float32, jnp.float32, jnp.float32]
+    # The gradient of the scale is one sum, of which little may be left.
+    largest = [float(jnp.abs(part).max()) for part in want]
+    largest[-1] += float(jnp.sum(jnp.abs(direction.astype(jnp.float32) * (want[0] - x.astype(jnp.float32) @ plain))))
+    for found, expected, size in zip(got, want, largest, strict=True):
+        bound = (1e-5 if dtype == "float32" else 0.03) * size
         np.testing.assert_allclose(np.asarray(found, np.float32), expected, rtol=0, atol=bound)
 
 
@@ -161,15 +177,43 @@ def test_gradient_is_of_the_adapter_alone(
 @pytest.mark.parametrize("scale", [2 / 3, 16 / 24])
 def test_the_scale_is_not_rounded_to_the_models_type(rng: np.random.Generator, key: jax.Array, scale: float) -> None:
     """2/3 in bfloat16 is 0.66797; with numbers that bfloat16 holds, the product shows which was used."""
-    x = jnp.asarray(rng.integers(-2, 3, (1, 2, 8)), jnp.bfloat16)
+    x = np.asarray(rng.integers(-2, 3, (1, 2, 8)), jnp.bfloat16)
     variables = {
-        "params": {"kernel": jnp.zeros((8, 4), jnp.bfloat16)},
-        "lora": {"a": 240 * jnp.eye(8, 8), "b": jnp.eye(8, 4)},
-        "lora_scale": {"scale": jnp.float32(scale)},
+        "params": {"kernel": np.zeros((8, 4), jnp.bfloat16)},
+        "lora": {"a": np.float32(240 * np.eye(8, 8)), "b": np.eye(8, 4, dtype=np.float32)},
+        "lora_scale": {"scale": np.float32(scale)},
     }
-    got = LoraDense(4, jnp.bfloat16).apply(variables, x, None)
+    got = jax.jit(partial(LoraDense(4, jnp.bfloat16).apply, kept=None))(variables, x)
     want = (np.asarray(x[..., :4], np.float32) * 240 * np.float32(scale)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(got, np.float32), want.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_on_a_quantised_kernel_too_the_adapters_gradient_is_not_rounded(
+    rng: np.random.Generator, kind: Quantization
+) -> None:
+    """Nor are the parts of the sum by themselves: the layer is that of the widened kernel, to the last bit."""
+    x, direction = (jnp.asarray(rng.normal(size=(2, 5, width)), jnp.bfloat16) for width in (64, 8))
+    frozen = quantize(jnp.asarray(rng.normal(size=(64, 8)), jnp.bfloat16), kind)
+    a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((64, 2), (2, 8)))
+
+    @jax.jit
+    def run(kernel: Kernel) -> list[jax.Array]:
+        def layer(a: jax.Array, b: jax.Array) -> jax.Array:
+            variables = {
+                "params": {"kernel": kernel},
+                "lora": {"a": a, "b": b},
+                "lora_scale": {"scale": np.float32(2 / 3)},
+            }
+            return LoraDense(8, jnp.bfloat16).apply(variables, x, None)
+
+        value, pull = jax.vjp(layer, a, b)
+        return [value, *pull(direction)]
+
+    got, want = run(frozen), run(frozen.widened(jnp.bfloat16))
+    for found, expected in zip(got, want, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert all((found != found.astype(jnp.bfloat16)).any() for found in got[1:])
 
 
 # A fresh adapter.
@@ -263,10 +307,12 @@ def test_targets_of_some_layers_leave_the_others_as_they_were(
     base = forward(tiny_model, None, *rows)
     np.testing.assert_array_equal(forward(tiny_model, adapter, *rows), base)
 
-    def loss(weights: Factors) -> jax.Array:
+    @jax.jit
+    @jax.grad
+    def gradient(weights: Factors) -> jax.Array:
         return jnp.sum(forward(tiny_model, Adapter(weights, adapter.scale), *rows) ** 2)
 
-    for name, factors in jax.grad(loss)(adapter.weights)["layers"].items():
+    for name, factors in jax.tree.map(np.asarray, gradient(adapter.weights))["layers"].items():
         chosen = np.asarray(adapter.scale["layers"][name]["scale"]) > 0
         assert factors["b"][chosen].any()
         assert not any(factors[factor][~chosen].any() for factor in "ab")

@@ -1,6 +1,7 @@
 """The products of the decoder, and their written-out gradients, against plain products in float64."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.models.products import fold, folded_matmul, product
+from star_jax.models.products import Kept, adapted_product, fold, folded_matmul, product
 
 WIDTH, FEATURES, RANK = 7, 5, 2
 ROUNDING = 2.0**-8
@@ -22,6 +23,15 @@ def draw(rng: np.random.Generator, leading: tuple[int, ...] = (3, 4), width: int
     x, kernel = rng.normal(size=(*leading, width)), rng.normal(size=(width, FEATURES))
     a, b = rng.normal(size=(width, RANK)), rng.normal(size=(RANK, FEATURES))
     return [np.float32(part) for part in (x, kernel, a, b, 0.7)]
+
+
+def draw_mask(rng: np.random.Generator, *shape: int) -> Kept:
+    return Kept(jnp.asarray(rng.random(shape) < 0.7), 1 / 0.7)
+
+
+def adapted_by(kept: Kept | None) -> Callable[..., jax.Array]:
+    """`adapted_product` under a mask, with the arguments of the others."""
+    return lambda x, *rest: adapted_product(x, kept, *rest)
 
 
 def plain(x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
@@ -46,11 +56,14 @@ def exact_product(direction: np.ndarray, x: np.ndarray, kernel: np.ndarray) -> A
     return [x @ kernel, direction @ kernel.T, of_kernel]
 
 
-def exact_folded(direction: np.ndarray, *arguments: np.ndarray) -> Arrays:
-    """Value of x (W + scale · A B), and its gradients for x, W, A and B, float64."""
-    x, kernel, a, b, scale = (np.asarray(part, np.float64) for part in arguments)
-    value, of_x, of_kernel = exact_product(direction, x, kernel + scale * a @ b)
-    return [value, of_x, of_kernel, scale * of_kernel @ b.T, scale * a.T @ of_kernel]
+def exact_adapted(direction: np.ndarray, *arguments: np.ndarray, kept: Kept | None = None) -> Arrays:
+    """Value of x W + scale · (x' A) B, and its gradients for x, W, A, B and the scale, float64."""
+    x, kernel, a, b, scale, direction = (np.asarray(part, np.float64) for part in (*arguments, direction))
+    mask = 1.0 if kept is None else np.asarray(kept.entries) * kept.scale
+    value, of_x, of_kernel = exact_product(direction, x, kernel)
+    added, of_masked, of_delta = exact_product(direction, x * mask, a @ b)
+    parts = [value + scale * added, of_x + scale * mask * of_masked, of_kernel]
+    return [*parts, scale * of_delta @ b.T, scale * a.T @ of_delta, np.sum(of_delta * (a @ b))]
 
 
 def assert_close(got: Sequence[jax.Array], want: Arrays) -> None:
@@ -65,19 +78,18 @@ def test_float32_equals_float64(rng: np.random.Generator, leading: tuple[int, ..
     arguments, direction = draw(rng, leading), rng.normal(size=(*leading, FEATURES)).astype(np.float32)
     got = with_gradients(product, 2)(direction, *arguments[:2])
     assert_close(got, exact_product(direction, *arguments[:2]))
-    got = with_gradients(folded_matmul, 4)(direction, *arguments)
-    assert_close(got, exact_folded(direction, *arguments))
-    assert {part.dtype for part in got} == {jnp.dtype(jnp.float32)}
+    for function in (folded_matmul, adapted_by(None)):
+        got = with_gradients(function, 5)(direction, *arguments)
+        assert_close(got, exact_adapted(direction, *arguments))
+        assert {part.dtype for part in got} == {jnp.dtype(jnp.float32)}
 
 
-def test_the_scale_has_no_gradient(rng: np.random.Generator) -> None:
-    arguments = draw(rng)
-    of_plain, of_folded = (
-        jax.grad(lambda scale, made=made: jnp.sum(made(*arguments[:4], scale)))(arguments[4])
-        for made in (plain, folded_matmul)
-    )
-    assert float(of_plain) != 0
-    assert float(of_folded) == 0
+@pytest.mark.parametrize("shape", [(WIDTH,), (3, 1, WIDTH), (3, 4, WIDTH)])
+def test_a_masked_input_equals_float64(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
+    arguments, direction = draw(rng), rng.normal(size=(3, 4, FEATURES)).astype(np.float32)
+    kept = draw_mask(rng, *shape)
+    got = with_gradients(adapted_by(kept), 5)(direction, *arguments)
+    assert_close(got, exact_adapted(direction, *arguments, kept=kept))
 
 
 def test_bfloat16_is_rounded_once_forwards_and_backwards(rng: np.random.Generator) -> None:
@@ -95,6 +107,29 @@ def test_bfloat16_is_rounded_once_forwards_and_backwards(rng: np.random.Generato
         np.testing.assert_array_less(np.abs(np.asarray(found, np.float64) - want), 1.01 * ROUNDING * want)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_adapted_bfloat16_sum_is_rounded_once(rng: np.random.Generator, masked: bool) -> None:
+    """Beside it, what the adapter's rank holds is, and so is a masked input. Gradients of the adapter are float32."""
+    tokens, width, features, scale = 1000, 600, 40, 0.05
+    x, kernel, a, b, direction = (
+        jnp.asarray(rng.uniform(0, 1, shape), jnp.bfloat16)
+        for shape in ((tokens, width), (width, features), (width, RANK), (RANK, features), (tokens, features))
+    )
+    kept = draw_mask(rng, tokens, width) if masked else None
+    arguments = (x, kernel, a.astype(jnp.float32), b.astype(jnp.float32), jnp.float32(scale))
+    got = with_gradients(adapted_by(kept), 5)(direction, *arguments)
+    want, base = exact_adapted(direction, *arguments, kept=kept), exact_product(direction, x, kernel)
+    assert [part.dtype for part in got] == 3 * ["bfloat16"] + 3 * ["float32"]
+    steps = 2 if masked else 1
+    parts = [want[0] - base[0], want[1] - base[1], 0, *want[3:]]
+    for number, (found, exact, part) in enumerate(zip(got, want, parts, strict=True)):
+        whole = exact if number < 3 else 0
+        bound = 1.02 * ROUNDING * (whole + steps * part)
+        np.testing.assert_array_less(np.abs(np.asarray(found, np.float64) - exact), bound)
+    for found in got[3:5]:
+        assert (found != found.astype(jnp.bfloat16)).mean() > 0.5
+
+
 @pytest.mark.parametrize("mapped", [(0,), (1,), (0, 1), (2,), (2, 3), (0, 2, 4), (0, 1, 2, 3, 4)])
 def test_under_vmap(rng: np.random.Generator, mapped: tuple[int, ...]) -> None:
     """Whatever of the arguments is mapped; samples of A with shared masks map A alone."""
@@ -102,7 +137,8 @@ def test_under_vmap(rng: np.random.Generator, mapped: tuple[int, ...]) -> None:
     arguments = [np.stack([part, 2 * part, part - 1]) if number in mapped else part for number, part in enumerate(one)]
     direction = rng.normal(size=(3, 3, 4, FEATURES)).astype(np.float32)
     cases: list[tuple[Callable[..., jax.Array], int, int, Callable[..., Arrays]]] = [
-        (folded_matmul, 4, 5, exact_folded),
+        (folded_matmul, 5, 5, exact_adapted),
+        (adapted_by(None), 5, 5, exact_adapted),
         (product, 2, 2, exact_product),
     ]
     for function, moved, count, exact in cases:
@@ -132,10 +168,10 @@ def test_inside_of_a_scan_over_layers(rng: np.random.Generator) -> None:
     def by_product(x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
         return product(x, kernel) + scale * product(product(x, a), b)
 
-    want = jax.jit(jax.value_and_grad(through(plain), (0, 1, 2, 3)))(x, *stacked)
+    want = jax.jit(jax.value_and_grad(through(plain), (0, 1, 2, 3, 4)))(x, *stacked)
     assert min(float(jnp.abs(part).max()) for part in want[1]) > 1e-3
-    for layer in (folded_matmul, by_product):
-        got = jax.jit(jax.value_and_grad(through(layer), (0, 1, 2, 3)))(x, *stacked)
+    for layer in (folded_matmul, adapted_by(None), by_product):
+        got = jax.jit(jax.value_and_grad(through(layer), (0, 1, 2, 3, 4)))(x, *stacked)
         chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -145,6 +181,40 @@ def test_nothing_but_the_arguments_is_kept_for_the_gradient(rng: np.random.Gener
         _, pull = jax.vjp(function, *arguments[:count])
         kept = [leaf.shape for leaf in jax.tree.leaves(pull)]
         assert sorted(kept) == sorted(part.shape for part in arguments[:count])
+
+
+def test_of_a_masked_input_the_mask_is_kept_for_the_gradient(rng: np.random.Generator) -> None:
+    """Not what it leaves, and not as wide as the input where tokens share it; x A is small."""
+    x, *weights = (jnp.asarray(part) for part in draw(rng))
+    mask = draw_mask(rng, 3, 1, WIDTH)
+    _, pull = jax.vjp(lambda x, mask, *weights: adapted_product(x, mask, *weights), x, mask, *weights)
+    arrays = [leaf for leaf in jax.tree.leaves(pull) if leaf.dtype != jax.dtypes.float0]
+    want = [x.shape, mask.entries.shape, (3, 4, RANK), *(part.shape for part in weights)]
+    assert sorted(leaf.shape for leaf in arrays) == sorted(want)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "config", "precise"),
+    [("float32", None, True), ("bfloat16", None, False), ("float32", "tensorfloat32", False)],
+)
+def test_float32_is_multiplied_as_such(rng: np.random.Generator, dtype: str, config: str | None, precise: bool) -> None:
+    """On accelerators too, unless JAX was told otherwise. A fold is of float32 factors whatever the kernel's type."""
+    x, kernel, a, b, scale = draw(rng)
+    narrow = (jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
+    calls: list[tuple[Callable[..., jax.Array], tuple[Any, ...]]] = [
+        (product, narrow),
+        (adapted_by(None), (*narrow, a, b, scale)),
+    ]
+    if dtype == "float32":
+        calls += [(folded_matmul, (*narrow, a, b, scale)), (fold, (narrow[1], a, b, scale))]
+    for function, arguments in calls:
+        with jax.default_matmul_precision(config):
+            value, pull = jax.vjp(function, *arguments)
+            text = str(jax.make_jaxpr(function)(*arguments)) + str(jax.make_jaxpr(pull)(value))
+        assert text.count("dot_general") >= 2
+        assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == (
+            text.count("dot_general") if precise else 0
+        )
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])

@@ -26,6 +26,7 @@ from star_jax.models.quantization import (
 from star_jax.models.transformer import LanguageModel, TransformerConfig
 
 KINDS = ("int8", "nf4")
+widened_to = jax.jit(lambda kernel, dtype: kernel.widened(dtype), static_argnums=1)
 Rows = tuple[np.ndarray, np.ndarray]
 MakeModel = Callable[[TransformerConfig], LanguageModel]
 Forward = Callable[..., jax.Array]
@@ -87,12 +88,13 @@ def test_nf4_takes_the_nearest_level_of_each_block(rng: np.random.Generator, wid
     assert tied.mean() < 0.05
     np.testing.assert_array_equal(got[:width][~tied], codes[~tied])
     assert (got[width:] == 7).all()  # what fills the last block up is 0
-    widened = made.widened(jnp.float32)
+    widened = np.asarray(widened_to(made, jnp.float32))
     assert widened.dtype == jnp.float32
     np.testing.assert_allclose(widened[~tied], values[~tied], rtol=1e-6)
     np.testing.assert_array_equal(widened[kernel == 0], 0)
+    scale = np.asarray(made.scale)
     for feature, start, block in columns(kernel):
-        assert made.scale[start // BLOCK, feature] == np.abs(block).max()
+        assert scale[start // BLOCK, feature] == np.abs(block).max()
 
 
 @pytest.mark.parametrize("width", [64, 130, 1])
@@ -102,16 +104,16 @@ def test_int8_rounds_to_127ths_of_the_largest(rng: np.random.Generator, width: i
     assert isinstance(made, Int8Kernel)
     assert made.shape == kernel.shape
     assert (made.values.dtype, made.scale.dtype) == (jnp.int8, jnp.float32)
-    widened = np.asarray(made.widened(jnp.float32))
+    values, scale, widened = map(np.asarray, (made.values, made.scale, widened_to(made, jnp.float32)))
     for feature in range(kernel.shape[1]):
         step = max(abs(float(entry)) for entry in kernel[:, feature]) / 127
-        np.testing.assert_allclose(made.scale[feature], step, rtol=1e-6)
+        np.testing.assert_allclose(scale[feature], step, rtol=1e-6)
         for place in range(width):
             exact = float(kernel[place, feature]) / step if step else 0.0
             if abs(exact % 1 - 0.5) > 1e-4:
-                assert made.values[place, feature] == round(exact)
+                assert values[place, feature] == round(exact)
                 np.testing.assert_allclose(widened[place, feature], round(exact) * step, rtol=1e-6, atol=1e-12)
-    assert np.abs(made.values).max(axis=0).tolist() == [127 if column.any() else 0 for column in kernel.T]
+    assert np.abs(values).max(axis=0).tolist() == [127 if column.any() else 0 for column in kernel.T]
 
 
 def test_none_returns_the_kernel_itself() -> None:
@@ -121,11 +123,11 @@ def test_none_returns_the_kernel_itself() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stacked_kernels_are_quantised_one_by_one(rng: np.random.Generator, kind: str) -> None:
-    stack = jnp.asarray(np.stack([random_kernel(rng, 100) for _ in range(3)]))
+    stack = np.stack([random_kernel(rng, 100) for _ in range(3)])
     whole, parts = quantize(stack, kind), [quantize(kernel, kind) for kernel in stack]
     assert whole.shape == stack.shape
-    chex.assert_trees_all_equal(whole, jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
-    np.testing.assert_array_equal(whole.widened(jnp.float32)[1], parts[1].widened(jnp.float32))
+    chex.assert_trees_all_equal(whole, jax.tree.map(lambda *leaves: np.stack(leaves), *parts))
+    np.testing.assert_array_equal(np.asarray(widened_to(whole, jnp.float32))[1], widened_to(parts[1], jnp.float32))
 
 
 @pytest.mark.parametrize(("kind", "most"), [("int8", 0.55), ("nf4", 0.30)])
@@ -156,7 +158,7 @@ def test_product_and_its_gradient_are_those_of_the_widened_kernel(
         return jnp.sum((product * direction).astype(jnp.float32))
 
     value_and_grad = jax.jit(jax.value_and_grad(loss))
-    got, want = value_and_grad(x, kernel), value_and_grad(x, kernel.widened(dtype))
+    got, want = value_and_grad(x, kernel), value_and_grad(x, widened_to(kernel, dtype))
     chex.assert_trees_all_close(got, want, rtol=1e-5)
     assert np.abs(want[1]).max() > 0
 
@@ -179,7 +181,7 @@ def test_a_quantised_model_is_close_to_the_full_one(tiny_model: LanguageModel, f
         assert np.isfinite(got).all()
         errors[kind] = np.sqrt(np.mean((got - full) ** 2)) / full.std()
         layers = model.params["layers"]
-        widened = {name: {"kernel": layers[name]["kernel"].widened(jnp.float32)} for name in PROJECTIONS}
+        widened = {name: {"kernel": widened_to(layers[name]["kernel"], jnp.float32)} for name in PROJECTIONS}
         rounded = tiny_model.replace(params={**tiny_model.params, "layers": layers | widened})
         np.testing.assert_allclose(got, np.asarray(forward(rounded, None, *rows))[real], atol=1e-4)
     # A step of int8 is a hundredth of a column's largest entry, one of NF4 a tenth.
@@ -194,17 +196,19 @@ def test_an_adapter_on_top_has_a_gradient(
     model, adapter = quantised(tiny_model, kind), make_adapter(tiny_model.config)
 
     @jax.jit
-    def loss(weights: Factors) -> jax.Array:
+    @jax.value_and_grad
+    def value_and_grad(weights: Factors) -> jax.Array:
         return jnp.mean(jnp.square(forward(model, Adapter(weights, adapter.scale), *rows)))
 
-    value, gradient = jax.value_and_grad(loss)(adapter.weights)
+    weights = jax.tree.map(np.asarray, adapter.weights)
+    value, gradient = jax.tree.map(np.asarray, value_and_grad(weights))
     for leaf in jax.tree.leaves(gradient):
         assert np.isfinite(leaf).all()
         assert np.abs(leaf).max(axis=(1, 2)).min() > 0
-    norm = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient))
+    norm = sum(float(np.sum(leaf**2)) for leaf in jax.tree.leaves(gradient))
     step = 0.002 * float(value) / norm
     there, back = (
-        loss(jax.tree.map(lambda leaf, slope, by=by: leaf + by * slope, adapter.weights, gradient))
+        value_and_grad(jax.tree.map(lambda leaf, slope, by=by: leaf + np.float32(by) * slope, weights, gradient))[0]
         for by in (step, -step)
     )
     # To both sides, so that the curvature, large for some draws of the weights, cancels.

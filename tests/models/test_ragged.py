@@ -14,7 +14,7 @@ from star_jax.models import attention, transformer
 from star_jax.models.lora import Adapter, Dropout, Factors, row_keys
 from star_jax.models.ragged import line_up, to_line, to_rows
 from star_jax.models.sequences import SequenceInputs, hidden_states
-from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
 
 MakeModel = Callable[[TransformerConfig], LanguageModel]
 MakeAdapter = Callable[..., Adapter]
@@ -38,7 +38,7 @@ def places_of(lengths: list[int]) -> list[tuple[int, int]]:
 def test_tokens_stand_one_after_another(name: str, spare: int) -> None:
     lengths = LENGTHS[name]
     places, slots = places_of(lengths), sum(lengths) + spare
-    line = jax.jit(line_up, static_argnums=(1, 2))(jnp.asarray(lengths), WIDTH, slots)
+    line = jax.tree.map(np.asarray, jax.jit(line_up, static_argnums=(1, 2))(np.asarray(lengths), WIDTH, slots))
     assert line.filled.tolist() == [number < len(places) for number in range(slots)]
     for number, (row, place) in enumerate(places):
         assert (int(line.rows[number]), int(line.positions[number])) == (row, place)
@@ -55,25 +55,28 @@ def test_tokens_stand_one_after_another(name: str, spare: int) -> None:
 def test_copies_there_and_back(rng: np.random.Generator, name: str, features: tuple[int, ...]) -> None:
     lengths = LENGTHS[name]
     places, slots = places_of(lengths), sum(lengths) + 2
-    line = line_up(jnp.asarray(lengths), WIDTH, slots)
     rows = rng.normal(size=(len(lengths), WIDTH, *features)).astype(np.float32)
-    got, want = to_line(jnp.asarray(rows), line), np.zeros((slots, *features), np.float32)
+    along, across = (rng.normal(size=shape).astype(np.float32) for shape in ((slots, *features), rows.shape))
+    want = np.zeros((slots, *features), np.float32)
     for number, place in enumerate(places):
         want[number] = rows[place]
-    np.testing.assert_array_equal(got, want)
-    back = np.where(np.asarray(line.real).reshape(*line.real.shape, *(1,) * len(features)), rows, 0)
-    np.testing.assert_array_equal(to_rows(got, line), back)
-
-    # Gradients, against those that JAX makes of a gather.
-    along, across = (rng.normal(size=shape).astype(np.float32) for shape in ((slots, *features), rows.shape))
     index = tuple(np.asarray(places, int).reshape(-1, 2).T)
-    of_line = jax.grad(lambda x: jnp.sum(to_line(x, line) * along))(jnp.asarray(rows))
-    by_gather = jax.grad(lambda x: jnp.sum(x[index] * along[: len(places)]))(jnp.asarray(rows))
+
+    @jax.jit
+    def copies(lengths: jax.Array, rows: jax.Array, want: jax.Array) -> tuple[jax.Array, ...]:
+        """There and back, what is real, and both gradients beside those that JAX makes of a gather and a scatter."""
+        line = line_up(lengths, WIDTH, slots)
+        got = to_line(rows, line)
+        of_line = jax.grad(lambda x: jnp.sum(to_line(x, line) * along))(rows)
+        by_gather = jax.grad(lambda x: jnp.sum(x[index] * along[: len(places)]))(rows)
+        of_rows = jax.grad(lambda x: jnp.sum(to_rows(x, line) * across))(want)
+        by_scatter = jax.grad(lambda x: jnp.sum(jnp.zeros(rows.shape).at[index].set(x[: len(places)]) * across))(want)
+        return got, to_rows(got, line), line.real, of_line, by_gather, of_rows, by_scatter
+
+    got, back, real, of_line, by_gather, of_rows, by_scatter = copies(np.asarray(lengths), rows, want)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(back, np.where(np.asarray(real).reshape(*real.shape, *(1,) * len(features)), rows, 0))
     np.testing.assert_array_equal(of_line, by_gather)
-    of_rows = jax.grad(lambda x: jnp.sum(to_rows(x, line) * across))(jnp.asarray(want))
-    by_scatter = jax.grad(lambda x: jnp.sum(jnp.zeros(rows.shape).at[index].set(x[: len(places)]) * across))(
-        jnp.asarray(want)
-    )
     np.testing.assert_array_equal(of_rows, by_scatter)
 
 
@@ -118,16 +121,50 @@ def test_a_decoder_in_a_line_is_one_over_rows(
     real = np.arange(WIDTH) < inputs.lengths[:, None]
     direction = rng.normal(size=(4, WIDTH, model.config.hidden_size)) * real[..., None]
 
-    def states_and_gradient(slots: int | None) -> tuple[jax.Array, Factors]:
+    def states_and_gradient(slots: int | None) -> tuple[np.ndarray, Factors]:
         def loss(weights: Factors) -> tuple[jax.Array, jax.Array]:
             hidden = hidden_states(model, Adapter(weights, adapter.scale), inputs, dropout, slots)
             return jnp.sum(hidden * direction), hidden
 
         gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(adapter.weights)
-        return hidden, gradient
+        return np.asarray(hidden), gradient
 
     want, wanted = states_and_gradient(None)
     got, found = states_and_gradient(int(inputs.lengths.sum()) + 3)
     np.testing.assert_allclose(got[real], want[real], atol=1e-4)
     assert np.isfinite(got).all()
     chex.assert_trees_all_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_decoder_in_a_line_of_bfloat16_is_close(
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    make_model: MakeModel,
+    make_adapter: MakeAdapter,
+    tiny_config: TransformerConfig,
+    inputs: SequenceInputs,
+) -> None:
+    """States and the adapter's gradient, as far from those in float32 as rows in bfloat16 are, or little more."""
+    monkeypatch.setattr(transformer, "SHORT_ROW", 2)
+    monkeypatch.setattr(attention, "ROW_STEP", 4)
+    wide, adapter = make_model(tiny_config), make_adapter(tiny_config)
+    decoder = Decoder(dataclasses.replace(tiny_config, dtype="bfloat16"))
+    narrow = LanguageModel(decoder, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wide.params))
+    real = np.arange(WIDTH) < inputs.lengths[:, None]
+    direction = rng.normal(size=(4, WIDTH, tiny_config.hidden_size)) * real[..., None]
+
+    def states_and_gradient(model: LanguageModel, slots: int | None) -> tuple[np.ndarray, np.ndarray]:
+        def loss(weights: Factors) -> tuple[jax.Array, jax.Array]:
+            hidden = hidden_states(model, Adapter(weights, adapter.scale), inputs, None, slots).astype(jnp.float32)
+            return jnp.sum(hidden * direction), hidden
+
+        gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(adapter.weights)
+        leaves = jax.tree.leaves(gradient)
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
+        return np.asarray(hidden)[real], np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+    slots = int(inputs.lengths.sum()) + 3
+    want, in_rows, got = (states_and_gradient(*how) for how in ((wide, None), (narrow, None), (narrow, slots)))
+    for exact, rows, line in zip(want, in_rows, got, strict=True):
+        off, also_off = (np.linalg.norm(found - exact) / np.linalg.norm(exact) for found in (line, rows))
+        assert 0 < off < max(1.5 * also_off, 0.05)

@@ -41,7 +41,7 @@ def inputs_of(parts: Parts, width: int = WIDTH, padding: int = 7) -> SequenceInp
 @pytest.mark.parametrize("width", [WIDTH, 20])
 def test_targets_under_the_mask_are_the_responses(parts: Parts, width: int) -> None:
     inputs = inputs_of(parts, width)
-    mask, targets = jax.jit(response_mask)(inputs), jax.jit(next_tokens)(inputs)
+    mask, targets = (np.asarray(jax.jit(function)(inputs)) for function in (response_mask, next_tokens))
     assert mask.shape == targets.shape == (4, width)
     assert mask.dtype == jnp.bool_
     assert targets.dtype == jnp.int32
@@ -72,9 +72,15 @@ def test_hidden_states_are_those_that_predict_the_response(
 ) -> None:
     inputs, adapter = inputs_of(parts), make_adapter(tiny_model.config)
     dropout = Dropout(jax.random.split(jax.random.key(seed), 4), RATE, "per_token")
-    hidden = jax.jit(hidden_states)(tiny_model, adapter, inputs, dropout)
+
+    @jax.jit
+    def states_and_logits(inputs: SequenceInputs) -> tuple[jax.Array, jax.Array]:
+        hidden = hidden_states(tiny_model, adapter, inputs, dropout)
+        return hidden, logits(hidden, output_head(tiny_model))
+
+    hidden, got = map(np.asarray, states_and_logits(inputs))
     assert hidden.shape == (4, WIDTH, tiny_model.config.hidden_size)
-    got, mask = logits(hidden, output_head(tiny_model)), np.asarray(response_mask(inputs))
+    mask = np.asarray(response_mask(inputs))
     other = inputs_of(parts, padding=3)
     for row, (prompt, response) in enumerate(zip(*parts, strict=True)):
         # Each row by itself, with another padding.

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from star_jax.config import DataConfig, ExperimentConfig, LoopConfig, ModelConfi
 from star_jax.data.batching import Shape, grouped_batches, prompt_batches, sequence_batches
 from star_jax.data.encoding import Row
 from star_jax.models.folders import resolve_folder, weight_files
+from star_jax.runtime import base_scores
 from star_jax.runtime.base_scores import BaseScores, scores_origin
 
 
@@ -211,12 +213,47 @@ def test_a_truncated_file_is_computed_again_and_said(rng, store, tmp_path, kept)
     assert file.read_bytes() == content
 
 
-def test_scores_of_another_number_of_examples_are_damage(rng, store, tmp_path):
+def test_whatever_bits_are_flipped_it_is_computed_again_and_said(rng, store, tmp_path):
     pool = make_pool(make_rows(rng))
     model = Model(rng, pool.size)
-    np.savez(tmp_path / "other.npz", token_entropy=np.zeros(pool.size + 1, np.float32))
-    (tmp_path / "base-scores").mkdir()
-    (tmp_path / "other.npz").rename(tmp_path / "base-scores" / f"{store.name_of(pool)}.npz")
     store.measures(pool, model)
-    assert model.calls == 1
-    assert len(store.said) == 1
+    (file,) = (tmp_path / "base-scores").iterdir()
+    content = file.read_bytes()
+    for number in range(1, 101):
+        damaged = bytearray(content)
+        for bit in rng.choice(8 * len(content), rng.integers(1, 4), replace=False).tolist():
+            damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        again = store.measures(pool, model)
+        assert (model.calls, len(store.said)) == (number + 1, number)
+        assert "is damaged" in store.said[-1]
+        assert again.keys() == model._scores.keys()
+        assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("other", [b"", b"PK", bytes(range(40))])
+def test_a_file_of_something_else_is_computed_again_and_said(rng, store, tmp_path, other):
+    pool = make_pool(make_rows(rng))
+    model = Model(rng, pool.size)
+    (tmp_path / "base-scores").mkdir()
+    (tmp_path / "base-scores" / f"{store.name_of(pool)}.npz").write_bytes(other)
+    store.measures(pool, model)
+    assert model.calls == len(store.said) == 1
+
+
+def test_every_piece_of_code_that_scores_is_in_the_origin(config, tmp_path, monkeypatch):
+    """Also the library that holds the layers; what only reports is not."""
+    package = tmp_path / "star_jax"
+    shutil.copytree(Path(base_scores.__file__).parent.parent, package, ignore=shutil.ignore_patterns("embedded"))
+    monkeypatch.setattr(base_scores, "__file__", str(package / "runtime" / "base_scores.py"))
+    before = scores_origin(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(base_scores.flax, "__version__", "0.0.0")
+        assert scores_origin(config) != before
+    scoring = ("models/head.py", "inference/scoring.py", "acquisition/measures.py", "data/batching.py", "config.py")
+    for name in (*scoring, "report/page.py"):
+        source = (package / name).read_text()
+        (package / name).write_text(source + "\n")
+        assert (scores_origin(config) != before) == (name in scoring)
+        (package / name).write_text(source)
+    assert scores_origin(config) == before

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +37,32 @@ def test_newest_state_comes_back_bit_for_bit(tmp_path, base):
 def test_half_written_state_does_not_count(tmp_path):
     assert load_state(tmp_path) is None
     save_state(tmp_path, state_of(1, None))
-    (tmp_path / "state" / "002.orbax-checkpoint-tmp-0").mkdir()
+    for name in ("002.orbax-checkpoint-tmp-0", "001.orbax-checkpoint-tmp"):
+        (tmp_path / "state" / name / "d").mkdir(parents=True)
+        (tmp_path / "state" / name / "d" / "part").write_bytes(b"half")
     assert load_state(tmp_path).round == 1
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["001"]
+
+
+def test_what_an_interrupted_save_leaves_is_removed(tmp_path, monkeypatch):
+    """Whatever Orbax calls it: killed before the last rename, it leaves a folder beside the whole ones."""
+    save_state(tmp_path, state_of(1, None))
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace", "renames"):
+            patch.setattr(os, name, killed)
+            if hasattr(Path, name):
+                patch.setattr(Path, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_state(tmp_path, state_of(2, None))
+    assert len(list((tmp_path / "state").iterdir())) > 1
+    assert load_state(tmp_path).round == 1
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["001"]
+    save_state(tmp_path, state_of(2, None))
+    assert load_state(tmp_path).round == 2
 
 
 @pytest.mark.parametrize("scores", [None, jnp.array([0.25, -jnp.inf, 3.0])])

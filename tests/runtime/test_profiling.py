@@ -29,6 +29,30 @@ def test_a_trace_is_written_also_when_what_is_traced_fails(tmp_path):
     assert str(tmp_path / "new" / "trace") in said[0]
 
 
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_trace_that_cannot_be_written_is_said_and_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    said = []
+    with profiled(str(tmp_path), said.append):
+        pass
+    (text,) = said
+    assert str(tmp_path) in text
+    assert "No space left on device" in text
+
+
+def test_it_hides_no_error_of_what_is_traced(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    said = []
+    with pytest.raises(ConfigError, match="the real one"), profiled(str(tmp_path), said.append):
+        raise ConfigError("the real one")
+    assert len(said) == 1
+
+
 def test_nothing_is_traced_unless_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(jax.profiler, "start_trace", None)
     said = []
