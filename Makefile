@@ -21,7 +21,8 @@ demo: $(VENV)/installed
 	$(python) -m star_jax.run
 
 test: $(VENV)/installed-test
-	$(python) -m pytest -n $(WORKERS) --dist loadscope -m "not parity"
+	XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" \
+		$(python) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not parity"
 
 parity: $(VENV)/installed-test $(VENV)/installed-parity
 	$(python) -m pytest -m parity

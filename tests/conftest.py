@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,10 +19,18 @@ from star_jax.models.transformer import LanguageModel, TransformerConfig
 # In the environment too, for the commands that tests start as processes of their own.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Whichever test comes first, a command that shows two devices by itself included.
+os.environ["JAX_NUM_CPU_DEVICES"] = "1"
 jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_enable_compilation_cache", False)
 # Tests compile much and compute little. Those against PyTorch, and the commands, run optimised programs.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs come first, so that no worker is left with a long one at the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

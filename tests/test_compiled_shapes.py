@@ -1,4 +1,4 @@
-"""A whole run compiles a handful of model programs, whatever the lengths of its rows; its later rounds compile nothing.
+"""An experiment compiles a handful of model programs, each once for a shape, whatever the lengths of its rows.
 
 Belongs here: what is compiled over a run. That a program is right is for the tests of its module.
 """
@@ -34,17 +34,26 @@ from star_jax.training import trainer
 
 MOST_PROGRAMS = 12
 PROGRAMS = {
-    function.__name__: function
-    for function in (
-        pool_scoring._answer,
-        pool_scoring._score_proposed,
-        pool_scoring._score_candidates,
-        trainer.train_step,
-    )
+    pool_scoring: ("_answer", "_score_proposed", "_score_candidates"),
+    trainer: ("train_step",),
 }
 """Everything that runs the model."""
 
+NAMES = [name for names in PROGRAMS.values() for name in names]
+MET_LATER = {"jit(_score_proposed)", "jit(train_step)"}
+"""Whose shapes are those of responses that are written or bought in a round."""
+
+ORDER = {"jit(iota)", "jit(_shuffle)"}
+"""The order of an epoch, a program for every number of labels."""
+
 ANSWERS = ("1", "2 3 4 5", "6 7 8 9 0 1 2 3 4")
+KINDS = {"generated": 2, "candidates": 1, "reference": 2}
+"""What is scored -> kinds of passes over prompts with a response: gold, and samples of what is no closed set."""
+
+DTYPES = {"generated": "bfloat16", "candidates": "float32", "reference": "float32"}
+SEEDS = {"generated": (0, 1), "candidates": (0,), "reference": (0,)}
+"""Pools of two seeds are different draws from the file."""
+
 CONFIG = ExperimentConfig(
     strategies=("star", "random"),
     lora=LoraConfig(rank=2, alpha=8, dropout=0.1, targets=("q_proj", "down_proj")),
@@ -87,10 +96,10 @@ def write_rows(path, rng, count, closed):
 
 
 class Compilations:
-    """Names of what JAX compiled, in order, cut where `cut` was called."""
+    """What JAX compiled: all names in order, cut where `cut` was called, and what each model program was for."""
 
     def __init__(self):
-        self.names, self.cuts = [], [0]
+        self.names, self.cuts, self.of_models = [], [0], []
 
     def hear(self, event, duration_secs, *, fun_name="", **_):
         if event == "/jax/core/compile/backend_compile_duration":
@@ -102,12 +111,29 @@ class Compilations:
     def parts(self):
         return [self.names[start:stop] for start, stop in pairwise(self.cuts)]
 
+    def watched(self, program):
+        """The program; when a call compiles it, the shape of the tokens and the kind of pass are noted."""
+
+        def call(*arguments, **options):
+            compiled = program._cache_size()
+            found = program(*arguments, **options)
+            if program._cache_size() > compiled:
+                leaves = [leaf for leaf in jax.tree.leaves(arguments) if leaf.ndim == 2 and leaf.dtype == np.int32]
+                shapes = [leaf.shape for leaf in leaves]
+                self.of_models.append((program.__name__, *shapes, options["slots"], options.get("sampling")))
+            return found
+
+        return call
+
 
 @pytest.fixture
-def compilations():
+def compilations(monkeypatch):
     heard = Compilations()
-    for function in PROGRAMS.values():
-        function.clear_cache()  # Else what another test compiled is not counted.
+    for module, names in PROGRAMS.items():
+        for name in names:
+            program = getattr(module, name)
+            program.clear_cache()  # Else what another test compiled is not counted.
+            monkeypatch.setattr(module, name, heard.watched(program))
     jax.monitoring.register_event_duration_secs_listener(heard.hear)
     yield heard
     jax.monitoring.unregister_event_duration_listener(heard.hear)
@@ -118,12 +144,14 @@ def settings(folder, tmp_path, rng, answers):
     return dataclasses.replace(
         CONFIG,
         output_dir=str(tmp_path / "first"),
-        model=ModelConfig(str(folder)),
+        seeds=SEEDS[answers],
+        model=ModelConfig(str(folder), dtype=DTYPES[answers]),
         scoring=dataclasses.replace(CONFIG.scoring, answers=answers),
         data=DataConfig(
             "generic",
-            train=write_rows(tmp_path / "train.jsonl", rng, 40, closed),
+            train=write_rows(tmp_path / "train.jsonl", rng, 44, closed),
             test=write_rows(tmp_path / "test.jsonl", rng, 22, closed),
+            pool_limit=36,
             max_prompt_tokens=70,
             max_response_tokens=30,
         ),
@@ -131,47 +159,49 @@ def settings(folder, tmp_path, rng, answers):
     )
 
 
-@pytest.mark.parametrize("answers", ["generated", "candidates", "reference"])
+@pytest.mark.parametrize("answers", KINDS)
 def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     model_folder, tmp_path, rng, monkeypatch, compilations, answers
 ):
     """Star and random with everything there is: base scores, samples, training, test answers, likelihoods of gold."""
-    write, prepare = experiment.save_state, experiment._problem
-    seen = []
+    write = experiment.save_state
 
     def at_the_end_of_a_round(folder, state):
         write(folder, state)
         compilations.cut()
 
-    def noted(*arguments):
-        seen.append(prepare(*arguments))
-        return seen[-1]
-
     monkeypatch.setattr(experiment, "save_state", at_the_end_of_a_round)
-    monkeypatch.setattr(experiment, "_problem", noted)
     config = settings(model_folder, tmp_path, rng, answers)
     experiment.run_experiment(config, Progress("silent"))
-    grown = {name: function._cache_size() for name, function in PROGRAMS.items()}
-    print(answers, grown)
-    assert sum(grown.values()) <= MOST_PROGRAMS
+    print(answers, *compilations.of_models, sep="\n")
+    assert len(compilations.of_models) <= MOST_PROGRAMS
 
     # Each is compiled once a shape and kind of pass, and lengths like these need several shapes.
-    problem, shapes = seen[0]
-    kinds = {"generated": ("samples", "gold"), "candidates": ("gold",), "reference": ("base and gold", "samples")}
-    assert 1 < grown["_answer"] <= len(shapes.prompts)
-    assert len(kinds[answers]) < grown["_score_proposed"] <= len(kinds[answers]) * len(shapes.sequences)
-    assert grown["train_step"] <= len(problem.shapes)
-    of_pool = {(batch.tokens.shape, batch.slots) for batch in problem.pool.batches}
-    assert grown["_score_candidates"] == (2 * len(of_pool) if answers == "candidates" else 0)
-    assert {f"jit({name})": count for name, count in grown.items() if count} == {
-        name: count for name, count in Counter(compilations.names).items() if name[4:-1] in PROGRAMS
+    assert len(set(compilations.of_models)) == len(compilations.of_models)
+    grown = Counter(name for name, *_ in compilations.of_models)
+    assert 1 < grown["_answer"] <= pool_scoring.PROMPT_SHAPES
+    assert KINDS[answers] < grown["_score_proposed"] <= KINDS[answers] * (pool_scoring.SEQUENCE_SHAPES + 1)
+    assert 1 < grown["train_step"] <= trainer.STEP_SHAPES + 1
+    of_candidates = [shape for name, *shape, _ in compilations.of_models if name == "_score_candidates"]
+    assert (len(of_candidates) > 2) == (answers == "candidates")
+    assert set(Counter(map(str, of_candidates)).values()) <= {2}  # the base model, and samples
+    assert {f"jit({name})": count for name, count in grown.items()} == {
+        name: count for name, count in Counter(compilations.names).items() if name[4:-1] in NAMES
     }
 
-    # From the second query on, only a shape that is met for the first time, and an epoch's order of so many labels.
-    later = {name for part in compilations.parts()[2 : CONFIG.loop.rounds] for name in part}
-    assert later <= {"jit(_score_proposed)", "jit(train_step)", "jit(iota)", "jit(_shuffle)"}
+    # Later: only a shape that is met for the first time, and the order of an epoch of so many labels. The first two
+    # rounds of the first run compile everything else, the first query of another strategy how that one chooses.
+    rounds = config.loop.rounds
+    parts = compilations.parts()
+    assert len(parts) == len(config.seeds) * len(config.strategies) * rounds
+    for number, part in enumerate(parts):
+        run, this_round = divmod(number, rounds)
+        if run == 0 and this_round < 2:
+            continue
+        chooses = {"jit(_acquire)"} if this_round == 1 and run < len(config.strategies) else set()
+        assert set(part) <= MET_LATER | ORDER | chooses, (run, this_round)
 
-    # Another run, stopped after its second round and taken up again, finds everything compiled.
+    # Another experiment, stopped after a second round and taken up again, finds everything compiled.
     def stopped(folder, state):
         write(folder, state)
         if state.round == 2:
@@ -185,5 +215,5 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     monkeypatch.setattr(experiment, "save_state", write)
     experiment.run_experiment(config, Progress("silent"))
     # What a checkpoint is read with may be new, programs of a single operation; the model's are not.
-    models = {"jit(_answer)", "jit(_score_proposed)", "jit(_score_candidates)", "jit(train_step)", "jit(_folded)"}
+    models = {"jit(_folded)", *(f"jit({name})" for name in NAMES)}
     assert not models & set(compilations.names[compiled:])

@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 
 from star_jax import run, score
+from star_jax.acquisition import pool_scoring
 from star_jax.command_line import guarded_main
 from star_jax.data import skills_benchmark as skills
+from star_jax.training import trainer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "own_data.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _one_shape(monkeypatch):
+    """Of each kind of batch, which is a program less to compile in every run; several are for other tests of runs."""
+    for name in ("PROMPT_SHAPES", "SEQUENCE_SHAPES", "CANDIDATE_SHAPES"):
+        monkeypatch.setattr(pool_scoring, name, 1)
+    monkeypatch.setattr(trainer, "STEP_SHAPES", 1)
 
 
 def write(path, examples, labelled):

@@ -14,12 +14,16 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 
 from star_jax import run
-from star_jax.command_line import guarded_main
+from star_jax.command_line import guarded_main, parse_run
 from star_jax.data import skills_benchmark as skills
 from star_jax.data.tasks import boolq
+from star_jax.experiment import configure_jax, run_experiment
+from star_jax.models.folders import resolve_folder
+from star_jax.runtime.progress import Progress
 from star_jax.runtime.run_folder import RunFolder
 from star_jax.runtime.timing import PHASES
 
@@ -27,7 +31,7 @@ GOLDEN_MODEL = Path(__file__).parent / "golden" / "llama" / "model"
 CONFIG = """
 model: {path: embedded:skills}
 lora: {rank: 4, alpha: 8, dropout: 0.1, training_dropout: tied, targets: [q_proj, v_proj]}
-training: {learning_rate: 5.0e-3, epochs: 2, batch_size: 16, replay: embedded:skills, replay_rows: 4}
+training: {learning_rate: 5.0e-3, epochs: 2, batch_size: 16, replay_rows: 4}
 scoring: {mc_samples: 2, batch_size: 64}
 loop: {initial_labels: 20, labels_per_round: 10, rounds: 3}
 data: {task: skills, max_prompt_tokens: 9, max_response_tokens: 6, test_limit: 48}
@@ -43,31 +47,55 @@ def write_rows(path, examples):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A config, a pool and a test file. Programs are optimised and kept, as they are for a person."""
+    """A config, a pool, a test file and a few replay rows. Programs are optimised and kept, as they are for a person.
+
+    Kept in a folder of their own, from which the processes that are started here read them.
+    """
     folder = tmp_path_factory.mktemp("run")
     names = ("jax_disable_most_optimizations", "jax_enable_compilation_cache", "jax_compilation_cache_dir")
-    before = {name: jax.config.values[name] for name in names}
+    also = ("jax_default_matmul_precision", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in (*names, *also)}
     for name, value in zip(names, (False, True, str(folder / "programs")), strict=True):
         jax.config.update(name, value)
     patch = pytest.MonkeyPatch()
     patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
     patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
+    patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))
+    configure_jax()
+    compilation_cache.reset_cache()  # Whether there is one is looked up once, for the first program.
     (folder / "tiny.yaml").write_text(CONFIG)
     seed = int.from_bytes(os.urandom(2))
     print(f"pool seed {seed}")
     write_rows(folder / "pool.jsonl", skills.pool_examples("R1", seed, 120))
     write_rows(folder / "test.jsonl", skills.test_examples())
+    replay = (resolve_folder("embedded:skills") / "replay.jsonl").read_text().splitlines(keepends=True)
+    (folder / "replay.jsonl").write_text("".join(replay[::60]))
     yield folder
     patch.undo()
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def flags(folder, output, *extra, pool="pool.jsonl"):
     return [
         *("--config", str(folder / "tiny.yaml"), "--output-dir", str(output)),
-        *("--data.train", str(folder / pool), "--data.test", str(folder / "test.jsonl"), *extra),
+        *("--data.train", str(folder / pool), "--data.test", str(folder / "test.jsonl")),
+        *("--training.replay", str(folder / "replay.jsonl"), *extra),
     ]
+
+
+def run_unreported(argv):
+    """What the command does but for its report, which takes longer to draw than a run like these."""
+    run_experiment(parse_run(argv)[0], Progress())
+
+
+@pytest.fixture
+def unoptimised():
+    """Of programs that no other test here runs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def lines(path):
@@ -164,11 +192,12 @@ def test_star_picks_by_descending_score(finished):
         assert all(row["base_uncertainty"] >= 0 and row["full_uncertainty"] >= 0 for row in rows)
 
 
+@pytest.mark.usefixtures("unoptimised")
 def test_a_run_goes_on_from_an_adapter(workplace, finished, capfd):
     """With a rate of next to nothing, training ends where it starts; the adapter is part of the base model."""
     start, output = finished / "random" / "seed-0", workplace / "onward"
     argv = flags(workplace, output, "--model.adapter", str(start / "adapter"), "--training.learning-rate", "1e-12")
-    assert run.main([*argv, "--strategies", "base_only", "--loop.rounds", "2"]) == 0
+    run_unreported([*argv, "--strategies", "base_only", "--loop.rounds", "2"])
     assert "starts from the adapter" in capfd.readouterr().err
     ours = output / "base_only" / "seed-0"
     before, after = (load_file(place / "adapter" / "adapter_model.safetensors") for place in (start, ours))
@@ -204,15 +233,16 @@ def permuted(workplace, finished):
 
 def test_permuting_hidden_responses_leaves_all_picks_bit_identical(workplace, finished, permuted):
     output = workplace / "permuted"
-    assert run.main(flags(workplace, output, "--strategies", "star", pool=permuted)) == 0
+    run_unreported(flags(workplace, output, "--strategies", "star", pool=permuted))
     assert picks(output / "star" / "seed-0") == picks(finished / "star" / "seed-0")
 
 
+@pytest.mark.usefixtures("unoptimised")
 def test_reference_answers_do_depend_on_hidden_responses(workplace, permuted):
     """The leak test can fail: with gold scoring, the same permutation changes the picks."""
     for pool in ("pool.jsonl", permuted):
         extra = ("--strategies", "pe", "--scoring.answers", "reference")
-        assert run.main(flags(workplace, workplace / f"gold-{pool}", *extra, pool=pool)) == 0
+        run_unreported(flags(workplace, workplace / f"gold-{pool}", *extra, pool=pool))
     first, second = (picked_ids(workplace / f"gold-{pool}" / "pe" / "seed-0") for pool in ("pool.jsonl", permuted))
     assert first != second
 
@@ -269,7 +299,7 @@ def test_changed_config_is_refused_by_key(workplace, finished, capfd):
         (("--data.train", "missing.jsonl"), "missing.jsonl"),
         (("--strategies", "bald", "--scoring.mc-samples", "1"), "scoring.mc_samples"),
         (("--data.max-prompt-tokens", "100"), "max_position_embeddings"),
-        (("--model.path", str(GOLDEN_MODEL)), "training.replay"),
+        (("--model.path", str(GOLDEN_MODEL), "--training.replay", "embedded:skills"), "training.replay"),
         (("--data.max-prompt-tokens", "5"), "the limit of 5"),
     ],
 )
@@ -296,7 +326,9 @@ def test_other_data_is_refused(workplace, finished, capfd, tmp_path):
 def test_a_config_may_change_before_a_round_is_finished(workplace, tmp_path):
     folder = RunFolder.open(tmp_path, "random", 0, {"loop": {"rounds": 9}}, "cpu")
     folder.close()
-    assert run.main(flags(workplace, tmp_path, "--strategies", "random", "--loop.rounds", "1")) == 0
+    # And once with all the replay rows that ship with the model, which take their time to tokenise.
+    extra = ("--strategies", "random", "--loop.rounds", "1", "--training.replay", "embedded:skills")
+    run_unreported(flags(workplace, tmp_path, *extra))
     assert len(lines(tmp_path / "random" / "seed-0" / "metrics.jsonl")) == 1
 
 
@@ -309,7 +341,8 @@ def boolq_rows(folder, name, count, start=0):
     return rows
 
 
-def test_shipped_boolq_config_runs_and_its_picks_know_no_hidden_label(workplace, tmp_path):
+@pytest.mark.usefixtures("workplace", "unoptimised")
+def test_shipped_boolq_config_runs_and_its_picks_know_no_hidden_label(tmp_path):
     """configs/boolq.yaml scores the closed answer set; flipping every unbought answer must change no pick."""
     rows = boolq_rows(tmp_path, "train.jsonl", 40)
     boolq_rows(tmp_path, "test.jsonl", 12, start=100)
@@ -323,7 +356,7 @@ def test_shipped_boolq_config_runs_and_its_picks_know_no_hidden_label(workplace,
             *("--output-dir", str(tmp_path / output), "--model.dtype", "float32", "--training.epochs", "1"),
         ]
 
-    assert run.main(argv("first")) == 0
+    run_unreported(argv("first"))
     bought = set(chain.from_iterable(picked_ids(tmp_path / "first" / "star" / "seed-0")))
     assert len(bought) == 12
     flip = {"the correct answer is true": "the correct answer is false"}
@@ -332,14 +365,14 @@ def test_shipped_boolq_config_runs_and_its_picks_know_no_hidden_label(workplace,
         if f"train-{number:06d}" not in bought:
             row["answer"] = flip[row["answer"]]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run.main(argv("second")) == 0
+    run_unreported(argv("second"))
     assert picks(tmp_path / "second" / "star" / "seed-0") == picks(tmp_path / "first" / "star" / "seed-0")
 
 
 def test_stored_config_repeats_the_run(finished, tmp_path):
     stored = finished / "star" / "seed-0" / "config.yaml"
     assert yaml.safe_load(stored.read_text())["strategies"] == ["star"]
-    assert run.main(["--config", str(stored), "--output-dir", str(tmp_path)]) == 0
+    run_unreported(["--config", str(stored), "--output-dir", str(tmp_path)])
     assert picks(tmp_path / "star" / "seed-0") == picks(finished / "star" / "seed-0")
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from random_models import random_adapter
 
 from star_jax import score
 from star_jax.command_line import guarded_main
-from star_jax.config import LoraConfig
 from star_jax.models.checkpoint_hf import load_model
 from star_jax.models.folders import load_tokenizer, resolve_folder
-from star_jax.models.lora import init_adapter
 from star_jax.models.peft_format import save_adapter
 
 PROMPTS = ["rev 3 1 4 =", "max 3 9 4 1 =", "desc 2 7 5 =", "sort 9 1 5 5 2 ="]
@@ -24,11 +23,17 @@ PROMPTS = ["rev 3 1 4 =", "max 3 9 4 1 =", "desc 2 7 5 =", "sort 9 1 5 5 2 ="]
 def files(tmp_path):
     rows = [{"id": f"q{i}", "question": text} for i, text in enumerate(PROMPTS)]
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = load_model("embedded:skills")
-    adapter = init_adapter(jax.random.key(1), model.params, LoraConfig(rank=4, targets=("q_proj", "down_proj")))
-    noisy = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(2), leaf.shape), adapter.weights)
-    save_adapter(adapter._replace(weights=noisy), tmp_path / "adapter", base_model="embedded:skills", dropout=0.2)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A folder with an adapter that changes answers."""
+    folder = tmp_path_factory.mktemp("adapter")
+    config = load_model("embedded:skills").config
+    noisy = random_adapter(np.random.default_rng(1), config, targets=("q_proj", "down_proj"), rank=4)
+    save_adapter(noisy, folder, base_model="embedded:skills", dropout=0.2)
+    return str(folder)
 
 
 def scored(files, *extra):
@@ -50,13 +55,13 @@ def test_unlabelled_prompts_are_scored_on_the_models_own_answer(files):
     assert rows[0]["response"] == "4 1 3"
 
 
-def test_monte_carlo_samples_differ_by_seed_and_repeat_by_seed(files):
-    flags = ("--adapter", str(files / "adapter"), "--mc-samples", "4")
+def test_monte_carlo_samples_differ_by_seed_and_repeat_by_seed(files, adapter):
+    flags = ("--adapter", adapter, "--mc-samples", "4")
     first, again, other = scored(files, *flags), scored(files, *flags), scored(files, *flags, "--seed", "1")
     assert first == again
     assert first != other
     assert all(row["bald"] > 0 and row["jensen_gap"] > 0 for row in first)
-    plain = scored(files, "--adapter", str(files / "adapter"))
+    plain = scored(files, "--adapter", adapter)
     assert [row["response"] for row in plain] == [row["response"] for row in first]
 
 
@@ -77,9 +82,9 @@ def test_scores_are_written_where_the_trace_cannot_be(files, monkeypatch, capfd)
 
 
 def test_rate_zero_and_missing_pieces_are_one_sentence(files, capfd):
-    model = load_model("embedded:skills")
-    adapter = init_adapter(jax.random.key(1), model.params, LoraConfig(rank=2, targets=("q_proj",)))
-    save_adapter(adapter, files / "still", base_model="embedded:skills", dropout=0.0)
+    config = load_model("embedded:skills").config
+    still = random_adapter(np.random.default_rng(1), config, targets=("q_proj",), rank=2)
+    save_adapter(still, files / "still", base_model="embedded:skills", dropout=0.0)
     base = ["--model", "embedded:skills", "--data", str(files / "pool.jsonl"), "--task", "skills"]
     for extra, sentence in (
         (["--adapter", str(files / "still"), "--mc-samples", "2"], "dropout"),

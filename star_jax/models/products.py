@@ -163,5 +163,5 @@ def _over_tokens(x: Array, slope: Array) -> Array:
 
 def _precision(x: Array) -> jax.lax.Precision | None:
     """That of products of an array of this type; None for JAX's default."""
-    unsaid = jax.config.jax_default_matmul_precision is None
+    unsaid = jax.config.jax_default_matmul_precision is None  # type: ignore[attr-defined]
     return jax.lax.Precision.HIGHEST if unsaid and x.dtype == jnp.float32 else None
