@@ -31,7 +31,7 @@ GOLDEN_MODEL = Path(__file__).parent / "golden" / "llama" / "model"
 CONFIG = """
 model: {path: embedded:skills}
 lora: {rank: 4, alpha: 8, dropout: 0.1, training_dropout: tied, targets: [q_proj, v_proj]}
-training: {learning_rate: 5.0e-3, epochs: 2, batch_size: 16, replay_rows: 4}
+training: {learning_rate: 5.0e-3, epochs: 2, batch_size: 16, replay: FEW_ROWS, replay_rows: 4}
 scoring: {mc_samples: 2, batch_size: 64}
 loop: {initial_labels: 20, labels_per_round: 10, rounds: 3}
 data: {task: skills, max_prompt_tokens: 9, max_response_tokens: 6, test_limit: 48}
@@ -63,7 +63,7 @@ def workplace(tmp_path_factory):
     patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))
     configure_jax()
     compilation_cache.reset_cache()  # Whether there is one is looked up once, for the first program.
-    (folder / "tiny.yaml").write_text(CONFIG)
+    (folder / "tiny.yaml").write_text(CONFIG.replace("FEW_ROWS", str(folder / "replay.jsonl")))
     seed = int.from_bytes(os.urandom(2))
     print(f"pool seed {seed}")
     write_rows(folder / "pool.jsonl", skills.pool_examples("R1", seed, 120))
@@ -80,8 +80,7 @@ def workplace(tmp_path_factory):
 def flags(folder, output, *extra, pool="pool.jsonl"):
     return [
         *("--config", str(folder / "tiny.yaml"), "--output-dir", str(output)),
-        *("--data.train", str(folder / pool), "--data.test", str(folder / "test.jsonl")),
-        *("--training.replay", str(folder / "replay.jsonl"), *extra),
+        *("--data.train", str(folder / pool), "--data.test", str(folder / "test.jsonl"), *extra),
     ]
 
 

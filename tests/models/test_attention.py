@@ -330,11 +330,13 @@ def test_a_row_that_is_not_finite_does_not_reach_its_neighbours(
     starts = starts_of(lengths)
     run = partial(line_attention, starts=jnp.asarray(starts), lengths=jnp.asarray(lengths), width=8)
     want = value_and_slopes(run, parts, weight)
-    (*parts, weight)[part][starts[1] + 1] = bad
-    got = value_and_slopes(run, parts, weight)
+    spoiled = [np.copy(one) for one in (*parts, weight)]
+    spoiled[part][starts[1] + 1] = bad
+    got = value_and_slopes(run, spoiled[:3], spoiled[3])
     others = np.r_[0:3, 5 : sum(lengths) + 2]
     for found, expected in zip(got, want, strict=True):
         np.testing.assert_array_equal(np.asarray(found)[others], np.asarray(expected)[others])
+        assert np.isfinite(expected).all()
     assert not all(np.isfinite(found).all() for found in got)
 
 
