@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.measures import sequence_measures
+from star_jax.config import DropoutMode
 from star_jax.data.batching import (
     Batch,
     Shape,
@@ -52,7 +53,7 @@ class Sampling(NamedTuple):
 
     samples: int
     rate: float
-    mode: str
+    mode: DropoutMode
 
 
 class BatchSizes(NamedTuple):

@@ -155,7 +155,11 @@ def attend_cache(
     Returns:
       `B×T×H×d`. The softmax is taken in float32. A query that may see no key (padding) gets their mean,
       which is finite and never read.
+
+    Raises:
+      ValueError: `window` is a number below 1.
     """
+    _require_window(window)
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     visible = (key_positions[:, None, :] >= 0) & (distance >= 0)
     if window is not None:

@@ -362,10 +362,16 @@ def test_a_line_in_bfloat16_is_close(
 @pytest.mark.parametrize("window", [0, -1])
 def test_a_window_has_room_for_the_query_itself(rng: np.random.Generator, window: int) -> None:
     query, key, value, _ = line_inputs(rng, 8)
-    with pytest.raises(ValueError, match=f"window is {window}; a query sees at least 1 position"):
-        self_attention(query[None], key[None], value[None], window=window)
-    with pytest.raises(ValueError, match=f"window is {window}; a query sees at least 1 position"):
-        line_attention(query, key, value, jnp.zeros(1, int), jnp.full(1, 8), width=8, window=window)
+    rows = query[None], key[None], value[None]
+    places = jnp.arange(8)[None]
+    calls = (
+        lambda: self_attention(*rows, window=window),
+        lambda: line_attention(query, key, value, jnp.zeros(1, int), jnp.full(1, 8), width=8, window=window),
+        lambda: attend(*rows, places, places, window=window),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=f"window is {window}; a query sees at least 1 position"):
+            call()
 
 
 @pytest.mark.parametrize("width", [8, 50])
