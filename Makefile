@@ -1,6 +1,6 @@
 # make demo    installs into .venv and runs configs/quickstart.yaml
 # make test    all tests but those against PyTorch        make parity   those against PyTorch and PEFT
-# make lint    ruff            make types   mypy          make clean    removes what the others made
+# make lint    ruff            make types   mypy          make clean    removes the environment and caches, not runs/
 # make bench   speed beside Transformers and PEFT, about 40 minutes; experiments/benchmarks/bench.py has flags
 #
 # Needs Python 3.11 or newer with its venv module, and make. Another Python beside it:
@@ -38,7 +38,7 @@ bench: $(VENV)/installed-parity
 	$(python) experiments/benchmarks/bench.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(python):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,9 +1,9 @@
 """Compares strategies over paired seeds: `python experiments/compare_strategies.py OUTPUT_DIR`.
 
-Reads the run folders of an experiment and prints, for accuracy over all test items and over the skills the
-base model has never seen, the area under the learning curve (AUBC) of every strategy and its paired
-difference to random: mean, standard deviation, 95 % interval, p of a paired t and a Wilcoxon test. Nothing is
-corrected for the number of strategies looked at.
+Reads the run folders of an experiment on task `skills` and prints, for accuracy over all test items and over the
+skills the base model has never seen, the area under the learning curve (AUBC) of every strategy and its paired
+difference to --baseline (random): mean, standard deviation, 95 % interval, p of a paired t and a Wilcoxon test.
+Nothing is corrected for the number of strategies looked at.
 """
 
 from __future__ import annotations

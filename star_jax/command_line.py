@@ -183,9 +183,9 @@ class ScoreConfig:
     ignored_fields: tuple[str, ...] = ()
     """Fields of the model's config.json that are not known here and known to you to be harmless, comma separated."""
     max_prompt_tokens: int = 1024
-    """Longest prompt."""
+    """Longest prompt, tokens."""
     max_response_tokens: int = 512
-    """Longest response generated or scored, end-of-sequence included."""
+    """Longest response generated or scored, tokens, end-of-sequence included."""
     too_long: TooLong = "error"
     """Prompts over the limit: refuse, leave the example out, or cut on the left; gold responses: refuse, or cut on the
     right (both)."""
@@ -228,7 +228,8 @@ class ScoreArguments(ScoreConfig):
     """Uncertainty scores for the examples of a file, one JSON object a line."""
 
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """YAML file of an experiment, whose model, pool, task and limits are the defaults of the other flags."""
+    """YAML file of an experiment, whose model, pool, task, format, limits, answers and batch size are the defaults of
+    the other flags; dropout samples are not taken from it."""
 
 
 def parse_score(argv: Sequence[str]) -> ScoreConfig:
@@ -307,8 +308,8 @@ def guarded_main(
       when_interrupted: what to say after Ctrl-C.
 
     Returns:
-      The exit code: what `main` returned, 2 after a `ConfigError`, a `DataError` or a
-      `FloatingPointError` (training or scores diverged), 3 where a person has to label first,
+      The exit code: what `main` returned, 2 after a `ConfigError`, a `DataError`, a `FloatingPointError` (training
+      or scores diverged), where memory is full or a file cannot be written, 3 where a person has to label first,
       130 after Ctrl-C, 141 when the reader of stdout went away.
     """
     try:

@@ -1,8 +1,8 @@
 """What an experiment is: frozen dataclasses, validated on construction.
 
 Every number a run depends on lives here, so that the resolved configuration in a run folder *is* the
-experiment. Nothing else in the package reads flags or environment variables. A value that makes no sense
-raises `ConfigError` with one sentence naming the field.
+experiment. Flags are read in `command_line` alone, and environment variables for JAX's own settings in
+`experiment`. A value that makes no sense raises `ConfigError` with one sentence naming the field.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class TrainingConfig:
     l2_b: float = 0.0
     """Weight beta of the explicit loss term beta * ||B||^2."""
     confidence_penalty: float = 0.0
-    """Weight of the entropy bonus in the loss, nats (Pereyra et al. 2017)."""
+    """Weight of the entropy, in nats, that is subtracted from the loss (Pereyra et al. 2017)."""
     entropy_floor: float | None = None
     """Hinge form: only entropy missing below this many nats is penalised; none for the plain form."""
     label_smoothing: float = 0.0
@@ -246,9 +246,9 @@ class DataConfig:
     test_limit: int | None = None
     """Use at most this many test examples, drawn with a fixed seed."""
     max_prompt_tokens: int = 128
-    """Longest prompt."""
+    """Longest prompt, tokens."""
     max_response_tokens: int = 256
-    """Longest response trained on, generated and scored, end-of-sequence included."""
+    """Longest response trained on, generated and scored, tokens, end-of-sequence included."""
     too_long: TooLong = "error"
     """Prompts over the limit: refuse, leave the example out, or cut on the left; responses: refuse, or cut on the right
     (both), but for the answers of a closed set (scoring.answers candidates), which are always refused."""
@@ -339,7 +339,8 @@ class ExperimentConfig:
     output_dir: str = "runs/experiment"
     """Folder of the run folders and the report."""
     strategies: tuple[str, ...] = ("star", "random")
-    """Names from the strategy registry, comma separated."""
+    """Comma separated: star, random, entropy, pe, entropy_dynamic, pe_dynamic, entropy_subtract, pe_subtract,
+    base_only, bald, least_confidence, margin, star_constant, star_reversed."""
     seeds: tuple[int, ...] = (0,)
     """One run a strategy and seed, comma separated; a seed fixes pool draw, initial set, adapters and dropout."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -39,7 +39,7 @@ def group_counts(groups: Sequence[str]) -> dict[str, int]:
 
 
 def length_correlation(info: RoundInfo, candidates: np.ndarray) -> float | None:
-    """Pearson correlation of the full model's measure and response length over what could be picked.
+    """Pearson correlation of the full model's measure and response length over what could be picked, indices `n`.
 
     It asks whether uncertainty is more than length; None where either is constant or was not computed.
     """

@@ -1,4 +1,4 @@
-"""`python -m star_jax.score`: uncertainty scores of a file, for people who want only the indices."""
+"""`python -m star_jax.score`: uncertainty scores of a file, without any training."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
-    """One object an example: `id`, every measure of `acquisition.measures`, and the response where there is one.
+    """One object an example: `id`, its measures (`acquisition.measures`), and the response if that is not the file's.
+
+    Measures of disagreement between samples are there only with several.
 
     Args:
       config: what to score, and with what.
@@ -59,6 +61,7 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
 
     Raises:
       ConfigError, DataError: model, adapter or data cannot be used, or the task has no closed answer set.
+      ScoreError: a score is not finite; the examples are named.
     """
     import jax
     import numpy as np

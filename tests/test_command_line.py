@@ -1,6 +1,7 @@
 """Flags over files, and what a user sees after a mistake: exit code 2, a message, no traceback."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 import typing
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from star_jax import command_line
+from star_jax.acquisition.strategies import STRATEGIES
 from star_jax.command_line import ScoreConfig, guarded_main, parse_experiment, parse_run, parse_score
 from star_jax.config import ConfigError, ExperimentConfig, FormatConfig
 from star_jax.config_file import config_from_mapping, load_yaml
@@ -114,6 +116,12 @@ def test_flags_replace_the_files_values_wherever_they_stand(tmp_path):
     ]
     assert dataclasses.astuple(parse_experiment(argv).training)[-2:] == (None, 0)
     assert parse_experiment(argv).training.gradient_clip is None
+
+
+def test_help_names_every_strategy(capsys):
+    with pytest.raises(SystemExit):
+        parse_experiment(["--help"])
+    assert set(STRATEGIES) <= set(re.findall(r"[a-z_]+", capsys.readouterr().out))
 
 
 def test_help_shows_every_flag_and_its_documentation(capsys):

@@ -85,14 +85,22 @@ def model_folder(tmp_path_factory):
 
 
 def write_rows(path, rng, count, closed):
-    """Prompts of 4 to 70 digits with responses of 1 to 29, or one of the answers: 5 to 100 tokens with the end."""
+    """Prompts of 4 to 70 digits with responses of 1 to 29, or one of the answers: 5 to 100 tokens with the end.
+
+    Lengths are spread evenly, in random order: by chance they could be so alike that one shape holds them all.
+    """
+    prompts, responses = (rng.permutation(np.linspace(*ends, count).astype(int)) for ends in ((4, 70), (1, 29)))
     rows = []
     for number in range(count):
-        prompt = " ".join(map(str, rng.integers(0, 10, rng.integers(4, 71))))
-        response = rng.choice(ANSWERS) if closed else " ".join(map(str, rng.integers(0, 10, rng.integers(1, 30))))
+        prompt = digits(rng, prompts[number])
+        response = rng.choice(ANSWERS) if closed else digits(rng, responses[number])
         rows.append({"id": f"{path.stem}-{number:03d}", "prompt": prompt, "response": response})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def digits(rng, count):
+    return " ".join(map(str, rng.integers(0, 10, count)))
 
 
 class Compilations:

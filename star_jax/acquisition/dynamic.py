@@ -64,13 +64,13 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {
 
 
 def minmax(values: Array, available: Array) -> Array:
-    """(u − min)/(max − min): the most uncertain at 1, the least at 0."""
+    """(u − min)/(max − min): the most uncertain at 1, the least at 0. Shapes as in `Normaliser`."""
     low, high = _extremes(values, available)
     return _where_varied(values - low, high - low, low, high, available)
 
 
 def zscore(values: Array, available: Array) -> Array:
-    """(u − mean)/standard deviation (of the population, not the sample)."""
+    """(u − mean)/standard deviation (of the population, not the sample). Shapes as in `Normaliser`."""
     low, high = _extremes(values, available)
     count = jnp.maximum(available.sum(), 1)
     centred = jnp.where(available, values - jnp.where(available, values, 0).sum() / count, 0)
@@ -79,7 +79,10 @@ def zscore(values: Array, available: Array) -> Array:
 
 
 def rank(values: Array, available: Array) -> Array:
-    """Rank over the number of available entries less one, in [0, 1]; equal values share their average rank."""
+    """Rank over the number of available entries less one, in [0, 1]; equal values share their average rank.
+
+    Shapes as in `Normaliser`.
+    """
     low, high = _extremes(values, available)
     # Entries out of the running sort behind all others, so that they never lift a rank.
     ordered = jnp.sort(jnp.where(available, values, jnp.inf))
@@ -107,7 +110,7 @@ def subtract(base: Array, full: Array) -> Array:
 
 
 def released_dynamic(lam: ArrayLike, base: Array, full: Array, available: Array) -> Array:
-    """The released blend, λ·minmax(u_b) + (1 − λ)·u_f with u_f *not* scaled, in nats.
+    """The released blend, λ·minmax(u_b) + (1 − λ)·u_f of `N` values each with u_f *not* scaled, in nats.
 
     Its base term is at most 1 nat against hundreds, so that long responses win at every t; here for reproduction
     only. The released ranking is by descending value (`minmax` of it, which the released code reports, keeps order).
@@ -116,7 +119,7 @@ def released_dynamic(lam: ArrayLike, base: Array, full: Array, available: Array)
 
 
 def released_subtract(base: Array, full: Array, available: Array) -> Array:
-    """The released ablation, u_f − minmax(u_b) with u_f not scaled, in nats."""
+    """The released ablation, u_f − minmax(u_b) of `N` values each with u_f not scaled, in nats."""
     return subtract(minmax(base, available), full)
 
 

@@ -25,6 +25,9 @@ def top_k(scores: Array, available: Array, count: int) -> Array:
 
     Returns:
       `count` int32 indices.
+
+    Raises:
+      ValueError: `count` is negative or larger than N.
     """
     chex.assert_rank([scores, available], 1)
     chex.assert_equal_shape([scores, available])

@@ -229,7 +229,7 @@ def check_finite(scores: np.ndarray | Array, ids: Sequence[str]) -> None:
         named = ", ".join(ids[i] for i in bad[:10]) + (f" and {bad.size - 10} more" if bad.size > 10 else "")
         raise ScoreError(
             f"{bad.size} of {len(ids)} examples have a score that is not finite: {named}; "
-            "training has probably diverged, try a lower training.learning_rate"
+            "training has diverged (try a lower training.learning_rate), or the model's weights are broken"
         )
 
 

@@ -33,5 +33,5 @@ def available(pool: PoolState) -> Array:
 
 
 def label(pool: PoolState, indices: Array, round_number: int) -> PoolState:
-    """Moves examples from the unlabelled to the labelled ones."""
+    """Moves examples, `k` int32 indices, from the unlabelled to the labelled ones; which they are is not checked."""
     return PoolState(pool.labelled_in.at[indices].set(round_number))

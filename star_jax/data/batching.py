@@ -287,6 +287,12 @@ def _deal(sizes: Iterable[int], most: int, slots: int, devices: int) -> list[lis
 def pack(rows: Sequence[Row], index: Sequence[int] | np.ndarray, shapes: Sequence[Shape], devices: int = 1) -> Batch:
     """The given rows as one batch, dealt out to the devices, in the smallest shape that holds them.
 
+    Args:
+      rows: what goes into the batch.
+      index: their numbers.
+      shapes: of a device's share.
+      devices: how many share the rows; the batch has as many times a shape's rows.
+
     Raises:
       ValueError: they fit no shape.
     """

@@ -34,6 +34,9 @@ def grouped_accuracy(correct: ArrayLike, groups: Sequence[str]) -> dict[str, flo
     Args:
       correct: `N` bool.
       groups: the N names of the groups.
+
+    Raises:
+      ValueError: there are not as many groups as judgements.
     """
     correct = np.asarray(correct, dtype=bool)
     if len(groups) != correct.size:

@@ -35,6 +35,9 @@ def brier(confidence: ArrayLike, correct: ArrayLike) -> float:
     Args:
       confidence: `N` probabilities of being correct.
       correct: `N` bool.
+
+    Raises:
+      ValueError: there is no example, lengths differ, or a confidence is outside of [0, 1].
     """
     confidence, correct = _checked(confidence, correct)
     return float(np.mean((confidence - correct) ** 2))
@@ -52,6 +55,10 @@ def reliability_bins(
       scheme: `equal_width` cuts [0, 1] evenly (Guo et al. 2017); `equal_mass` cuts at the quantiles of the
         confidences (Nixon et al. 2019, arXiv 1904.01685), where equal confidences stay together so that the result does
         not depend on the order of the examples.
+
+    Raises:
+      ValueError: there is no example, lengths differ, or a confidence is outside of [0, 1];
+        `bins` is below 1, or there is no such scheme.
     """
     confidence, correct = _checked(confidence, correct)
     if bins < 1:
@@ -84,6 +91,9 @@ def expected_calibration_error(
       correct: `N` bool.
       bins: number of bins.
       scheme: how they are cut, see `reliability_bins`.
+
+    Raises:
+      ValueError: as `reliability_bins`.
     """
     table = reliability_bins(confidence, correct, bins, scheme)
     filled = table.counts > 0
@@ -102,6 +112,9 @@ def auroc(uncertainty: ArrayLike, error: ArrayLike) -> float | None:
 
     Returns:
       A number in [0, 1], or None where there are only errors or none.
+
+    Raises:
+      ValueError: lengths differ, or an uncertainty is not finite.
     """
     uncertainty = np.asarray(uncertainty, dtype=np.float64)
     error = np.asarray(error, dtype=bool)

@@ -29,7 +29,11 @@ class PairedDifference(NamedTuple):
 
 
 def mean_and_sd(values: ArrayLike) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n − 1) of at least one value; no deviation for a single one."""
+    """Mean and sample standard deviation (n − 1) of `n` values; no deviation for a single one.
+
+    Raises:
+      ValueError: there is no value, or not one axis of them.
+    """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"expected at least one value, got shape {array.shape}")

@@ -71,7 +71,11 @@ class TensorReader:
         return self._handles[name].get_tensor(name)
 
     def expect(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """One tensor that must be there, in that shape."""
+        """One tensor that must be there, in that shape.
+
+        Raises:
+          ConfigError: it is missing, quantised, or of another shape.
+        """
         if name not in self._handles:
             raise ConfigError(f"{self.folder}: the tensor {name} is missing")
         stored = self._handles[name].get_slice(name).get_dtype()

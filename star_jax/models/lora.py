@@ -193,7 +193,7 @@ def init_adapter(key: Array, params: Any, config: LoraConfig) -> Adapter:
         arXiv 2312.03732).
 
     Returns:
-      The adapter, float32.
+      The adapter, A `L×I×r` and B `L×r×O`, float32; its scales are 0 in layers that are no target.
 
     Raises:
       ConfigError: a target matches no layer.
@@ -223,10 +223,10 @@ def init_adapter(key: Array, params: Any, config: LoraConfig) -> Adapter:
 
 
 def b_square(weights: Factors) -> Array:
-    """‖B‖², summed over all layers and projections."""
+    """‖B‖², summed over all layers and projections; a float32 scalar."""
     return sum((jnp.sum(jnp.square(factors["b"])) for factors in weights["layers"].values()), start=jnp.zeros(()))
 
 
 def b_norm(adapter: Adapter) -> Array:
-    """‖B‖ of all layers and projections together, the strength of the adapter that L2 on B holds down."""
+    """‖B‖ of all layers and projections, float32: the strength of the adapter, which L2 on B holds down."""
     return jnp.sqrt(b_square(adapter.weights))

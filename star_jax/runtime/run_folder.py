@@ -72,6 +72,9 @@ FINGERPRINTS = {
 NOT_COMPARED = ("output_dir", "strategies", "seeds")
 """Configuration keys that do not change what one strategy and seed compute."""
 
+FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise")
+"""Configuration keys that change results by rounding alone; a run that ran out of memory goes on with others."""
+
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Row:
     """Nested settings as one level of dotted keys, `{"loop.rounds": 10, …}`."""
@@ -156,7 +159,8 @@ class RunFolder:
         """Creates or continues the folder of one run and locks it until `close`.
 
         config.yaml is the given configuration with `strategies` and `seeds` narrowed to this run, so that it
-        repeats this run alone. It and environment.json are written when the folder is new.
+        repeats this run alone. It and environment.json are written anew until a round is finished; from then on only
+        `FIT_TO_MEMORY` keys may change, in config.yaml too.
 
         Args:
           root: OUTPUT_DIR.
@@ -179,15 +183,19 @@ class RunFolder:
         try:
             clean(path)
             stored = path / "config.yaml"
+            own = {**config, "strategies": [strategy], "seeds": [seed]}
             # Before a round is finished nothing is lost by starting with another configuration.
             if stored.exists() and (path / "metrics.jsonl").exists():
-                _refuse_changes(path, read_yaml(stored), config)
+                changed = differences(read_yaml(stored), config)
+                _refuse_changes(path, changed)
                 _refuse_other_data(path, data)
+                if changed and not (path / "summary.json").exists():
+                    write_yaml_atomic(stored, own)
             else:
                 if data is not None:
                     write_json_atomic(path / "data.json", data)
                 write_json_atomic(path / "environment.json", environment(device))
-                write_yaml_atomic(stored, {**config, "strategies": [strategy], "seeds": [seed]})
+                write_yaml_atomic(stored, own)
         except BaseException:
             os.close(lock)
             raise
@@ -210,7 +218,8 @@ class RunFolder:
     @staticmethod
     def origin(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         """Hash of the settings that are compared and of the data: a choice made with others means nothing."""
-        settings = {name: value for name, value in flatten(plain(config)).items() if name not in NOT_COMPARED}
+        free = (*NOT_COMPARED, *FIT_TO_MEMORY)
+        settings = {name: value for name, value in flatten(plain(config)).items() if name not in free}
         facts = {name: data[name] for name in FINGERPRINTS if name in data}
         return hashlib.sha256(json.dumps([settings, facts], sort_keys=True).encode()).hexdigest()
 
@@ -283,11 +292,11 @@ def _acquire(path: Path) -> int:
     return descriptor
 
 
-def _refuse_changes(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    changed = differences(stored, config)
-    if changed:
+def _refuse_changes(path: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    refused = {key: pair for key, pair in changed.items() if key not in FIT_TO_MEMORY}
+    if refused:
         listed = "; ".join(
-            f"{key}: {_said(before)} in the folder, {_said(now)} now" for key, (before, now) in changed.items()
+            f"{key}: {_said(before)} in the folder, {_said(now)} now" for key, (before, now) in refused.items()
         )
         raise ConfigError(
             f"{path} was made with another configuration ({listed}); choose another --output-dir or delete the folder"

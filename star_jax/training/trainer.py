@@ -138,7 +138,7 @@ def _slopes(
 
 
 def epoch_batches(key: Array, rows: int, batch_size: int, epochs: int) -> Iterator[np.ndarray]:
-    """Row numbers of each step: a fresh permutation an epoch, the last batch of an epoch shorter."""
+    """Row numbers of each step, at most `batch_size`: a fresh permutation an epoch, whose last batch may be shorter."""
     for epoch in range(epochs):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), rows))
         for start in range(0, rows, batch_size):

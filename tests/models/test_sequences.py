@@ -87,7 +87,7 @@ def test_hidden_states_are_those_that_predict_the_response(
         alone = Dropout(dropout.keys[row : row + 1], RATE, "per_token")
         want = forward(tiny_model, adapter, other.tokens[row : row + 1], other.lengths[row : row + 1], alone)[0]
         for number in range(len(response)):
-            np.testing.assert_allclose(got[row][mask[row]][number], want[len(prompt) + number - 1], atol=1e-5)
+            np.testing.assert_allclose(got[row][mask[row]][number], want[len(prompt) + number - 1], atol=1e-4)
 
 
 def test_hidden_states_do_not_see_the_token_they_predict(

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,7 +198,9 @@ def test_rematerialising_changes_neither_states_nor_gradient(
 
     decoder = tiny_model.decoder
     got, want = (value_and_gradient(one) for one in (decoder.clone(rematerialise=True), decoder))
-    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4)
+    # Of sums over many tokens: small ones among them are as far off as large ones.
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
     assert "remat" in str(
         jax.make_jaxpr(decoder.clone(rematerialise=True).apply)({"params": tiny_model.params}, rows[0])
     )

@@ -7,9 +7,16 @@ import sys
 
 import pytest
 
-from star_jax.config import ConfigError, ExperimentConfig, LoopConfig
+from star_jax.config import (
+    ConfigError,
+    ExperimentConfig,
+    GenerationConfig,
+    LoopConfig,
+    ScoringConfig,
+    TrainingConfig,
+)
 from star_jax.runtime.files import read_json, read_yaml
-from star_jax.runtime.run_folder import RunFolder, differences
+from star_jax.runtime.run_folder import FIT_TO_MEMORY, RunFolder, differences
 
 CONFIG = ExperimentConfig(output_dir="out", strategies=("star", "random"), seeds=(3, 4)).to_dict()
 
@@ -104,6 +111,25 @@ def test_a_changed_configuration_is_refused_with_every_key(tmp_path):
     assert "--output-dir" in message
     assert "\n" not in message
     open_folder(tmp_path).close()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_fits_a_run_to_memory_may_change_on_the_way(tmp_path, finished):
+    """And is what config.yaml holds from then on, unless all has been computed already."""
+    changed = ExperimentConfig(
+        scoring=ScoringConfig(batch_size=3),
+        generation=GenerationConfig(batch_size=5),
+        training=TrainingConfig(rematerialise=True),
+    ).to_dict()
+    assert differences(CONFIG, changed).keys() == set(FIT_TO_MEMORY)
+    assert RunFolder.origin(changed, {}) == RunFolder.origin(CONFIG, {})
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 1)
+        if finished:
+            folder.write_summary({})
+    with open_folder(tmp_path, changed) as folder:
+        assert differences(read_yaml(folder.path / "config.yaml"), CONFIG if finished else changed) == {}
+        assert len(folder.metrics()) == 1
 
 
 def test_one_process_at_a_time(tmp_path):
