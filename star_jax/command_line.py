@@ -21,7 +21,17 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from star_jax.active.oracles import LabelsNeeded
-from star_jax.config import Answers, ConfigError, ExperimentConfig, FormatConfig, OnBadRow, TooLong, check_format
+from star_jax.config import (
+    LEAST_DROPOUT,
+    SEEDS,
+    Answers,
+    ConfigError,
+    ExperimentConfig,
+    FormatConfig,
+    OnBadRow,
+    TooLong,
+    check_format,
+)
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.data.examples import DataError
 
@@ -211,13 +221,17 @@ class ScoreConfig:
             value = getattr(self, name)
             if value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+        if self.seed >= SEEDS:
+            raise ConfigError(f"--seed is {self.seed}; it must be less than {SEEDS}")
         if self.mc_samples > 1 and self.adapter is None:
             raise ConfigError(
                 f"--mc-samples {self.mc_samples} needs --adapter: dropout acts on the adapter's input, "
                 "and without one all passes are the same"
             )
-        if self.dropout_rate is not None and not 0 < self.dropout_rate < 1:
-            raise ConfigError(f"--dropout-rate is {self.dropout_rate}; it must be between 0 and 1")
+        if self.dropout_rate is not None and not LEAST_DROPOUT <= self.dropout_rate <= 1 - LEAST_DROPOUT:
+            raise ConfigError(
+                f"--dropout-rate is {self.dropout_rate}; it must be from {LEAST_DROPOUT:.6f} to {1 - LEAST_DROPOUT:.6f}"
+            )
         if self.dropout_rate is not None and self.mc_samples == 1:
             raise ConfigError("--dropout-rate does nothing in a single pass; raise --mc-samples or leave it out")
         check_format(self.task, self.format)

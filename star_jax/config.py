@@ -8,6 +8,7 @@ experiment. Flags are read in `command_line` alone, and environment variables fo
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any, Literal
@@ -24,9 +25,24 @@ class ConfigError(ValueError):
     """A configuration value a run cannot start with; the message is meant for the user as it stands."""
 
 
+LEAST_DROPOUT = 2**-16
+"""Least probability other than 0 that masks are drawn with, and that of 1 less the greatest."""
+
+SEEDS = 2**32
+"""Seeds are smaller than this: JAX's keys would be those of smaller ones again."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_finite(section: str, config: Any) -> None:
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            otherwise = ", or none" if "None" in str(entry.type) else ""
+            raise ConfigError(f"{section}.{entry.name} is {value}; it must be a finite number{otherwise}")
 
 
 @dataclass(frozen=True)
@@ -69,9 +85,14 @@ class LoraConfig:
     """Initial A: PEFT's default U(-1/sqrt(in), 1/sqrt(in)), or Gaussian with variance 1/rank. B always starts at 0."""
 
     def __post_init__(self) -> None:
+        _require_finite("lora", self)
         _require(self.rank >= 1, f"lora.rank is {self.rank}; it must be at least 1")
         _require(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
-        _require(0 <= self.dropout < 1, f"lora.dropout is {self.dropout}; it must be in [0, 1)")
+        _require(
+            self.dropout == 0 or LEAST_DROPOUT <= self.dropout <= 1 - LEAST_DROPOUT,
+            f"lora.dropout is {self.dropout}; it must be 0 for none, or from {LEAST_DROPOUT:.6f} to "
+            f"{1 - LEAST_DROPOUT:.6f}",
+        )
         _require(bool(self.targets), "lora.targets is empty; name at least one module, or all-linear")
 
 
@@ -120,6 +141,7 @@ class TrainingConfig:
     """Replay rows a step; they are not labels and are not counted as such."""
 
     def __post_init__(self) -> None:
+        _require_finite("training", self)
         _require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be positive")
         _require(self.epochs >= 1, f"training.epochs is {self.epochs}; it must be at least 1")
         _require(self.batch_size >= 1, f"training.batch_size is {self.batch_size}; it must be at least 1")
@@ -199,6 +221,7 @@ class AcquisitionConfig:
     """`released` reproduces the released code: base on [0, 1], full as raw sum."""
 
     def __post_init__(self) -> None:
+        _require_finite("acquisition", self)
         _require(0 <= self.constant <= 1, f"acquisition.constant is {self.constant}; it must be in [0, 1]")
         _require(self.power > 0, f"acquisition.power is {self.power}; it must be positive")
 
@@ -359,7 +382,7 @@ class ExperimentConfig:
         _require(bool(self.seeds), "seeds is empty; give at least one, for example 0")
         _require(len(set(self.strategies)) == len(self.strategies), "strategies names one twice; name each once")
         _require(len(set(self.seeds)) == len(self.seeds), "seeds names one twice; name each once")
-        _require(all(seed >= 0 for seed in self.seeds), "seeds must not be negative")
+        _require(all(0 <= seed < SEEDS for seed in self.seeds), f"seeds must be from 0 to {SEEDS - 1}")
         check_format(self.data.task, self.format)
 
     def to_dict(self) -> dict[str, Any]:

@@ -34,10 +34,10 @@ from star_jax.active.loop import LoopState, Problem, choose, init, learn
 from star_jax.active.oracles import Annotator, LabelsNeeded, SimulatedOracle
 from star_jax.active.pool import available
 from star_jax.checks import check_data
-from star_jax.config import ExperimentConfig
+from star_jax.config import ConfigError, ExperimentConfig
 from star_jax.data.batching import Shape
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.prepared import RunData, prepare, tokenised
+from star_jax.data.prepared import RunData, prepare, rows_fingerprint, tokenised
 from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, TestSet, evaluate, prepare_test_set
 from star_jax.models.folders import folder_fingerprint, resolve_folder
 from star_jax.models.lora import Adapter, b_norm
@@ -147,6 +147,8 @@ def _load(bench: Workbench, seed: int) -> RunData:
     data.facts["model"] = folder_fingerprint(resolve_folder(bench.config.model.path))
     if bench.config.model.adapter is not None:
         data.facts["start"] = folder_fingerprint(Path(bench.config.model.adapter))
+    if bench.replay:
+        data.facts["replay"] = rows_fingerprint(bench.replay)
     check_data(bench.config, data)
     if bench.config.scoring.answers == "candidates" and bench.task.candidates is not None:
         check_candidates(bench.encoder, data.pool[0], bench.task.candidates)
@@ -185,19 +187,31 @@ def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData, shapes:
             return folder.summary()
         with bench.watch.phase("load"):
             state = load_state(folder.path)
-            folder.drop_rounds_from(0 if state is None else state.round)
+            _drop_unfinished(folder, 0 if state is None else state.round)
+            folder.record()
             problem, test = _problem(bench, data, shapes), prepare_test_set(bench.encoder, data.test, shapes.scoring)
             run = Run(bench, strategy, seed, data, problem, shapes.scoring, test, folder, title)
             if state is None:
                 state = init(len(data.pool))
             else:
-                progress.log(f"{title}: continues after round {state.round - 1}, in {folder.path}")
+                progress.log(f"{title}: continues after round {state.round}, in {folder.path}")
                 state = state._replace(labels=_labels(folder, data.pool, state.round))
         while state.round < bench.config.loop.rounds:
             state = _round(run, state)
         summary = summary_row(strategy.name, seed, folder.metrics(), data.counts(), bench.watch.lap())
         folder.write_summary(summary)
         return summary
+
+
+def _drop_unfinished(folder: RunFolder, rounds: int) -> None:
+    """Drops what a killed run wrote of a round whose state it did not come to write, which is one round at most."""
+    written = len(folder.metrics())
+    if written > rounds + 1:
+        raise ConfigError(
+            f"{folder.path} has {written} finished rounds, and {folder.path / 'state'} the state after "
+            f"{rounds or 'none'} of them; put the newest state back, or delete the folder to start again"
+        )
+    folder.drop_rounds_from(rounds)
 
 
 def _labels(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> dict[int, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from star_jax.acquisition.strategies import Strategy
 from star_jax.checks import check_experiment, check_model
-from star_jax.config import ExperimentConfig
+from star_jax.config import ConfigError, ExperimentConfig
 from star_jax.data.encoding import Encoder, Limits, Row
 from star_jax.data.loading import load_examples
 from star_jax.data.prepared import examples_within_limits
@@ -149,4 +149,10 @@ def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[
         return []
     path = str(resolve_folder(source) / REPLAY_FILE) if source.startswith(EMBEDDED) else source
     examples = load_examples(task, path, "train", config.data.on_bad_row)
-    return encoder.examples(examples_within_limits(encoder, examples)[0], told=True)
+    kept = examples_within_limits(encoder, examples)[0]
+    if not kept:
+        raise ConfigError(
+            f"training.replay: no row of {path} has a prompt of at most {config.data.max_prompt_tokens} tokens; raise "
+            "data.max_prompt_tokens, or set data.too_long to truncate-left"
+        )
+    return encoder.examples(kept, told=True)

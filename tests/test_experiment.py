@@ -13,6 +13,7 @@ import pytest
 from star_jax import experiment
 from star_jax.acquisition import pool_scoring
 from star_jax.config import (
+    ConfigError,
     DataConfig,
     ExperimentConfig,
     GenerationConfig,
@@ -21,10 +22,12 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.data import skills_benchmark as skills
 from star_jax.data.batching import pack, sequence_batches
 from star_jax.data.encoding import Limits, Row
 from star_jax.data.prepared import RunData, Tokenised
 from star_jax.models.devices import data_mesh
+from star_jax.runtime.files import read_yaml
 from star_jax.runtime.progress import Progress
 from star_jax.runtime.timing import PHASES
 
@@ -117,6 +120,36 @@ def test_seconds_of_a_run_are_those_of_its_rounds_whatever_the_sessions(tmp_path
     assert written[0]["load_seconds"] > 0
     assert written[1]["score_seconds"] > 0
     assert np.isclose(written[0]["score_seconds"], 0, atol=0.05)
+
+
+def test_a_folder_without_its_state_keeps_its_rounds_and_goes_on_once_it_has_it(tmp_path):
+    """With other batch sizes, as a run would that had no memory left; config.yaml then has those."""
+    (before,) = play(tmp_path)
+    folder = tmp_path / "base_only" / "seed-0"
+    (folder / "summary.json").unlink()
+    (folder / "state").rename(folder / "elsewhere")
+    smaller = {"scoring": ScoringConfig(mc_samples=2, batch_size=8), "generation": GenerationConfig(batch_size=16)}
+    with pytest.raises(ConfigError, match=r"has 2 finished rounds, and .*state the state after none of them"):
+        play(tmp_path, **smaller)
+    assert len(rows(tmp_path, "base_only")) == len(picks(tmp_path, "base_only")) == 2
+    (folder / "elsewhere").rename(folder / "state")
+    assert read_yaml(folder / "config.yaml")["scoring"]["batch_size"] == 32
+    (after,) = play(tmp_path, **smaller)
+    assert after["accuracy"] == before["accuracy"]
+    assert read_yaml(folder / "config.yaml")["scoring"]["batch_size"] == 8
+
+
+def test_other_replay_rows_are_refused(tmp_path):
+    replay = tmp_path / "replay.jsonl"
+    examples = skills.pool_examples("R0", 9, 5)
+    texts = [json.dumps({"id": one.id, "question": one.prompt.text, "answer": one.response}) for one in examples]
+    replay.write_text("\n".join(texts[:4]))
+    training = dataclasses.replace(CONFIG.training, replay=str(replay), replay_rows=2)
+    changes = {"training": training, "loop": dataclasses.replace(CONFIG.loop, rounds=1)}
+    play(tmp_path / "out", **changes)
+    replay.write_text("\n".join(texts[1:]))
+    with pytest.raises(ConfigError, match=r"\(the rows of training\.replay have changed\)"):
+        play(tmp_path / "out", **changes)
 
 
 def test_the_first_run_of_a_session_pays_for_loading(tmp_path):

@@ -7,7 +7,7 @@ from random_models import random_model
 
 from star_jax.acquisition import pool_scoring
 from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool, score_pool
-from star_jax.config import ConfigError, DataConfig, ExperimentConfig, LoraConfig, ModelConfig
+from star_jax.config import ConfigError, DataConfig, ExperimentConfig, LoraConfig, ModelConfig, TrainingConfig
 from star_jax.data import skills_benchmark as skills
 from star_jax.models.checkpoint_hf import save_model
 from star_jax.models.folders import load_tokenizer
@@ -93,6 +93,15 @@ def test_the_adapter_to_start_from_is_the_base_models(tmp_path, narrow):
     for dtype in ("float32", "bfloat16"):
         bench = workbench(tmp_path, narrow, dtype=dtype, adapter=str(tmp_path / "adapter"))
         assert bench.base_adapter is bench.start is not None
+
+
+def test_replay_of_which_nothing_is_left_is_refused(tmp_path):
+    """Else a run would train without it and say nothing."""
+    limits = DataConfig(max_prompt_tokens=2, max_response_tokens=6, too_long="drop")
+    training = TrainingConfig(replay="embedded:skills", replay_rows=4)
+    config = ExperimentConfig(output_dir=str(tmp_path), data=limits, training=training)
+    with pytest.raises(ConfigError, match=r"no row of .*replay\.jsonl has a prompt of at most 2 tokens"):
+        open_workbench(config, [], Progress("silent"), Stopwatch())
 
 
 def test_limits_that_the_model_cannot_read_are_refused(tmp_path, narrow):

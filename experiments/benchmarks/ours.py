@@ -207,7 +207,7 @@ def _in_memory(workload: Workload, dtype: str, lora: LoraConfig) -> tuple[Langua
             strict=True,
         )
     }
-    return LanguageModel(decoder, params), Adapter({"layers": factors}, fresh.scale)
+    return replicated(LanguageModel(decoder, params)), Adapter({"layers": factors}, fresh.scale)
 
 
 @partial(jax.jit, static_argnames=("name", "shape", "dtype"))

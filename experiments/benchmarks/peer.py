@@ -34,11 +34,11 @@ WAYS: dict[str, type[Batch]] = {"plain": PlainBatch, "tuned": TunedBatch}
 CHOICES = {"score-k1": ("score",), "train": ("train",), "generate": ("generate",), "round": ("train", "generate")}
 """What there is to choose in a task."""
 
+PROBES = 3
+"""Timings of each way there is to choose from, the first of which warms up."""
+
 PLAIN = {"score": "not merged", "generate": "not merged, dynamic cache"}
 """What is chosen already in the plain way."""
-
-PROBE_TOKENS = 32
-"""New tokens of the runs that choose between ways of generating."""
 
 torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -64,7 +64,7 @@ class Bench:
         self.chosen: dict[str, Mapping[str, str]] = {"plain": ChainMap(PLAIN, self.fastest), "tuned": self.fastest}
 
     def choose(self, task: str, way: str) -> dict[str, float]:
-        """Tries all there is to choose from in a task, twice each, and keeps the fastest; seconds of the second time.
+        """Tries all there is to choose from in a task and keeps the fastest; the least seconds of each.
 
         The dtype that LoRA is trained in is tried in the tuned way, for both.
         """
@@ -133,12 +133,14 @@ class Bench:
         return {name: partial(self._fit, few, "tuned", name) for name in names}
 
     def _probe(self, function: Callable[[], object]) -> float:
-        function()
-        self.model.wait()
-        began = time.perf_counter()
-        function()
-        self.model.wait()
-        return time.perf_counter() - began
+        seconds = []
+        for _ in range(PROBES):
+            self.model.wait()
+            began = time.perf_counter()
+            function()
+            self.model.wait()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
 
     def _probe_scoring(self, merged: bool) -> None:
         with self.model.adapter(SCORED, merged):
@@ -146,7 +148,7 @@ class Bench:
 
     def _probe_generating(self, merged: bool, cache: str) -> None:
         with self.model.adapter(SCORED, merged):
-            self._answers(self.prompts[:1], cache, min(PROBE_TOKENS, self.workload.new_tokens))
+            self._answers(self.prompts[-1:], cache, self.workload.new_tokens)
 
     # Scoring.
 

@@ -84,6 +84,8 @@ def _environment(device: str) -> dict[str, str]:
     # quiet machine, and several times quicker where another process wants a core now and then, which star_jax's
     # thread pool minds less: without this a busy machine would flatter star_jax.
     defaults = {"GOMP_SPINCOUNT": "10000", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    # `warm_up` is to hold what a first run takes, whoever ran before.
+    defaults |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     environment = defaults | dict(os.environ)
     if device == "cpu":
         return environment | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}

@@ -29,15 +29,7 @@ def top_k(scores: Array, available: Array, count: int) -> Array:
     Raises:
       ValueError: `count` is negative or larger than N.
     """
-    chex.assert_rank([scores, available], 1)
-    chex.assert_equal_shape([scores, available])
-    chex.assert_type(available, bool)
-    if not 0 <= count <= scores.shape[0]:
-        raise ValueError(f"cannot pick {count} of {scores.shape[0]} examples")
-    # A stable sort on (not available, -score): availability goes first, so that no score, not even -inf, can put an
-    # available entry behind one that is not. lax.top_k promises no order of ties on every backend.
-    order = jnp.lexsort((-jnp.where(available, scores, 0), ~available))
-    return order[:count].astype(jnp.int32)
+    return _highest(scores, jnp.zeros_like(available), available, count)
 
 
 def power(key: Array, scores: Array, available: Array, count: int, power: float) -> Array:
@@ -53,23 +45,33 @@ def power(key: Array, scores: Array, available: Array, count: int, power: float)
       scores: `N`.
       available: `N` bool.
       count: number of picks, static.
-      power: coldness; 0 is uniform, infinity is `top_k`.
+      power: coldness; 0 is uniform, and the larger it is the closer to `top_k`.
 
     Returns:
       `count` int32 indices.
     """
     lowest = jnp.where(available, scores, jnp.inf).min()
     positive = jnp.where(available, scores - jnp.minimum(lowest, 0), 0)
-    log_tiny = jnp.log(jnp.finfo(scores.dtype).tiny)
-    # The floor stands for log 0: finite so that zeros stay in random order, and below all else at any power.
-    floor = max(power, 1.0) * log_tiny
-    log_weight = jnp.where(positive > 0, power * jnp.log(jnp.where(positive > 0, positive, 1)), floor)
-    return top_k(log_weight + _noise(key, jax.random.gumbel, scores.shape[0]), available, count)
+    log_weight = power * jnp.log(jnp.where(positive > 0, positive, 1))
+    return _highest(log_weight + _noise(key, jax.random.gumbel, scores.shape[0]), positive == 0, available, count)
 
 
 def uniform(key: Array, available: Array, count: int) -> Array:
     """`count` available entries drawn uniformly without replacement, as int32 indices in random order."""
     return top_k(_noise(key, jax.random.uniform, available.shape[0]), available, count)
+
+
+def _highest(scores: Array, last: Array, available: Array, count: int) -> Array:
+    """`count` available entries by descending score, those that are to come `last` (`N` bool) behind all others."""
+    chex.assert_rank([scores, available], 1)
+    chex.assert_equal_shape([scores, available, last])
+    chex.assert_type([available, last], bool)
+    if not 0 <= count <= scores.shape[0]:
+        raise ValueError(f"cannot pick {count} of {scores.shape[0]} examples")
+    # A stable sort on (not available, last, -score): availability goes first, so that no score, not even -inf, can put
+    # an available entry behind one that is not. lax.top_k promises no order of ties on every backend.
+    order = jnp.lexsort((-jnp.where(available, scores, 0), last, ~available))
+    return order[:count].astype(jnp.int32)
 
 
 def _noise(key: Array, draw: Callable[[Array], Array], size: int) -> Array:

@@ -194,7 +194,8 @@ class Encoder:
                 response = [*response, self.eos_id]
             if not response:
                 raise DataError(f"example {example.id}: the response is empty; give it a text or leave the row out")
-            parts.append((self._fit_prompt(example.prompt, text.ids[:start]), response))
+            # Leaving out a prompt that is too long only with this response behind it would tell of the response.
+            parts.append((self._fit_prompt(example.prompt, text.ids[:start], ("truncate-left", "drop")), response))
         return parts
 
     def _say_cut(self, cut: int, of: int) -> None:
@@ -231,12 +232,14 @@ class Encoder:
                 "trained with"
             )
 
-    def _fit_prompt(self, prompt: Prompt, ids: Sequence[int]) -> np.ndarray:
+    def _fit_prompt(
+        self, prompt: Prompt, ids: Sequence[int], cut_where: Sequence[TooLong] = ("truncate-left",)
+    ) -> np.ndarray:
         if not ids:
             raise DataError(f"example {prompt.id}: the prompt has no tokens; give it a text or leave the row out")
         limit = self.limits.prompt
         if len(ids) > limit:
-            if self.limits.too_long != "truncate-left":
+            if self.limits.too_long not in cut_where:
                 raise DataError(self._too_long(prompt.id, "prompt", len(ids), limit))
             # The left is cut, but not the mark of the beginning, which a model is never without.
             start = list(ids[:1]) if ids[0] == self.tokenizer.bos_token_id else []

@@ -129,3 +129,11 @@ def fingerprint(prompts: Sequence[Prompt], responses: Sequence[str] = ()) -> str
     """
     text = json.dumps([[(prompt.id, prompt.text) for prompt in prompts], list(responses)])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rows_fingerprint(rows: Sequence[Row]) -> str:
+    """Hash of tokenised rows and their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.asarray([row.prompt_length, len(row.tokens), *row.tokens], np.int64).tobytes())
+    return digest.hexdigest()

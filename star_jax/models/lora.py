@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from star_jax.config import ConfigError, DropoutMode, LoraConfig
+from star_jax.config import LEAST_DROPOUT, ConfigError, DropoutMode, LoraConfig
 from star_jax.models.modules import PROJECTION_PATHS, choose_modules
 from star_jax.models.products import Kept, adapted_product, folded_matmul
 from star_jax.models.quantization import Kernel, matmul
@@ -49,7 +49,7 @@ def with_adapter(params: Any, adapter: Adapter | None) -> dict[str, Any]:
     return {"params": params} | (adapter.collections() if adapter is not None else {})
 
 
-_DRAWS = 1 << 16
+_DRAWS = round(1 / LEAST_DROPOUT)
 
 _SITES = {"qkv_proj": 0, "o_proj": 1, "gate_up_proj": 2, "down_proj": 3}
 """What a layer's projections read -> its number, which picks its dropout masks. Projections that read the same share
@@ -81,8 +81,11 @@ class Dropout:
     def __post_init__(self) -> None:
         if self.mode not in ("shared", "tied", "per_token"):
             raise ConfigError(f"dropout mode is {self.mode!r}; choose shared, tied or per_token, or pass None for off")
-        if not 1 / _DRAWS <= self.rate <= 1 - 1 / _DRAWS:
-            raise ConfigError(f"dropout was asked for at rate {self.rate}; set lora.dropout in (0, 1) or switch it off")
+        if not LEAST_DROPOUT <= self.rate <= 1 - LEAST_DROPOUT:
+            raise ConfigError(
+                f"dropout was asked for at rate {self.rate}; set lora.dropout between {LEAST_DROPOUT:.6f} and "
+                f"{1 - LEAST_DROPOUT:.6f}, or switch it off"
+            )
 
 
 def draw(

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from star_jax.active.loop import LoopState, Query
 from star_jax.active.pool import PoolState
 from star_jax.models.lora import Adapter
-from star_jax.runtime.files import write_bytes_atomic
+from star_jax.runtime.files import full_disk_named, write_bytes_atomic
 from star_jax.runtime.timing import Seconds
 
 FOLDER = "state"
@@ -36,7 +36,7 @@ def save_state(folder: Path, state: LoopState) -> None:
     if target.exists():
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with full_disk_named(target), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(target, _to_tree(state))
         checkpointer.wait_until_finished()
     for round_number, path in _finished(folder):

@@ -5,11 +5,13 @@ No JAX. NaN and infinity are never written: a quantity that does not exist is No
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,8 @@ def replace_folder_atomic(path: Path, writer: Callable[[Path], None]) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
-        writer(new)
+        with full_disk_named(path):
+            writer(new)
         for file in sorted(new.rglob("*")):
             _sync_file(file)
         if path.exists():
@@ -118,6 +121,19 @@ def replace_folder_atomic(path: Path, writer: Callable[[Path], None]) -> None:
         shutil.rmtree(new, ignore_errors=True)
     _sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """A full disk that a library's own exception tells of becomes an `OSError` that names the path."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _sync_file(path: Path) -> None:

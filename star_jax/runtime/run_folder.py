@@ -30,22 +30,10 @@ from star_jax.runtime.files import (
     read_json,
     read_jsonl,
     read_yaml,
-    replace_folder_atomic,
     write_json_atomic,
     write_jsonl_atomic,
-    write_text_atomic,
     write_yaml_atomic,
 )
-
-__all__ = [
-    "RunFolder",
-    "differences",
-    "environment",
-    "replace_folder_atomic",
-    "write_json_atomic",
-    "write_jsonl_atomic",
-    "write_text_atomic",
-]
 
 PACKAGES = (
     "star_jax",
@@ -66,6 +54,7 @@ FINGERPRINTS = {
     "test": "the test examples",
     "model": "the files of model.path",
     "start": "the files of model.adapter",
+    "replay": "the rows of training.replay",
 }
 """Entries of data.json that a run must find again, and what has changed where it does not."""
 
@@ -142,9 +131,10 @@ class RunFolder:
       path: the folder.
     """
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, config: Mapping[str, Any]) -> None:
         self.path = path
         self._lock: int | None = lock
+        self._config = config
 
     @classmethod
     def open(
@@ -160,7 +150,7 @@ class RunFolder:
 
         config.yaml is the given configuration with `strategies` and `seeds` narrowed to this run, so that it
         repeats this run alone. It and environment.json are written anew until a round is finished; from then on only
-        `FIT_TO_MEMORY` keys may change, in config.yaml too.
+        `FIT_TO_MEMORY` keys may change, in config.yaml once the run goes on (`record`).
 
         Args:
           root: OUTPUT_DIR.
@@ -185,12 +175,9 @@ class RunFolder:
             stored = path / "config.yaml"
             own = {**config, "strategies": [strategy], "seeds": [seed]}
             # Before a round is finished nothing is lost by starting with another configuration.
-            if stored.exists() and (path / "metrics.jsonl").exists():
-                changed = differences(read_yaml(stored), config)
-                _refuse_changes(path, changed)
+            if stored.exists() and read_jsonl(path / "metrics.jsonl"):
+                _refuse_changes(path, read_yaml(stored), own)
                 _refuse_other_data(path, data)
-                if changed and not (path / "summary.json").exists():
-                    write_yaml_atomic(stored, own)
             else:
                 if data is not None:
                     write_json_atomic(path / "data.json", data)
@@ -199,7 +186,13 @@ class RunFolder:
         except BaseException:
             os.close(lock)
             raise
-        return cls(path, lock)
+        return cls(path, lock, own)
+
+    def record(self) -> None:
+        """Writes the configuration that the folder was opened with, where it is not the one in config.yaml."""
+        stored = self.path / "config.yaml"
+        if differences(read_yaml(stored), self._config):
+            write_yaml_atomic(stored, self._config)
 
     def close(self) -> None:
         """Lets go of the lock; closing twice does no harm."""
@@ -292,11 +285,11 @@ def _acquire(path: Path) -> int:
     return descriptor
 
 
-def _refuse_changes(path: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
-    refused = {key: pair for key, pair in changed.items() if key not in FIT_TO_MEMORY}
-    if refused:
+def _refuse_changes(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    changed = {key: pair for key, pair in differences(stored, config).items() if key not in FIT_TO_MEMORY}
+    if changed:
         listed = "; ".join(
-            f"{key}: {_said(before)} in the folder, {_said(now)} now" for key, (before, now) in refused.items()
+            f"{key}: {_said(before)} in the folder, {_said(now)} now" for key, (before, now) in changed.items()
         )
         raise ConfigError(
             f"{path} was made with another configuration ({listed}); choose another --output-dir or delete the folder"

@@ -223,6 +223,23 @@ def test_truncation_cuts_prompts_on_the_left_and_responses_on_the_right(words, c
     np.testing.assert_array_equal(prompt, row.tokens[:3])
 
 
+def test_a_prompt_that_only_its_response_makes_too_long_is_cut_where_long_ones_are_dropped():
+    """`xab` is one token, and `x`, `a`, `bc` are those of `xabc`. Leaving the prompt out would tell of the response."""
+    parts = ["x", "a", "b", "c", "bc", "ab", "xab", "</s>"]
+    merges = [("b", "c"), ("a", "b"), ("x", "ab")]
+    model = models.BPE({part: number for number, part in enumerate(parts)}, merges)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>")
+    one = example("xab", "c")
+    (whole,) = encoder(tokenizer).examples([one])
+    assert (tokenizer.convert_ids_to_tokens(whole.tokens), whole.prompt_length) == (["x", "a", "bc", "</s>"], 2)
+    dropping = encoder(tokenizer, prompt=1, too_long="drop")
+    assert fit(dropping, [one]) == Fitting([one.prompt], 0, 0, 0)
+    (cut,) = dropping.examples([one])
+    assert (tokenizer.convert_ids_to_tokens(cut.tokens), cut.prompt_length) == (["a", "bc", "</s>"], 1)
+    with pytest.raises(DataError, match="over the limit of 1"):
+        encoder(tokenizer, prompt=1).examples([one])
+
+
 def test_dropping_leaves_out_long_prompts_and_never_looks_at_responses(words, caplog):
     examples = [
         example("is the sea", " no", "e1"),

@@ -1,5 +1,6 @@
 """Atomic writes and strict reads."""
 
+import errno
 import json
 import os
 import stat
@@ -145,3 +146,18 @@ def test_damaged_files_are_named_with_their_line(tmp_path):
     with pytest.raises(DataError, match="is not JSON"):
         files.read_json(path)
     assert files.read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_a_full_disk_is_named_whoever_tells_of_it(tmp_path):
+    full = os.strerror(errno.ENOSPC)
+    for error in (ValueError(f"RESOURCE_EXHAUSTED: {full}"), RuntimeError(f"I/O error: {full} (os error 28)")):
+
+        def writer(folder, error=error):
+            raise error
+
+        with pytest.raises(OSError, match=full) as caught:
+            files.replace_folder_atomic(tmp_path / "adapter", writer)
+        assert caught.value.filename == str(tmp_path / "adapter")
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="another"), files.full_disk_named(tmp_path):
+        raise ValueError("another")

@@ -113,9 +113,8 @@ def test_a_changed_configuration_is_refused_with_every_key(tmp_path):
     open_folder(tmp_path).close()
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_what_fits_a_run_to_memory_may_change_on_the_way(tmp_path, finished):
-    """And is what config.yaml holds from then on, unless all has been computed already."""
+def test_what_fits_a_run_to_memory_may_change_on_the_way(tmp_path):
+    """And is what config.yaml holds once the run goes on."""
     changed = ExperimentConfig(
         scoring=ScoringConfig(batch_size=3),
         generation=GenerationConfig(batch_size=5),
@@ -125,11 +124,22 @@ def test_what_fits_a_run_to_memory_may_change_on_the_way(tmp_path, finished):
     assert RunFolder.origin(changed, {}) == RunFolder.origin(CONFIG, {})
     with open_folder(tmp_path) as folder:
         write_rounds(folder, 1)
-        if finished:
-            folder.write_summary({})
     with open_folder(tmp_path, changed) as folder:
-        assert differences(read_yaml(folder.path / "config.yaml"), CONFIG if finished else changed) == {}
+        assert differences(read_yaml(folder.path / "config.yaml"), CONFIG) == {}
         assert len(folder.metrics()) == 1
+        folder.record()
+        assert differences(read_yaml(folder.path / "config.yaml"), changed) == {}
+        assert read_yaml(folder.path / "config.yaml")["seeds"] == [3]
+
+
+def test_before_a_round_is_finished_everything_may_change(tmp_path):
+    """Also where a killed run left the row of a round that does not count."""
+    changed = ExperimentConfig(loop=LoopConfig(rounds=5)).to_dict()
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 1)
+        folder.drop_rounds_from(0)
+    with open_folder(tmp_path, changed) as folder:
+        assert differences(read_yaml(folder.path / "config.yaml"), changed) == {}
 
 
 def test_one_process_at_a_time(tmp_path):
