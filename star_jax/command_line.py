@@ -230,7 +230,7 @@ class ScoreConfig:
             )
         if self.dropout_rate is not None and not LEAST_DROPOUT <= self.dropout_rate <= 1 - LEAST_DROPOUT:
             raise ConfigError(
-                f"--dropout-rate is {self.dropout_rate}; it must be from {LEAST_DROPOUT:.6f} to {1 - LEAST_DROPOUT:.6f}"
+                f"--dropout-rate is {self.dropout_rate}; it must be from {LEAST_DROPOUT} to {1 - LEAST_DROPOUT}"
             )
         if self.dropout_rate is not None and self.mc_samples == 1:
             raise ConfigError("--dropout-rate does nothing in a single pass; raise --mc-samples or leave it out")

@@ -25,7 +25,7 @@ class ConfigError(ValueError):
     """A configuration value a run cannot start with; the message is meant for the user as it stands."""
 
 
-LEAST_DROPOUT = 2**-16
+LEAST_DROPOUT = 1e-6
 """Least probability other than 0 that masks are drawn with, and that of 1 less the greatest."""
 
 SEEDS = 2**32
@@ -90,8 +90,7 @@ class LoraConfig:
         _require(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive")
         _require(
             self.dropout == 0 or LEAST_DROPOUT <= self.dropout <= 1 - LEAST_DROPOUT,
-            f"lora.dropout is {self.dropout}; it must be 0 for none, or from {LEAST_DROPOUT:.6f} to "
-            f"{1 - LEAST_DROPOUT:.6f}",
+            f"lora.dropout is {self.dropout}; it must be 0 for none, or from {LEAST_DROPOUT} to {1 - LEAST_DROPOUT}",
         )
         _require(bool(self.targets), "lora.targets is empty; name at least one module, or all-linear")
 

@@ -146,7 +146,7 @@ def test_help_shows_every_flag_and_its_documentation(capsys):
         (["--training.gradient-clip", "inf"], "training.gradient_clip is inf; it must be a finite number, or none"),
         (["--training.l2-b", "nan"], "training.l2_b is nan; it must be a finite number"),
         (["--acquisition.power", "inf"], "acquisition.power is inf; it must be a finite number"),
-        (["--lora.dropout", "1e-6"], "lora.dropout is 1e-06; it must be 0 for none, or from 0.000015"),
+        (["--lora.dropout", "1e-7"], "lora.dropout is 1e-07; it must be 0 for none, or from 1e-06 to 0.999999"),
         (["--seeds", "0,,1"], "has an empty entry"),
         (["--seeds", "0,x"], "'x' is not a whole number"),
         (["--strategies", ""], "strategies is empty"),
@@ -229,7 +229,7 @@ def test_score_flags():
         (["--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
         (
             ["--adapter", "a", "--mc-samples", "3", "--dropout-rate", "0"],
-            "--dropout-rate is 0.0; it must be from 0.000015 to 0.999985",
+            "--dropout-rate is 0.0; it must be from 1e-06 to 0.999999",
         ),
         (["--adapter", "a", "--dropout-rate", "0.1"], "--dropout-rate does nothing in a single pass"),
         (["--answers", "gold"], "gold"),

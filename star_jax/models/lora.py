@@ -9,11 +9,11 @@ Hu et al. 2021, arXiv 2106.09685, section 4.1. Shapes: `L` layers, `B` batch, `T
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 
@@ -22,6 +22,7 @@ from star_jax.models.modules import PROJECTION_PATHS, choose_modules
 from star_jax.models.products import Kept, adapted_product, folded_matmul
 from star_jax.models.quantization import Kernel, matmul
 from star_jax.models.ragged import Line
+from star_jax.models.threefry import threefry
 
 Array = jax.Array
 Factors = Mapping[str, Mapping[str, Mapping[str, Array]]]
@@ -49,8 +50,6 @@ def with_adapter(params: Any, adapter: Adapter | None) -> dict[str, Any]:
     return {"params": params} | (adapter.collections() if adapter is not None else {})
 
 
-_DRAWS = round(1 / LEAST_DROPOUT)
-
 _SITES = {"qkv_proj": 0, "o_proj": 1, "gate_up_proj": 2, "down_proj": 3}
 """What a layer's projections read -> its number, which picks its dropout masks. Projections that read the same share
 them, as they share their input."""
@@ -68,7 +67,7 @@ class Dropout:
     Attributes:
       keys: `B` PRNG keys, one a row, so that a row's masks do not depend on the batch it rides in; a single key, a
         scalar, in mode `shared`.
-      rate: probability that an entry is dropped, > 0; rounded to a multiple of 2⁻¹⁶.
+      rate: probability that an entry is dropped, > 0.
       mode: `shared` draws one mask for all rows, which makes the pass one sample A_k = diag(m_k) A / (1 - rate) of A's
         weights (Gal & Ghahramani 2016, arXiv 1506.02142); `tied` draws one a row, shared by its tokens, a sample of
         the weights for each row (arXiv 1512.05287); `per_token` draws one a token, as PEFT does in training.
@@ -83,8 +82,8 @@ class Dropout:
             raise ConfigError(f"dropout mode is {self.mode!r}; choose shared, tied or per_token, or pass None for off")
         if not LEAST_DROPOUT <= self.rate <= 1 - LEAST_DROPOUT:
             raise ConfigError(
-                f"dropout was asked for at rate {self.rate}; set lora.dropout between {LEAST_DROPOUT:.6f} and "
-                f"{1 - LEAST_DROPOUT:.6f}, or switch it off"
+                f"dropout was asked for at rate {self.rate}; set lora.dropout between {LEAST_DROPOUT} and "
+                f"{1 - LEAST_DROPOUT}, or switch it off"
             )
 
 
@@ -105,25 +104,28 @@ def draw(
     if dropout is None:
         return None
     _require_keys(dropout, x.shape[0] if line is None else line.lengths.shape[0])
-    # Sixteen random bits an entry instead of a float's thirty-two: drawing masks is what dropout costs.
-    kept, width = round((1 - dropout.rate) * _DRAWS), x.shape[-1]
-
-    def mask(key: Array) -> Array:
-        return jax.random.bits(key, (width,), jnp.uint16) < kept
-
-    fold = partial(jax.vmap, in_axes=(0, None))(jax.random.fold_in)
     site = layer * len(_SITES) + _SITES[projection]
+    below, columns = np.uint32(round((1 - dropout.rate) * 2**32)), jnp.arange(x.shape[-1], dtype=jnp.uint32)
+
+    def words(key: Array) -> Array:
+        return jax.random.bits(jax.random.fold_in(key, site), (2,), jnp.uint32)
+
+    def mask(words: Array, token: Array | int) -> Array:
+        """`…×D` for words `…×2` and tokens `…`."""
+        place = jnp.asarray(token, jnp.uint32)[..., None]
+        return threefry((words[..., :1], words[..., 1:]), (place, columns))[0] < below
+
     if dropout.mode == "shared":
-        return Kept(mask(jax.random.fold_in(dropout.keys, site)), _DRAWS / kept)
-    rows = fold(dropout.keys, site)
+        return Kept(mask(words(dropout.keys), 0), 1 / (1 - dropout.rate))
+    rows = jax.vmap(words)(dropout.keys)
     if dropout.mode == "tied":
-        entries = jax.vmap(mask)(rows)
+        entries = mask(rows, 0)
         entries = entries[:, None] if line is None else entries[line.rows][None]
     elif line is None:
-        entries = jax.vmap(jax.vmap(mask))(jax.vmap(fold, in_axes=(None, 0), out_axes=1)(rows, jnp.arange(x.shape[1])))
+        entries = mask(rows[:, None], jnp.arange(x.shape[1]))
     else:
-        entries = jax.vmap(mask)(jax.vmap(jax.random.fold_in)(rows[line.rows], line.positions))[None]
-    return Kept(entries, _DRAWS / kept)
+        entries = mask(rows[line.rows], line.positions)[None]
+    return Kept(entries, 1 / (1 - dropout.rate))
 
 
 def _require_keys(dropout: Dropout, rows: int) -> None:
