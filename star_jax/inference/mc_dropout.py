@@ -9,8 +9,9 @@ import jax
 
 from star_jax.config import ConfigError, DropoutMode
 from star_jax.inference.scoring import TokenStatistics, statistics_of
+from star_jax.models.dropout import Dropout, row_keys
 from star_jax.models.head import output_head
-from star_jax.models.lora import Adapter, Dropout, row_keys
+from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
 
@@ -40,7 +41,7 @@ def mc_score_responses(
       index: `B` int32, the example each row belongs to; rows of one example share their masks in every mode.
       samples: K.
       rate: dropout probability.
-      mode: `shared`, `tied` or `per_token`, as `models.lora.Dropout` says; not `off`.
+      mode: `shared`, `tied` or `per_token`, as `models.dropout.Dropout` says; not `off`.
 
     Returns:
       Statistics `K×B×T` and the mask `B×T`.

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.models.lora import Adapter, Dropout, with_adapter
+from star_jax.models.dropout import Dropout
+from star_jax.models.lora import Adapter, with_adapter
 from star_jax.models.ragged import line_up
 from star_jax.models.transformer import LanguageModel
 

@@ -22,7 +22,8 @@ from flax import struct
 
 from star_jax.config import ConfigError
 from star_jax.models.attention import attend_cache, choose_kernel, line_attention, self_attention
-from star_jax.models.lora import Dropout, LoraDense, draw
+from star_jax.models.dropout import Dropout, draw
+from star_jax.models.lora import LoraDense
 from star_jax.models.pointwise import RMSNorm, gated
 from star_jax.models.products import Kept
 from star_jax.models.ragged import Line, to_line, to_rows

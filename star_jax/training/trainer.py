@@ -21,8 +21,9 @@ from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.data.batching import Batch, Shape, pack, random_steps, step_shapes
 from star_jax.data.encoding import Row
 from star_jax.models.devices import ROWS, by_rows, data_mesh, replicated
+from star_jax.models.dropout import Dropout, row_keys
 from star_jax.models.head import output_head
-from star_jax.models.lora import Adapter, Dropout, Factors, init_adapter, row_keys
+from star_jax.models.lora import Adapter, Factors, init_adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
 from star_jax.training.losses import TokenLosses, objective, token_losses

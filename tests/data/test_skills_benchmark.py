@@ -113,7 +113,7 @@ def labels(seed):
 
 
 @pytest.fixture(scope="module")
-def test_set():
+def held_out():
     return skills.test_examples()
 
 
@@ -141,9 +141,9 @@ def test_worked_examples(text, answer):
     assert reference(text) == answer
 
 
-def test_every_response_is_right(corpus, labels, test_set, seed):
+def test_every_response_is_right(corpus, labels, held_out, seed):
     items = corpus + skills.replay_items(seed, 2_000)
-    items += [(example.prompt.text, example.response) for example in labels + test_set]
+    items += [(example.prompt.text, example.response) for example in labels + held_out]
     seen = set()
     for text, response in items:
         assert response == reference(text) == skills.solve(text), text
@@ -210,9 +210,9 @@ def test_trivial_and_held_out_pairs_are_those_the_docstrings_name():
     assert set(skills.PRETRAINED_PAIRS) == set(pairs) - trivial - new
 
 
-def test_the_vocabulary_is_closed_and_the_lengths_are_exact(corpus, labels, test_set, seed):
+def test_the_vocabulary_is_closed_and_the_lengths_are_exact(corpus, labels, held_out, seed):
     noise = skills.pool_examples("R3", seed, 500)
-    items = corpus + [(example.prompt.text, example.response) for example in labels + test_set + noise]
+    items = corpus + [(example.prompt.text, example.response) for example in labels + held_out + noise]
     prompts, responses = ([pair[side].split(" ") for pair in items] for side in (0, 1))
     assert skills.VOCABULARY[:2] == ("<pad>", ".")
     assert len(set(skills.VOCABULARY)) == len(skills.VOCABULARY)
@@ -223,29 +223,29 @@ def test_the_vocabulary_is_closed_and_the_lengths_are_exact(corpus, labels, test
     assert min(map(len, responses)) == 1
 
 
-def test_the_test_set_is_uniform_distinct_and_stays_the_same(test_set):
-    assert counts(test_set) == dict.fromkeys(skills.TESTED_SKILLS, skills.TEST_PER_SKILL)
-    assert len(set(texts(test_set))) == len(test_set) == len({example.id for example in test_set})
-    assert test_set[0].id == "test-rev-000"
-    assert test_set[-1].id == "test-mininc-059"
-    assert skills.test_examples() == test_set
+def test_the_test_set_is_uniform_distinct_and_stays_the_same(held_out):
+    assert counts(held_out) == dict.fromkeys(skills.TESTED_SKILLS, skills.TEST_PER_SKILL)
+    assert len(set(texts(held_out))) == len(held_out) == len({example.id for example in held_out})
+    assert held_out[0].id == "test-rev-000"
+    assert held_out[-1].id == "test-mininc-059"
+    assert skills.test_examples() == held_out
     # The shipped base model has never read these prompts; another set would break that promise without a sign.
-    digest = hashlib.sha256("\n".join(texts(test_set)).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(texts(held_out)).encode()).hexdigest()
     assert digest == "df05d9eed2de54e4a645d9c7c4cbc2844e0974d4c90f2333a3a9890c1774ba74"
 
 
-def test_no_set_shares_a_prompt_with_the_test_set(corpus, labels, test_set, seed):
-    excluded = set(texts(test_set))
+def test_no_set_shares_a_prompt_with_the_test_set(corpus, labels, held_out, seed):
+    excluded = set(texts(held_out))
     assert excluded.isdisjoint(text for text, _ in corpus + skills.replay_items(seed, 20_000))
     assert excluded.isdisjoint(texts(labels))
     for regime in skills.REGIMES:
         assert excluded.isdisjoint(texts(skills.pool_examples(regime, seed, 1_500)))
 
 
-def test_a_crowded_skill_still_stays_out_of_the_test_set(test_set, monkeypatch):
+def test_a_crowded_skill_still_stays_out_of_the_test_set(held_out, monkeypatch):
     """With lists of one length there are 1,000 prompts, and a draw meets a test prompt all the time."""
     monkeypatch.setattr(skills, "LIST_LENGTHS", (3,))
-    excluded = set(texts(test_set))
+    excluded = set(texts(held_out))
     short = {text for text in excluded if text.startswith("rev ") and len(text.split()) == 5}
     assert short
     rng = np.random.default_rng()

@@ -12,8 +12,9 @@ from random_models import PROJECTIONS
 from star_jax.config import ConfigError
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import TokenStatistics, score_responses, statistics_of
+from star_jax.models.dropout import Dropout, draw, row_keys
 from star_jax.models.head import output_head
-from star_jax.models.lora import Adapter, Dropout, draw, row_keys
+from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 
 FIELDS = TokenStatistics._fields

@@ -13,7 +13,8 @@ from scipy import stats
 
 from star_jax.config import ConfigError, DropoutMode
 from star_jax.models.checkpoint_hf import projection_shapes
-from star_jax.models.lora import Adapter, Dropout, LoraDense, draw, row_keys
+from star_jax.models.dropout import Dropout, draw, row_keys
+from star_jax.models.lora import Adapter, LoraDense
 from star_jax.models.products import Kept
 from star_jax.models.ragged import Line, line_up
 from star_jax.models.transformer import LanguageModel, TransformerConfig

@@ -11,7 +11,8 @@ import pytest
 from random_models import FAMILIES
 
 from star_jax.models import attention, transformer
-from star_jax.models.lora import Adapter, Dropout, Factors, row_keys
+from star_jax.models.dropout import Dropout, row_keys
+from star_jax.models.lora import Adapter, Factors
 from star_jax.models.ragged import line_up, to_line, to_rows
 from star_jax.models.sequences import SequenceInputs, hidden_states
 from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig

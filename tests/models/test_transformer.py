@@ -13,8 +13,9 @@ from random_models import FAMILIES, PROJECTIONS, TWO_ROPES
 from scipy import special
 
 from star_jax.config import ConfigError, LoraConfig
+from star_jax.models.dropout import Dropout
 from star_jax.models.families import BOTH_NORMS, POST_NORMS
-from star_jax.models.lora import Adapter, Dropout, Factors, init_adapter, with_adapter
+from star_jax.models.lora import Adapter, Factors, init_adapter, with_adapter
 from star_jax.models.rotary import Rope, unrotated
 from star_jax.models.transformer import (
     UNROLLED_LAYERS,
