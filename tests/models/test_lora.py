@@ -14,9 +14,9 @@ from random_models import PROJECTIONS
 from scipy import stats
 
 from star_jax.config import ConfigError, LoraConfig
+from star_jax.models.dropout import Dropout
 from star_jax.models.lora import (
     Adapter,
-    Dropout,
     Factors,
     LoraDense,
     b_norm,
