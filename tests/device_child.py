@@ -38,6 +38,7 @@ from star_jax.data import skills_benchmark as skills
 from star_jax.data.batching import Shape
 from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.tasks import get_task
+from star_jax.inference import generation
 from star_jax.models.checkpoint_hf import load_model
 from star_jax.models.folders import load_tokenizer, resolve_folder
 from star_jax.models.peft_format import load_adapter
@@ -115,6 +116,8 @@ def score(folder: Path, out: Path) -> None:
 
 
 def main() -> None:
+    # So that a device halves its batch when its own rows fit, whatever those of the others do.
+    generation.LONG_ANSWER, generation.FEWEST_ROWS = 1, SIZES.prompts // 2
     folder = Path(sys.argv[1])
     out = folder / str(jax.device_count())
     run(folder, out)

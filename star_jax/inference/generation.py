@@ -1,11 +1,15 @@
 """Greedy generation: one prefill over the prompts, then one token a step until every row has ended.
 
+The lengths of free answers differ widely, and a batch has ended when its longest row has. Where answers may be long,
+the rows that go on are therefore moved to a batch of half the size as soon as they fit into it.
+
 Shapes: `B` batch, `P` prompt tokens, `R` new tokens, `V` vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
@@ -18,6 +22,15 @@ from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
+
+HALVINGS = 2
+"""How often a batch is halved at most: each size is a loop more to compile."""
+
+LONG_ANSWER = 64
+"""Batches are halved where so many new tokens may be written."""
+
+FEWEST_ROWS = 8
+"""A batch is not made smaller than this: reading the weights is then most of a step."""
 
 
 class Generated(NamedTuple):
@@ -36,9 +49,13 @@ class Generated(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """Behind token `number`: the token chosen last, which rows have ended, what is written, and the cache before it."""
+    """Behind token `number`: the token chosen last, which rows have ended, what is written, and the cache before it.
+
+    The rows are those that go on, and as many others as the batch has room for.
+    """
 
     number: Array
+    prompt_lengths: Array
     token: Array
     done: Array
     written: Generated
@@ -59,6 +76,9 @@ def generate(
 ) -> Generated:
     """The most probable token at each step.
 
+    From `LONG_ANSWER` on, a response may depend on the others of its batch, as far as products of fewer rows are
+    rounded differently.
+
     Args:
       model: decoder and frozen weights; `models.folding` makes one that writes faster.
       adapter: None for the base model.
@@ -78,24 +98,48 @@ def generate(
         scores = logits(hidden, head)
         token = jnp.where(at.done, 0, jnp.argmax(scores, axis=-1).astype(jnp.int32))
         written = _write(at.written, at.number, token, scores, at.done)
-        return _Progress(at.number + 1, token, at.done | jnp.isin(token, ends), written, cache)
-
-    def unfinished(at: _Progress) -> Array:
-        return (at.number < width) & ~jnp.all(at.done)
+        done = at.done | jnp.isin(token, ends)
+        return at._replace(number=at.number + 1, token=token, done=done, written=written, cache=cache)
 
     def advance(at: _Progress) -> _Progress:
-        positions = jnp.where(at.done, -1, prompt_lengths + at.number - 1)
+        positions = jnp.where(at.done, -1, at.prompt_lengths + at.number - 1)
         return choose(at, *step(model, at_hand(model, adapter, layers), at.token, positions, at.cache))
+
+    def finish(at: _Progress, halvings: int) -> Generated:
+        """Writes the rest of the responses."""
+        half = at.token.shape[0] // 2
+        fewer = half if halvings and half >= FEWEST_ROWS else 0
+        at = jax.lax.while_loop(lambda at: (at.number < width) & (jnp.sum(~at.done) > fewer), advance, at)
+        if not fewer:
+            return at.written
+        chosen = jnp.argsort(at.done, stable=True)[:fewer]
+        return _put_back(at.written, chosen, finish(_some(at, chosen), halvings - 1))
 
     last, cache = prefill(model, adapter, prompts, prompt_lengths, prompt_width + width - 1, slots)
     unseen = jnp.zeros((1, batch, width))
     nothing = TokenStatistics(unseen, unseen, unseen, unseen, unseen[0]) if scored else None
     blank = jnp.zeros((batch, width), jnp.int32)
     done = jnp.zeros(batch, bool) if row_mask is None else ~row_mask
-    start = _Progress(
-        jnp.zeros((), jnp.int32), blank[:, 0], done, Generated(blank, jnp.zeros(batch, jnp.int32), nothing), cache
-    )
-    return jax.lax.while_loop(unfinished, advance, choose(start, last, cache)).written
+    written = Generated(blank, jnp.zeros(batch, jnp.int32), nothing)
+    start = _Progress(jnp.zeros((), jnp.int32), prompt_lengths, blank[:, 0], done, written, cache)
+    return finish(choose(start, last, cache), HALVINGS if width >= LONG_ANSWER else 0)
+
+
+def _some(at: _Progress, chosen: Array) -> _Progress:
+    """The progress of `chosen` rows."""
+    (layers, slots), (tokens, lengths, statistics) = at.cache, at.written
+    of_rows = (at.prompt_lengths, at.token, at.done, tokens, lengths, layers, slots.positions)
+    prompt_lengths, token, done, tokens, lengths, layers, positions = jax.tree.map(itemgetter(chosen), of_rows)
+    statistics = jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=-2), statistics)
+    cache = KVCache(layers, slots._replace(positions=positions))
+    return _Progress(at.number, prompt_lengths, token, done, Generated(tokens, lengths, statistics), cache)
+
+
+def _put_back(whole: Generated, chosen: Array, part: Generated) -> Generated:
+    """`whole` with the rows that were `chosen` from it replaced by those of `part`."""
+    tokens, lengths = whole.tokens.at[chosen].set(part.tokens), whole.lengths.at[chosen].set(part.lengths)
+    statistics = jax.tree.map(lambda leaf, new: leaf.at[..., chosen, :].set(new), whole.statistics, part.statistics)
+    return Generated(tokens, lengths, statistics)
 
 
 def _write(written: Generated, number: Array, token: Array, scores: Array, done: Array) -> Generated:
