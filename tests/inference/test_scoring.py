@@ -9,6 +9,7 @@ import pytest
 from scipy import special
 
 from star_jax.inference.scoring import (
+    TIE,
     TokenStatistics,
     candidate_statistics,
     distribution_statistics,
@@ -147,7 +148,9 @@ def assert_distributions(logits: np.ndarray, targets: np.ndarray, atol: float = 
         want["log_prob"] = given[:, token] - special.logsumexp(given, axis=-1)  # of what float64 has no power for, too
         for name in FIELDS:
             got = np.asarray(getattr(statistics, name))[..., position]
-            np.testing.assert_allclose(got, want[name], rtol=1e-5, atol=atol, err_msg=name)
+            # Two tokens that are nearly as probable have no margin.
+            bound = max(atol, TIE) if name == "margin" else atol
+            np.testing.assert_allclose(got, want[name], rtol=1e-5, atol=bound, err_msg=name)
     return statistics
 
 
@@ -176,6 +179,13 @@ def test_a_tie_for_the_most_probable_token_has_no_margin(seed, places):
     below = logits.copy()
     below[..., places[0]] = 5.3125
     assert (np.asarray(assert_distributions(below, np.arange(7)).margin) > 0).all()
+
+
+def test_nearly_a_tie_is_one():
+    """Up to the stated share, and no further."""
+    logits = np.log(np.array([[1, 1 - TIE / 2, 0.5], [1, 1 - 4 * TIE, 0.5]]))
+    margin = np.asarray(assert_distributions(logits[None], np.array([0, 0])).margin)
+    np.testing.assert_allclose(margin, [[0, 4 * TIE / 2.5]], rtol=0.01)
 
 
 @pytest.mark.parametrize("gap", [20.0, 88.0, 104.0, 1e4, 1e30])
