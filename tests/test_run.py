@@ -272,7 +272,7 @@ sys.exit(run.main(sys.argv[3:]))
 
 
 def test_killed_run_continues_bit_for_bit(workplace, finished, rng):
-    """Killed before any of its files of the rounds after the first comes into place."""
+    """Killed at any moment: before a file of the second or third round, drawn by chance, comes into place."""
     output = workplace / "killed"
     folder = output / "star" / "seed-0"
     command = flags(workplace, output, "--strategies", "star")
