@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from star_jax.data.skills_benchmark import NEW_SKILLS
+from star_jax.benchmarks.skills.generator import NEW_SKILLS
 from star_jax.evaluation.curves import aubc
 from star_jax.evaluation.statistics import mean_and_sd, paired_difference
 from star_jax.report.read import Run, by_strategy, read_runs

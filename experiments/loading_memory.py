@@ -39,8 +39,8 @@ def make(folder: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from star_jax.models.checkpoint_hf import INDEX_FILE, tensor_shapes
-    from star_jax.models.families import read_config
+    from star_jax.checkpoints.hf_config import read_config
+    from star_jax.checkpoints.huggingface import INDEX_FILE, tensor_shapes
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -61,7 +61,7 @@ def load(folder: Path, dtype: str, quantization: str) -> None:
     """Loads, and prints the peak of this process before and after."""
     import jax
 
-    from star_jax.models.checkpoint_hf import load_model
+    from star_jax.checkpoints.huggingface import load_model
 
     jax.block_until_ready(jax.numpy.zeros(1))
     before = peak()

@@ -1,8 +1,8 @@
 """Makes the base model of the `skills` benchmark: `python experiments/pretrain_skills.py`.
 
 A Llama-shaped decoder of 0.45 million parameters learns the pretraining corpus of
-`star_jax.data.skills_benchmark` from a fixed seed, and is written as a Hugging Face folder to
-star_jax/embedded/skills, together with the replay file. Prints the accuracy on the tested skills, which
+`star_jax.benchmarks.skills.generator` from a fixed seed, and is written as a Hugging Face folder to
+star_jax/benchmarks/skills/model, together with the replay file. Prints the accuracy on the tested skills, which
 must be high on the known and near zero on the new ones, and the time taken.
 """
 
@@ -21,18 +21,18 @@ import optax
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from star_jax.data import skills_benchmark as skills
-from star_jax.data.batching import Shape, pack, prompt_batches
-from star_jax.data.encoding import Encoder, Limits
+from star_jax.benchmarks.skills import generator as skills
+from star_jax.benchmarks.skills.task import SKILLS
+from star_jax.checkpoints.huggingface import LanguageModel, save_model
+from star_jax.data.batching import Shape, make_batch, prompt_batches
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.tasks.skills import SKILLS
+from star_jax.data.tokenization import Encoder, Limits
 from star_jax.inference.generation import generate
-from star_jax.models.checkpoint_hf import LanguageModel, save_model
-from star_jax.models.head import logits, output_head
+from star_jax.models.lm_head import logits, output_head
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import Decoder, TransformerConfig
 
-FOLDER = Path(__file__).parent.parent / "star_jax" / "embedded" / "skills"
+FOLDER = Path(__file__).parent.parent / "star_jax" / "benchmarks" / "skills" / "model"
 LIMITS = Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
 CONFIG = TransformerConfig(
     vocab_size=len(skills.VOCABULARY),
@@ -116,7 +116,7 @@ def main() -> None:
     shape = Shape(args.batch_size, longest, args.batch_size * longest)
     for number in range(args.steps):
         chosen = np.asarray(jax.random.randint(jax.random.fold_in(order_key, number), (args.batch_size,), 0, len(rows)))
-        batch = pack([rows[i] for i in chosen], chosen, [shape])
+        batch = make_batch([rows[i] for i in chosen], chosen, [shape])
         params, state, loss = step(params, state, SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths))
         losses.append(loss)
         if (number + 1) % 200 == 0:

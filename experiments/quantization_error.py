@@ -14,17 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.data import skills_benchmark as skills
-from star_jax.data.batching import budget_shapes, sequence_batches
-from star_jax.data.encoding import Encoder, Limits
+from star_jax.benchmarks.skills import generator as skills
+from star_jax.checkpoints.hub import load_tokenizer
+from star_jax.checkpoints.huggingface import LanguageModel, load_model
+from star_jax.data.batching import sequence_batches
+from star_jax.data.bucketing import budget_shapes
 from star_jax.data.loading import load_examples
 from star_jax.data.tasks import get_task
-from star_jax.experiment import configure_jax
-from star_jax.models.checkpoint_hf import LanguageModel, load_model
-from star_jax.models.folders import load_tokenizer
-from star_jax.models.head import at_positions, chunk_size, logits, output_head
-from star_jax.models.quantization import projection_bytes
+from star_jax.data.tokenization import Encoder, Limits
+from star_jax.environment import configure_jax
+from star_jax.models.lm_head import at_positions, chunk_size, logits, output_head
 from star_jax.models.sequences import SequenceInputs, hidden_states, response_mask
+from star_jax.ops.quantization import projection_bytes
 
 BATCH_SIZE = 16
 

@@ -14,16 +14,16 @@ import jax
 import numpy as np
 
 from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, score_pool
-from star_jax.command_line import parse_experiment
-from star_jax.data import skills_benchmark as skills
-from star_jax.data.encoding import Encoder, Limits
-from star_jax.data.prepared import tokenised
+from star_jax.benchmarks.skills import generator as skills
+from star_jax.checkpoints.hub import load_tokenizer
+from star_jax.cli.flags import parse_experiment
+from star_jax.data.run_data import tokenize_examples
 from star_jax.data.tasks import get_task
+from star_jax.data.tokenization import Encoder, Limits
+from star_jax.environment import configure_jax
 from star_jax.evaluation.evaluator import UNCERTAINTY, evaluate, prepare_test_set
-from star_jax.experiment import configure_jax
-from star_jax.models.folders import load_tokenizer
+from star_jax.experiment.setup import load_base, load_replay
 from star_jax.training.trainer import fit, training_shapes
-from star_jax.workbench import load_base, load_replay
 
 LONGER = ("--training.epochs", "30", "--training.learning-rate", "2.5e-3", "--training.replay-rows", "24")
 
@@ -41,7 +41,10 @@ def main() -> None:
         load_tokenizer(config.model.path), task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
     )
     model = load_base(config)
-    tokens, longest = tokenised(encoder, skills.test_examples()), encoder.limits.prompt + encoder.limits.response
+    tokens, longest = (
+        tokenize_examples(encoder, skills.test_examples()),
+        encoder.limits.prompt + encoder.limits.response,
+    )
     sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
     lengths = [len(row.tokens) for row in tokens.rows]
     test = prepare_test_set(encoder, tokens, choose_shapes([*map(len, tokens.prompts)], lengths, longest, sizes))

@@ -33,9 +33,9 @@ from star_jax.acquisition import pool_scoring
 from star_jax.config import LoraConfig, ScoringConfig, TrainingConfig
 from star_jax.models import attention, devices, head, transformer
 from star_jax.models.lora import Adapter, init_adapter
-from star_jax.models.quantization import quantize
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.ops.quantization import quantize
 from star_jax.training.trainer import TrainBatch, init_state, train_step
 
 LLAMA_7B = TransformerConfig(
@@ -63,7 +63,9 @@ def use_chips(count: int) -> Mesh:
     chips = get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices[:count]
     mesh = Mesh(np.asarray(chips), (devices.ROWS,))
     devices.data_mesh = lambda: mesh
-    attention.choose_kernel = transformer.choose_kernel = partial(attention.choose_kernel, device=chips[0])
+    attention.choose_implementation = transformer.choose_implementation = partial(
+        attention.choose_implementation, device=chips[0]
+    )
     head.LOGITS_AT_ONCE = {}
     return mesh
 
@@ -104,7 +106,7 @@ def scoring(mesh: Mesh, kind: Any, rows: int, width: int) -> Any:
     config = ScoringConfig()
     sampling = pool_scoring.Sampling(config.mc_samples, LoraConfig().dropout, config.dropout)
     shared = (model, shaped_adapter(mesh, model), placed(mesh, jax.random.key(0)))
-    return pool_scoring._score_proposed.lower(shared, (inputs, index), slots=rows * width, sampling=sampling)
+    return pool_scoring._score_proposed.lower(shared, (inputs, index), capacity=rows * width, sampling=sampling)
 
 
 def generating(mesh: Mesh, kind: Any, rows: int, width: int, tokens: int) -> Any:
@@ -113,7 +115,7 @@ def generating(mesh: Mesh, kind: Any, rows: int, width: int, tokens: int) -> Any
     inputs, row_mask, _ = shaped_rows(mesh, rows, width)
     prompts = (inputs.tokens, inputs.lengths, row_mask)
     adapter = shaped_adapter(mesh, model)
-    return pool_scoring._answer.lower(model, adapter, prompts, slots=rows * width, width=tokens, end_ids=(2,))
+    return pool_scoring._answer.lower(model, adapter, prompts, capacity=rows * width, width=tokens, end_ids=(2,))
 
 
 def training(mesh: Mesh, kind: Any, rows: int, width: int, rematerialise: bool) -> Any:
@@ -124,7 +126,7 @@ def training(mesh: Mesh, kind: Any, rows: int, width: int, rematerialise: bool) 
     state, scale = placed(mesh, jax.eval_shape(start, jax.random.key(0), model))
     key, total = placed(mesh, (jax.random.key(0), jnp.zeros((), jnp.int32)))
     batch = TrainBatch(*shaped_rows(mesh, rows, width))
-    return train_step.lower(model, scale, state, batch, key, total, slots=rows * width, lora=lora, config=config)
+    return train_step.lower(model, scale, state, batch, key, total, capacity=rows * width, lora=lora, config=config)
 
 
 def memory(lowered: Any) -> str:

@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from star_jax.errors import ConfigError
+
 DropoutMode = Literal["off", "shared", "tied", "per_token"]
 Answers = Literal["generated", "candidates", "reference"]
 Reduction = Literal["sum", "mean", "max"]
 TooLong = Literal["error", "drop", "truncate-left"]
 OnBadRow = Literal["error", "skip"]
 Match = Literal["exact", "numeric", "choice"]
-
-
-class ConfigError(ValueError):
-    """A configuration value a run cannot start with; the message is meant for the user as it stands."""
 
 
 LEAST_DROPOUT = 1e-6

@@ -20,7 +20,8 @@ from typing import Any
 import dacite
 import yaml
 
-from star_jax.config import ConfigError, ExperimentConfig
+from star_jax.config import ExperimentConfig
+from star_jax.errors import ConfigError
 
 
 @dataclass(frozen=True)

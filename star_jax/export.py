@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from star_jax.command_line import ExportConfig, guarded_main, parse_export
-from star_jax.config import ConfigError
+from star_jax.cli.flags import ExportConfig, guarded_main, parse_export
+from star_jax.errors import ConfigError
 
 GIGABYTE = 10**9
 
@@ -18,11 +18,11 @@ def main(argv: Sequence[str]) -> int:
     # Imported after parsing, for the same reason as in run.py.
     from safetensors import SafetensorError
 
-    from star_jax.experiment import configure_logging
-    from star_jax.models.folders import on_one_line
-    from star_jax.models.merge import plan_merge, write_merged
-    from star_jax.models.peft_format import read_peft
-    from star_jax.runtime.files import replace_folder_atomic
+    from star_jax.checkpoints.hub import on_one_line
+    from star_jax.checkpoints.merge import plan_merge, write_merged
+    from star_jax.checkpoints.peft import read_peft
+    from star_jax.environment import configure_logging
+    from star_jax.runs.files import replace_folder_atomic
 
     configure_logging()
     adapter, out = (Path(folder).expanduser().resolve() for folder in (config.adapter, config.out))
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _base(config: ExportConfig, named: str | None) -> Path:
     """Folder of the base model: `--model`, or the one that the adapter names."""
-    from star_jax.models.folders import resolve_folder
+    from star_jax.checkpoints.hub import resolve_folder
 
     if config.model is not None:
         return resolve_folder(config.model)

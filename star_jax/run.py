@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from star_jax.command_line import guarded_main, parse_run
+from star_jax.cli.flags import guarded_main, parse_run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -14,9 +14,10 @@ def main(argv: Sequence[str]) -> int:
     began = time.monotonic()
     config, profile = parse_run(argv)
     # Imported after parsing: JAX takes seconds to load, and `--help` or a mistyped flag should not wait for it.
-    from star_jax.experiment import configure_jax, configure_logging, run_experiment
-    from star_jax.runtime.profiling import profiled
-    from star_jax.runtime.progress import Progress, print_tables
+    from star_jax.environment import configure_jax, configure_logging
+    from star_jax.experiment.runner import run_experiment
+    from star_jax.tracking.console import Progress, print_tables
+    from star_jax.tracking.profiling import profiled
 
     configure_logging()
     configure_jax()

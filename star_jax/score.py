@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from star_jax.command_line import ScoreConfig, guarded_main, parse_score
-from star_jax.config import ConfigError
+from star_jax.cli.flags import ScoreConfig, guarded_main, parse_score
+from star_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from star_jax.acquisition.pool_scoring import Pool, PoolScores
-    from star_jax.data.encoding import Encoder
     from star_jax.data.examples import Prompt
     from star_jax.data.tasks.task import Task
-    from star_jax.runtime.progress import Progress
+    from star_jax.data.tokenization import Encoder
+    from star_jax.tracking.console import Progress
 
 _log = logging.getLogger("star_jax.score")  # as a command, the module is called otherwise
 
@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> int:
     if out is not None and out.is_dir():
         raise ConfigError(f"--out is {out}, which is a folder; name a file in it")
     # Imported after parsing, for the same reason as in run.py.
-    from star_jax.experiment import configure_jax, configure_logging
-    from star_jax.runtime.files import write_jsonl_atomic
-    from star_jax.runtime.profiling import profiled
-    from star_jax.runtime.progress import Progress
+    from star_jax.environment import configure_jax, configure_logging
+    from star_jax.runs.files import write_jsonl_atomic
+    from star_jax.tracking.console import Progress
+    from star_jax.tracking.profiling import profiled
 
     configure_logging()
     configure_jax()
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
-    """One object an example: `id`, its measures (`acquisition.measures`), and the response if that is not the file's.
+    """One object an example: `id`, its measures (`acquisition.uncertainty`), and the response if it is not the file's.
 
     Measures of disagreement between samples are there only with several.
 
@@ -66,14 +66,14 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     import jax
     import numpy as np
 
-    from star_jax.acquisition.measures import MEASURES
     from star_jax.acquisition.pool_scoring import Sampling, passes_over, score_pool
     from star_jax.acquisition.strategies import check_finite
-    from star_jax.data.encoding import Encoder, Limits
+    from star_jax.acquisition.uncertainty import MEASURES
+    from star_jax.checkpoints.hub import end_tokens, load_tokenizer
+    from star_jax.checkpoints.huggingface import load_model
+    from star_jax.checkpoints.peft import load_adapter
     from star_jax.data.tasks import get_task
-    from star_jax.models.checkpoint_hf import load_model
-    from star_jax.models.folders import end_tokens, load_tokenizer
-    from star_jax.models.peft_format import load_adapter
+    from star_jax.data.tokenization import Encoder, Limits
 
     tokenizer = load_tokenizer(config.model)
     task = get_task(config.task, config.format, tokenizer)
@@ -123,7 +123,7 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
         proposed_pool,
     )
     from star_jax.data.loading import load_examples, load_prompts
-    from star_jax.data.prepared import examples_within_limits
+    from star_jax.data.run_data import examples_within_limits
 
     sizes = BatchSizes(config.batch_size, config.batch_size)
     if config.answers == "reference":
@@ -131,7 +131,7 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
         examples = examples_within_limits(encoder, loaded)[0]
         prompts = [example.prompt for example in examples]
         _require_some(prompts)
-        rows = encoder.examples(examples, told=True)
+        rows = encoder.examples(examples, counted=True)
         lengths = [len(row.tokens) for row in rows]
         shapes = choose_shapes([row.prompt_length for row in rows], lengths, max(lengths), sizes)
         return prompts, proposed_pool(rows, shapes.sequences)

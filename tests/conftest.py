@@ -12,7 +12,7 @@ import pytest
 from random_models import random_adapter, random_model
 
 from star_jax.models.dropout import Dropout
-from star_jax.models.head import logits, output_head
+from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.models.rotary import Rope
 from star_jax.models.transformer import LanguageModel, TransformerConfig

@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from star_jax import experiment
 from star_jax.acquisition.pool_scoring import (
     BatchSizes,
     Pool,
@@ -24,6 +23,10 @@ from star_jax.acquisition.pool_scoring import (
     proposed_pool,
     score_pool,
 )
+from star_jax.benchmarks.skills import generator as skills
+from star_jax.checkpoints.hub import load_tokenizer, resolve_folder
+from star_jax.checkpoints.huggingface import load_model
+from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -34,15 +37,12 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
-from star_jax.data import skills_benchmark as skills
 from star_jax.data.batching import Shape
-from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.tasks import get_task
+from star_jax.data.tokenization import Encoder, Limits
+from star_jax.experiment import runner as experiment
 from star_jax.inference import generation
-from star_jax.models.checkpoint_hf import load_model
-from star_jax.models.folders import load_tokenizer, resolve_folder
-from star_jax.models.peft_format import load_adapter
-from star_jax.runtime.progress import Progress
+from star_jax.tracking.console import Progress
 from star_jax.training import trainer
 
 POOL = 50

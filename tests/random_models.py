@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.models.checkpoint_hf import norm_width, projection_shapes
-from star_jax.models.families import BOTH_NORMS, POST_NORMS, norm_paths
+from star_jax.checkpoints.hf_config import BOTH_NORMS, POST_NORMS, norm_paths
+from star_jax.checkpoints.huggingface import norm_width, projection_shapes
 from star_jax.models.lora import Adapter
 from star_jax.models.rotary import Rope, unrotated
 from star_jax.models.transformer import Architecture, Decoder, LanguageModel, TransformerConfig

@@ -13,8 +13,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from star_jax.models.checkpoint_hf import load_model
-from star_jax.models.peft_format import load_adapter
+from star_jax.checkpoints.huggingface import load_model
+from star_jax.checkpoints.peft import load_adapter
 
 FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
 

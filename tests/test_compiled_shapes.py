@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from random_models import random_model
 
-from star_jax import experiment
 from star_jax.acquisition import pool_scoring
+from star_jax.checkpoints.hub import load_tokenizer
+from star_jax.checkpoints.huggingface import save_model
 from star_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -26,10 +27,9 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
-from star_jax.models.checkpoint_hf import save_model
-from star_jax.models.folders import load_tokenizer
+from star_jax.experiment import runner as experiment
 from star_jax.models.transformer import TransformerConfig
-from star_jax.runtime.progress import Progress
+from star_jax.tracking.console import Progress
 from star_jax.training import trainer
 
 MOST_PROGRAMS = 12
@@ -128,7 +128,7 @@ class Compilations:
             if program._cache_size() > compiled:
                 leaves = [leaf for leaf in jax.tree.leaves(arguments) if leaf.ndim == 2 and leaf.dtype == np.int32]
                 shapes = [leaf.shape for leaf in leaves]
-                self.of_models.append((program.__name__, *shapes, options["slots"], options.get("sampling")))
+                self.of_models.append((program.__name__, *shapes, options["capacity"], options.get("sampling")))
             return found
 
         return call

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from random_models import PROJECTIONS
 
-from star_jax.config import ConfigError, ExperimentConfig, FormatConfig, LoopConfig, TrainingConfig
+from star_jax.config import ExperimentConfig, FormatConfig, LoopConfig, TrainingConfig
 from star_jax.config_file import Source, config_from_mapping, load_yaml
+from star_jax.errors import ConfigError
 
 
 @pytest.fixture

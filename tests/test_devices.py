@@ -15,10 +15,10 @@ from device_child import POOL, TARGETS
 from random_models import random_adapter, random_model
 from safetensors.numpy import load_file
 
-from star_jax.acquisition.measures import MEASURES
-from star_jax.models.checkpoint_hf import save_model
-from star_jax.models.folders import load_tokenizer
-from star_jax.models.peft_format import save_adapter
+from star_jax.acquisition.uncertainty import MEASURES
+from star_jax.checkpoints.hub import load_tokenizer
+from star_jax.checkpoints.huggingface import save_model
+from star_jax.checkpoints.peft import save_adapter
 from star_jax.models.transformer import TransformerConfig
 
 COUNTS = (1, 8)

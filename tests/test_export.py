@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from star_jax import export
-from star_jax.command_line import ExportConfig, guarded_main, parse_export
+from star_jax.checkpoints import merge
+from star_jax.checkpoints.hub import load_tokenizer
+from star_jax.checkpoints.huggingface import load_model, save_model
+from star_jax.checkpoints.peft import CONFIG_FILE, load_adapter, save_adapter
+from star_jax.cli.flags import ExportConfig, guarded_main, parse_export
 from star_jax.config import LoraConfig
-from star_jax.models import merge
-from star_jax.models.checkpoint_hf import load_model, save_model
-from star_jax.models.folders import load_tokenizer
 from star_jax.models.lora import init_adapter
-from star_jax.models.peft_format import CONFIG_FILE, load_adapter, save_adapter
 
 BASE = "embedded:skills"
 

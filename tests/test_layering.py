@@ -8,22 +8,27 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "star_jax"
 
 LAYERS = (
+    "errors",
     "config",
     "config_file",
     "data",
+    "ops",
+    "parallel",
     "models",
+    "checkpoints",
     "training",
     "inference",
     "acquisition",
+    "annotators",
     "active",
     "evaluation",
-    "runtime",
+    "tracking",
+    "runs",
+    "benchmarks",
     "report",
-    "records",
-    "checks",
-    "workbench",
+    "environment",
     "experiment",
-    "command_line",
+    "cli",
     "commands",
 )
 """A module may import from its own layer and from those before it."""
@@ -86,8 +91,8 @@ def test_imports_only_go_up(path):
         ("from .lora import Lora", "star_jax.models", True, []),
         ("from star_jax import __version__, config", "star_jax.models.lora", False, []),
         ("import jax, star_jax", "star_jax.config", False, []),
-        ("from star_jax.command_line import guarded_main", "star_jax.report.__main__", False, []),
-        ("from star_jax.command_line import guarded_main", "star_jax.report.page", False, ["star_jax.command_line"]),
+        ("from star_jax.cli.flags import guarded_main", "star_jax.report.__main__", False, []),
+        ("from star_jax.cli.flags import guarded_main", "star_jax.report.page", False, ["star_jax.cli.flags"]),
     ],
 )
 def test_the_check_sees_every_form_of_import(source, module, is_package, expected):

@@ -9,8 +9,8 @@ import pytest
 
 from star_jax import run, score
 from star_jax.acquisition import pool_scoring
-from star_jax.command_line import guarded_main
-from star_jax.data import skills_benchmark as skills
+from star_jax.benchmarks.skills import generator as skills
+from star_jax.cli.flags import guarded_main
 from star_jax.training import trainer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "own_data.yaml"

@@ -17,14 +17,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 
 from star_jax import run
-from star_jax.command_line import guarded_main, parse_run
-from star_jax.data import skills_benchmark as skills
+from star_jax.benchmarks.skills import generator as skills
+from star_jax.checkpoints.hub import resolve_folder
+from star_jax.cli.flags import guarded_main, parse_run
 from star_jax.data.tasks import boolq
-from star_jax.experiment import configure_jax, run_experiment
-from star_jax.models.folders import resolve_folder
-from star_jax.runtime.progress import Progress
-from star_jax.runtime.run_folder import RunFolder
-from star_jax.runtime.timing import PHASES
+from star_jax.environment import configure_jax
+from star_jax.experiment.runner import run_experiment
+from star_jax.runs.run_folder import RunFolder
+from star_jax.tracking.console import Progress
+from star_jax.tracking.timing import PHASES
 
 GOLDEN_MODEL = Path(__file__).parent / "golden" / "llama" / "model"
 CONFIG = """
@@ -48,7 +49,7 @@ def write_rows(path, examples):
 def workplace(tmp_path_factory):
     """A config, a pool, a test file and a few replay rows. Programs are optimised and kept, as they are for a person.
 
-    Kept in a folder of their own, from which the processes that are started here read them.
+    DropoutMask in a folder of their own, from which the processes that are started here read them.
     """
     folder = tmp_path_factory.mktemp("run")
     names = ("jax_disable_most_optimizations", "jax_enable_compilation_cache", "jax_compilation_cache_dir")

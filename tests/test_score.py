@@ -11,10 +11,10 @@ import pytest
 from random_models import random_adapter
 
 from star_jax import score
-from star_jax.command_line import guarded_main
-from star_jax.models.checkpoint_hf import load_model
-from star_jax.models.folders import load_tokenizer, resolve_folder
-from star_jax.models.peft_format import save_adapter
+from star_jax.checkpoints.hub import load_tokenizer, resolve_folder
+from star_jax.checkpoints.huggingface import load_model
+from star_jax.checkpoints.peft import save_adapter
+from star_jax.cli.flags import guarded_main
 
 PROMPTS = ["rev 3 1 4 =", "max 3 9 4 1 =", "desc 2 7 5 =", "sort 9 1 5 5 2 ="]
 

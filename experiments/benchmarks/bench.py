@@ -30,7 +30,7 @@ from table import agreement, summary, tables
 from workers import Worker, busy_seconds, machine
 from workload import TASKS, BenchError, Shape, Workload, read_lengths
 
-from star_jax.runtime.files import write_text_atomic
+from star_jax.runs.files import write_text_atomic
 
 DEFAULTS = {
     "cpu": Workload(Shape(384, 6, 6, 6, 1024, 8192), "cpu", None, 64, 64, 32, 16, 16, 2048),

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from workload import LENGTHS_FILE
 
-from star_jax.data.encoding import Encoder, Limits
+from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.data.loading import load_examples
 from star_jax.data.tasks import get_task
-from star_jax.models.folders import load_tokenizer
+from star_jax.data.tokenization import Encoder, Limits
 
 COUNT, SEED = 512, 0
 SOURCE = (

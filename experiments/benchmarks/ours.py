@@ -21,17 +21,17 @@ from star_jax.acquisition.pool_scoring import (
     score_pool,
 )
 from star_jax.acquisition.strategies import acquire, get_strategy
+from star_jax.checkpoints.huggingface import load_model
+from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import AcquisitionConfig, LoraConfig, TrainingConfig
 from star_jax.data.batching import Batch, prompt_batches
-from star_jax.data.encoding import Row
-from star_jax.experiment import configure_jax
+from star_jax.data.tokenization import TokenizedExample
+from star_jax.environment import configure_jax
 from star_jax.inference.generation import generate
-from star_jax.models.checkpoint_hf import load_model
-from star_jax.models.devices import by_rows, replicated
-from star_jax.models.folding import folded
 from star_jax.models.lora import Adapter, init_adapter
-from star_jax.models.peft_format import load_adapter
+from star_jax.models.merged import merge_adapter
 from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.parallel.mesh import by_rows, replicated
 from star_jax.training.trainer import fit, training_shapes
 
 Array = jax.Array
@@ -72,7 +72,7 @@ class Bench:
             _in_memory(workload, dtype, self.lora) if workload.folder is None else _read(workload, dtype)
         )
         sequences = workload.sequences()
-        rows = [Row(one.tokens, one.prompt_length) for one in sequences]
+        rows = [TokenizedExample(one.tokens, one.prompt_length) for one in sequences]
         self.rows, self.pool_rows = rows[: workload.examples], rows[: workload.pool]
         prompts, test = prompts_of(sequences[: workload.prompts]), workload.test_prompts()
         lengths = [len(row.tokens) for row in rows]
@@ -102,7 +102,7 @@ class Bench:
         began = time.perf_counter()
         check = tasks[task]()
         seconds = time.perf_counter() - began
-        # What `models.folding` and `models.lora` do in float32: a mask that all rows share is part of the adapter.
+        # What `models.merged` and `models.lora` do in float32: a mask that all rows share is part of the adapter.
         merged = self.dtype == "float32"
         shared = merged and self.sampling.mode == "shared"
         return Outcome(seconds, merged=merged, variant="", check=check, merged_samples=shared)
@@ -139,7 +139,7 @@ class Bench:
         self._answers(self.test, self.workload.test, adapter)
         return {"picked": picked}
 
-    def _fit(self, rows: list[Row]) -> tuple[Adapter, float]:
+    def _fit(self, rows: list[TokenizedExample]) -> tuple[Adapter, float]:
         adapter, loss = fit(
             jax.random.key(2), self.model, rows, [], shapes=self.steps, lora=self.lora, config=self.training
         )
@@ -148,9 +148,9 @@ class Bench:
     def _answers(self, batches: list[Batch], count: int, adapter: Adapter) -> np.ndarray:
         """Greedy answers `count×new_tokens`, in the order of the prompts."""
         width = self.workload.new_tokens
-        model, rest = folded(self.model, replicated(adapter))
+        model, rest = merge_adapter(self.model, replicated(adapter))
         results = [
-            _generate(model, rest, (batch.tokens, batch.lengths, batch.row_mask), slots=batch.slots, width=width)
+            _generate(model, rest, (batch.tokens, batch.lengths, batch.row_mask), capacity=batch.capacity, width=width)
             for batch in batches
         ]
         answers = np.zeros((count, width), np.int32)
@@ -158,7 +158,7 @@ class Bench:
             answers[batch.index[batch.row_mask]] = np.asarray(result)[batch.row_mask]
         return answers
 
-    def _proposed(self, rows: list[Row]) -> ProposedPool:
+    def _proposed(self, rows: list[TokenizedExample]) -> ProposedPool:
         return proposed_pool(rows, self.shapes.sequences)
 
     def _prompts(self, prompts: list[np.ndarray]) -> list[Batch]:
@@ -225,11 +225,11 @@ def _measures(measures: dict[str, Array]) -> dict[str, list[float]]:
     return {"nll": host["sequence_nll"].tolist(), "entropy": host["token_entropy"].tolist()}
 
 
-@partial(jax.jit, static_argnames=("slots", "width"))
-def _generate(model: LanguageModel, adapter: Adapter | None, rows: Any, *, slots: int, width: int) -> Array:
+@partial(jax.jit, static_argnames=("capacity", "width"))
+def _generate(model: LanguageModel, adapter: Adapter | None, rows: Any, *, capacity: int, width: int) -> Array:
     def answers(shared: Any, rows: Any) -> Array:
         prompts, lengths, row_mask = rows
-        options = {"width": width, "eos_id": NEVER, "row_mask": row_mask, "slots": slots}
+        options = {"width": width, "eos_id": NEVER, "row_mask": row_mask, "capacity": capacity}
         return generate(*shared, prompts, lengths, **options).tokens
 
     return by_rows(answers, (model, adapter), rows)

@@ -18,27 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.measures import sequence_measures
+from star_jax.acquisition.uncertainty import sequence_measures
 from star_jax.config import DropoutMode
-from star_jax.data.batching import (
-    Batch,
-    Shape,
-    budget_shapes,
-    grouped_batches,
-    prompt_batches,
-    prompt_shapes,
-    sequence_batches,
-)
-from star_jax.data.encoding import Encoder, Row
+from star_jax.data.batching import Batch, Shape, grouped_batches, prompt_batches, sequence_batches
+from star_jax.data.bucketing import budget_shapes, prompt_shapes
 from star_jax.data.examples import Prompt
+from star_jax.data.tokenization import Encoder, TokenizedExample
 from star_jax.inference.generation import generate
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
-from star_jax.models.devices import by_rows, data_mesh, replicated
-from star_jax.models.folding import folded
 from star_jax.models.lora import Adapter
+from star_jax.models.merged import merge_adapter
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
+from star_jax.parallel.mesh import by_rows, data_mesh, replicated
 
 Array = jax.Array
 Measures = dict[str, Array]
@@ -171,7 +164,7 @@ def candidate_pool(
     longest = np.repeat(sizes.max(axis=1), count).tolist()
     shapes = budget_shapes(longest, batch_size * count, CANDIDATE_SHAPES, max(longest), data_mesh().size)
     shapes = tuple(
-        shape._replace(rows=-(-shape.rows // count) * count, slots=max(shape.slots, count * shape.width))
+        shape._replace(rows=-(-shape.rows // count) * count, capacity=max(shape.capacity, count * shape.width))
         for shape in shapes
     )
     batches = tuple(grouped_batches(rows, count, shapes, data_mesh().size))
@@ -187,7 +180,7 @@ def check_candidates(encoder: Encoder, prompt: Prompt, candidates: Sequence[str]
     encoder.candidates([prompt], candidates)
 
 
-def proposed_pool(rows: Sequence[Row], shapes: Sequence[Shape]) -> ProposedPool:
+def proposed_pool(rows: Sequence[TokenizedExample], shapes: Sequence[Shape]) -> ProposedPool:
     """Batches rows whose responses somebody proposes."""
     return ProposedPool(tuple(sequence_batches(rows, shapes, data_mesh().size)), len(rows))
 
@@ -226,13 +219,13 @@ def score_pool(
     key = jax.random.key(0) if key is None else key
     model, adapter = replicated(model), replicated(adapter)
     if isinstance(pool, GeneratedPool):
-        answered = _answers(*folded(model, adapter), pool, on_batch)
+        answered = _answers(*merge_adapter(model, adapter), pool, on_batch)
         if sampling is None:
             return answered
         rows = _with_answers(pool, answered)
         measures = _proposed(model, adapter, proposed_pool(rows, pool.sequences), key, sampling, on_batch)
         return PoolScores(measures, answered.responses, answered.lengths)
-    judge = folded(model, adapter) if sampling is None else (model, adapter)
+    judge = merge_adapter(model, adapter) if sampling is None else (model, adapter)
     if isinstance(pool, CandidatePool):
         return _candidates(*judge, pool, key, sampling, on_batch)
     return PoolScores(_proposed(*judge, pool, key, sampling, on_batch))
@@ -245,16 +238,16 @@ def _answers(
 
     def run(batch: Batch) -> Any:
         rows = (batch.tokens, batch.lengths, batch.row_mask)
-        return _answer(model, adapter, rows, slots=batch.slots, width=pool.response_limit, end_ids=pool.end_ids)
+        return _answer(model, adapter, rows, capacity=batch.capacity, width=pool.response_limit, end_ids=pool.end_ids)
 
     return PoolScores(*_joined(run, pool.batches, 1, pool.size, on_batch))
 
 
-def _with_answers(pool: GeneratedPool, answered: PoolScores) -> list[Row]:
+def _with_answers(pool: GeneratedPool, answered: PoolScores) -> list[TokenizedExample]:
     """Prompts with the responses behind them."""
     responses, lengths = np.asarray(answered.responses), np.asarray(answered.lengths)
     return [
-        Row(np.concatenate([prompt, response[:length]]), len(prompt))
+        TokenizedExample(np.concatenate([prompt, response[:length]]), len(prompt))
         for prompt, response, length in zip(pool.prompts, responses, lengths, strict=True)
     ]
 
@@ -269,7 +262,7 @@ def _candidates(
 ) -> PoolScores:
     def run(batch: Batch) -> Any:
         shared, rows = (model, adapter, key), (_inputs(batch), batch.index)
-        return _score_candidates(shared, rows, slots=batch.slots, candidates=pool.candidates, sampling=sampling)
+        return _score_candidates(shared, rows, capacity=batch.capacity, candidates=pool.candidates, sampling=sampling)
 
     return PoolScores(*_joined(run, pool.batches, pool.candidates, pool.size, on_batch))
 
@@ -284,7 +277,7 @@ def _proposed(
 ) -> Measures:
     def run(batch: Batch) -> Any:
         rows = (_inputs(batch), batch.index)
-        return _score_proposed((model, adapter, key), rows, slots=batch.slots, sampling=sampling)
+        return _score_proposed((model, adapter, key), rows, capacity=batch.capacity, sampling=sampling)
 
     return _joined(run, pool.batches, 1, pool.size, on_batch)
 
@@ -349,9 +342,9 @@ def _places(batches: Sequence[Batch], group: int, size: int) -> np.ndarray:
     return place
 
 
-@partial(jax.jit, static_argnames=("slots", "width", "end_ids"))
+@partial(jax.jit, static_argnames=("capacity", "width", "end_ids"))
 def _answer(
-    model: LanguageModel, adapter: Adapter | None, rows: Any, *, slots: int, width: int, end_ids: tuple[int, ...]
+    model: LanguageModel, adapter: Adapter | None, rows: Any, *, capacity: int, width: int, end_ids: tuple[int, ...]
 ) -> tuple[Measures, Array, Array]:
     def answer(shared: Any, rows: Any) -> tuple[Measures, Array, Array]:
         model, adapter = shared
@@ -361,7 +354,7 @@ def _answer(
             adapter,
             prompts,
             lengths,
-            slots=slots,
+            capacity=capacity,
             width=width,
             eos_id=end_ids,
             row_mask=row_mask,
@@ -374,25 +367,25 @@ def _answer(
     return by_rows(answer, (model, adapter), rows)
 
 
-@partial(jax.jit, static_argnames=("slots", "candidates", "sampling"))
+@partial(jax.jit, static_argnames=("capacity", "candidates", "sampling"))
 def _score_candidates(
-    shared: Any, rows: Any, *, slots: int, candidates: int, sampling: Sampling | None
+    shared: Any, rows: Any, *, capacity: int, candidates: int, sampling: Sampling | None
 ) -> tuple[Measures, Array]:
     def score(shared: Any, rows: Any) -> tuple[Measures, Array]:
-        found = _statistics(shared, rows, slots, sampling)
+        found = _statistics(shared, rows, capacity, sampling)
         over_candidates, mask, choice = candidate_statistics(*found, candidates)
         return sequence_measures(over_candidates, mask), choice
 
     return by_rows(score, shared, rows)
 
 
-@partial(jax.jit, static_argnames=("slots", "sampling"))
-def _score_proposed(shared: Any, rows: Any, *, slots: int, sampling: Sampling | None) -> Measures:
-    return by_rows(lambda shared, rows: sequence_measures(*_statistics(shared, rows, slots, sampling)), shared, rows)
+@partial(jax.jit, static_argnames=("capacity", "sampling"))
+def _score_proposed(shared: Any, rows: Any, *, capacity: int, sampling: Sampling | None) -> Measures:
+    return by_rows(lambda shared, rows: sequence_measures(*_statistics(shared, rows, capacity, sampling)), shared, rows)
 
 
-def _statistics(shared: Any, rows: Any, slots: int, sampling: Sampling | None) -> tuple[TokenStatistics, Array]:
+def _statistics(shared: Any, rows: Any, capacity: int, sampling: Sampling | None) -> tuple[TokenStatistics, Array]:
     (model, adapter, key), (inputs, index) = shared, rows
     if sampling is None or adapter is None:
-        return score_responses(model, adapter, inputs, slots)
-    return mc_score_responses(model, adapter, inputs, slots, key=key, index=index, **sampling._asdict())
+        return score_responses(model, adapter, inputs, capacity)
+    return mc_score_responses(model, adapter, inputs, capacity, key=key, index=index, **sampling._asdict())

@@ -17,14 +17,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from star_jax.acquisition import dynamic, selection
-from star_jax.acquisition.measures import MEASURES
-from star_jax.config import AcquisitionConfig, ConfigError
+from star_jax.acquisition.uncertainty import MEASURES
+from star_jax.config import AcquisitionConfig
+from star_jax.errors import ConfigError, ScoreError
 
 Combine = Literal["none", "base", "full", "dynamic", "subtract"]
-
-
-class ScoreError(FloatingPointError):
-    """Scores that cannot be ranked; the message names the examples."""
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ import numpy as np
 from star_jax.acquisition.pool_scoring import Pool, Sampling, passes_over, score_pool
 from star_jax.acquisition.selection import uniform
 from star_jax.acquisition.strategies import Strategy, acquire, check_finite, resolve
-from star_jax.active.oracles import Annotator
 from star_jax.active.pool import PoolState, available, init_pool, label
+from star_jax.annotators.oracle import Annotator
 from star_jax.config import AcquisitionConfig, ExperimentConfig
 from star_jax.data.batching import Shape
-from star_jax.data.encoding import Encoder, Row
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.splits import hold_out
+from star_jax.data.tokenization import Encoder, TokenizedExample
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 from star_jax.training.trainer import fit
@@ -74,7 +74,7 @@ class Problem:
     pool: Pool
     shapes: Sequence[Shape]
     annotator: Annotator
-    replay: Sequence[Row] = ()
+    replay: Sequence[TokenizedExample] = ()
     start: Adapter | None = None
 
 

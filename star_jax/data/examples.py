@@ -40,7 +40,3 @@ class Example:
     def id(self) -> str:
         """The prompt's id."""
         return self.prompt.id
-
-
-class DataError(ValueError):
-    """Input data a run cannot use; the message names file, line and field and is meant for the user."""

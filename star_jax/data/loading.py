@@ -12,12 +12,13 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from star_jax.config import ConfigError, DataConfig, OnBadRow
-from star_jax.data import skills_benchmark
-from star_jax.data.examples import DataError, Example, Prompt
-from star_jax.data.reading import Numbered, Row, base_name, place, read_rows, unit
+from star_jax.benchmarks.skills import generator as skills_benchmark
+from star_jax.config import DataConfig, OnBadRow
+from star_jax.data.examples import Example, Prompt
+from star_jax.data.readers import Numbered, Record, base_name, place, read_rows, unit
 from star_jax.data.tasks.fields import field_names
 from star_jax.data.tasks.task import Task
+from star_jax.errors import ConfigError, DataError
 
 Item = TypeVar("Item")
 Named = TypeVar("Named", Prompt, Example)
@@ -119,8 +120,8 @@ class _Usable(NamedTuple, Generic[Item]):
     bad: int
 
 
-def _labelled(task: Task) -> Callable[[Prompt, Row], Example]:
-    def build(prompt: Prompt, row: Row) -> Example:
+def _labelled(task: Task) -> Callable[[Prompt, Record], Example]:
+    def build(prompt: Prompt, row: Record) -> Example:
         response = task.response(row)
         if response is None:
             raise DataError(f"the row has no response (it has {field_names(row)}); label it, or leave it out")
@@ -130,7 +131,7 @@ def _labelled(task: Task) -> Callable[[Prompt, Row], Example]:
 
 
 def _usable(
-    task: Task, source: str, split: str, on_bad_row: OnBadRow, build: Callable[[Prompt, Row], Item]
+    task: Task, source: str, split: str, on_bad_row: OnBadRow, build: Callable[[Prompt, Record], Item]
 ) -> _Usable[Item]:
     items: list[Item] = []
     lines: dict[str, int] = {}
@@ -178,7 +179,7 @@ def _report(source: str, shown: Sequence[str], bad: int, good: int) -> None:
     )
 
 
-def _identifier(task: Task, row: Row) -> str | None:
+def _identifier(task: Task, row: Record) -> str | None:
     name = task.id_field
     value = row.get(name)
     if value is None:
@@ -193,7 +194,7 @@ def _identifier(task: Task, row: Row) -> str | None:
     return str(value)
 
 
-def _group(task: Task, row: Row) -> str | None:
+def _group(task: Task, row: Record) -> str | None:
     if task.group_field is None:
         return None
     if task.group_field not in row:

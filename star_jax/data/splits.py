@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from star_jax.config import ConfigError
 from star_jax.data.examples import Example
+from star_jax.errors import ConfigError
 
 
 def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:

@@ -22,10 +22,10 @@ from star_jax.acquisition.pool_scoring import (
 )
 from star_jax.acquisition.strategies import check_finite
 from star_jax.config import EvaluationConfig
-from star_jax.data.encoding import Encoder
 from star_jax.data.examples import Example
-from star_jax.data.prepared import Tokenised
+from star_jax.data.run_data import TokenizedSet
 from star_jax.data.tasks.task import Task
+from star_jax.data.tokenization import Encoder
 from star_jax.evaluation.accuracy import accuracy, grouped_accuracy, judge
 from star_jax.evaluation.calibration import auroc, brier, expected_calibration_error
 from star_jax.models.lora import Adapter
@@ -68,7 +68,7 @@ class Evaluation(NamedTuple):
     predictions: list[dict[str, Any]]
 
 
-def prepare_test_set(encoder: Encoder, test: Tokenised, shapes: PoolShapes) -> TestSet:
+def prepare_test_set(encoder: Encoder, test: TokenizedSet, shapes: PoolShapes) -> TestSet:
     """Batches prompts and gold responses."""
     gold = proposed_pool(test.rows, shapes.sequences)
     return TestSet(test.examples, generated_pool(encoder, test.prompts, shapes), gold)

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from star_jax.inference.scoring import TokenStatistics, distribution_statistics
-from star_jax.models.decoding import KVCache, at_hand, prefill, step, unstacked
-from star_jax.models.head import logits, output_head
+from star_jax.models.decoding import KVCache, decode_step, prefill, step_variables, unstacked
+from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 
@@ -71,7 +71,7 @@ def generate(
     width: int,
     eos_id: int | Sequence[int] | Array,
     row_mask: Array | None = None,
-    slots: int | None = None,
+    capacity: int | None = None,
     scored: bool = False,
 ) -> Generated:
     """The most probable token at each step.
@@ -80,14 +80,14 @@ def generate(
     rounded differently.
 
     Args:
-      model: decoder and frozen weights; `models.folding` makes one that writes faster.
+      model: decoder and frozen weights; `models.merged` makes one that writes faster.
       adapter: None for the base model.
       prompts: `B×P` int32, right-padded.
       prompt_lengths: `B` int32.
       width: R, most new tokens, end-of-sequence included.
       eos_id: the token that ends a row, or several that do; it is part of the response.
       row_mask: `B` bool; rows that only fill the batch up are not waited for.
-      slots: tokens of the prompts that are computed, at least those of all of them; None for B·P.
+      capacity: tokens of the prompts that are computed, at least those of all of them; None for B·P.
       scored: whether the statistics of the tokens are wanted too.
     """
     batch, prompt_width = prompts.shape
@@ -103,7 +103,7 @@ def generate(
 
     def advance(at: _Progress) -> _Progress:
         positions = jnp.where(at.done, -1, at.prompt_lengths + at.number - 1)
-        return choose(at, *step(model, at_hand(model, adapter, layers), at.token, positions, at.cache))
+        return choose(at, *decode_step(model, step_variables(model, adapter, layers), at.token, positions, at.cache))
 
     def finish(at: _Progress, halvings: int) -> Generated:
         """Writes the rest of the responses."""
@@ -115,7 +115,7 @@ def generate(
         chosen = jnp.argsort(at.done, stable=True)[:fewer]
         return _put_back(at.written, chosen, finish(_some(at, chosen), halvings - 1))
 
-    last, cache = prefill(model, adapter, prompts, prompt_lengths, prompt_width + width - 1, slots)
+    last, cache = prefill(model, adapter, prompts, prompt_lengths, prompt_width + width - 1, capacity)
     unseen = jnp.zeros((1, batch, width))
     nothing = TokenStatistics(unseen, unseen, unseen, unseen, unseen[0]) if scored else None
     blank = jnp.zeros((batch, width), jnp.int32)

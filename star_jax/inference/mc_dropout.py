@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import jax
 
-from star_jax.config import ConfigError, DropoutMode
+from star_jax.config import DropoutMode
+from star_jax.errors import ConfigError
 from star_jax.inference.scoring import TokenStatistics, statistics_of
 from star_jax.models.dropout import Dropout, row_keys
-from star_jax.models.head import output_head
+from star_jax.models.lm_head import output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
@@ -22,7 +23,7 @@ def mc_score_responses(
     model: LanguageModel,
     adapter: Adapter,
     inputs: SequenceInputs,
-    slots: int | None = None,
+    capacity: int | None = None,
     *,
     key: Array,
     index: Array,
@@ -36,7 +37,7 @@ def mc_score_responses(
       model: decoder and frozen weights.
       adapter: the adapter whose input is dropped.
       inputs: prompts and proposed responses, `B` rows.
-      slots: as `hidden_states` takes them.
+      capacity: as `hidden_states` takes them.
       key: PRNG key of the scoring pass.
       index: `B` int32, the example each row belongs to; rows of one example share their masks in every mode.
       samples: K.
@@ -57,7 +58,7 @@ def mc_score_responses(
 
     def sample(sample_key: Array) -> Array:
         keys = sample_key if mode == "shared" else row_keys(sample_key, index)
-        return hidden_states(model, adapter, inputs, Dropout(keys, rate, mode), slots)
+        return hidden_states(model, adapter, inputs, Dropout(keys, rate, mode), capacity)
 
     hidden = jax.vmap(sample)(jax.random.split(key, samples))
     mask = response_mask(inputs)

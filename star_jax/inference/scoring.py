@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.head import OutputHead, at_positions, chunk_size, logits, output_head
+from star_jax.models.lm_head import OutputHead, at_positions, chunk_size, logits, output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
@@ -118,7 +118,7 @@ def statistics_of(hidden: Array, targets: Array, mask: Array, head: OutputHead) 
 
 
 def score_responses(
-    model: LanguageModel, adapter: Adapter | None, inputs: SequenceInputs, slots: int | None = None
+    model: LanguageModel, adapter: Adapter | None, inputs: SequenceInputs, capacity: int | None = None
 ) -> tuple[TokenStatistics, Array]:
     """Deterministic scoring, dropout off: statistics with K = 1 and the mask `B×T` of what predicts the response.
 
@@ -126,10 +126,10 @@ def score_responses(
       model: decoder and frozen weights.
       adapter: None for the base model.
       inputs: prompts and proposed responses.
-      slots: as `hidden_states` takes them.
+      capacity: as `hidden_states` takes them.
     """
     mask = response_mask(inputs)
-    hidden = hidden_states(model, adapter, inputs, None, slots)[None]
+    hidden = hidden_states(model, adapter, inputs, None, capacity)[None]
     return statistics_of(hidden, next_tokens(inputs), mask, output_head(model)), mask
 
 

@@ -1,1 +1,1 @@
-"""Models: pure functions of (variables, tokens, keys)."""
+"""The decoder: one block for all families, its LoRA and dropout, decoding with a cache."""

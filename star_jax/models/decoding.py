@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from star_jax.models.lora import Adapter, with_adapter
-from star_jax.models.ragged import line_up
 from star_jax.models.transformer import (
     Block,
     LanguageModel,
@@ -29,6 +28,7 @@ from star_jax.models.transformer import (
     final_norm,
     layers_of,
 )
+from star_jax.ops.packing import make_packing
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -48,7 +48,9 @@ def unstacked(model: LanguageModel, adapter: Adapter | None) -> tuple[Variables,
     return tuple(jax.tree.map(lambda leaf, number=number: leaf[number], stacked) for number in range(count))
 
 
-def at_hand(model: LanguageModel, adapter: Adapter | None, layers: tuple[Variables, ...]) -> tuple[Variables, ...]:
+def step_variables(
+    model: LanguageModel, adapter: Adapter | None, layers: tuple[Variables, ...]
+) -> tuple[Variables, ...]:
     """`layers`, from `unstacked`, as a step of a loop shall read them: taken before the loop, or again in it.
 
     An accelerator's products read their part of the stack where it lies, and a second copy of the weights is saved; a
@@ -84,8 +86,8 @@ def prefill(
       shorter, the slots between hold nothing.
     """
     width = prompts.shape[1]
-    line = None if tokens is None else line_up(lengths, width, tokens)
-    hidden, kept = model.decoder.apply(with_adapter(model.params, adapter), prompts, None, line)
+    packing = None if tokens is None else make_packing(lengths, width, tokens)
+    hidden, kept = model.decoder.apply(with_adapter(model.params, adapter), prompts, None, packing)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     places = jnp.arange(slots, dtype=jnp.int32)[None]
     positions = jnp.where(places < lengths[:, None], places, -1)
@@ -97,7 +99,7 @@ def prefill(
     return last, KVCache(layers, Slots(positions, jnp.asarray(width, jnp.int32)))
 
 
-def step(
+def decode_step(
     model: LanguageModel, layers: Sequence[Variables], tokens: Array, positions: Array, cache: KVCache
 ) -> tuple[Array, KVCache]:
     """Reads one token a row.

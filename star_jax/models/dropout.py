@@ -1,6 +1,6 @@
 """Dropout on the input of LoRA's A: masks that follow keys and places alone, not the batch a row rides in.
 
-Shapes: `B` batch, `T` tokens of a row, `M` tokens of a line, `D` width of an input.
+Shapes: `B` batch, `T` tokens of a row, `M` tokens of a packing, `D` width of an input.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from star_jax.config import LEAST_DROPOUT, ConfigError, DropoutMode
-from star_jax.models.products import Kept
-from star_jax.models.ragged import Line
-from star_jax.models.threefry import threefry
+from star_jax.config import LEAST_DROPOUT, DropoutMode
+from star_jax.errors import ConfigError
+from star_jax.ops.matmul import DropoutMask
+from star_jax.ops.packing import Packing
+from star_jax.ops.threefry import threefry
 
 Array = jax.Array
 
@@ -54,9 +55,9 @@ class Dropout:
             )
 
 
-def draw(
-    dropout: Dropout | None, layer: Array | int, projection: str, x: Array, line: Line | None = None
-) -> Kept | None:
+def draw_mask(
+    dropout: Dropout | None, layer: Array | int, projection: str, x: Array, packing: Packing | None = None
+) -> DropoutMask | None:
     """The mask of what a projection reads.
 
     Args:
@@ -70,7 +71,7 @@ def draw(
     """
     if dropout is None:
         return None
-    _require_keys(dropout, x.shape[0] if line is None else line.lengths.shape[0])
+    _require_keys(dropout, x.shape[0] if packing is None else packing.lengths.shape[0])
     site = layer * len(_SITES) + _SITES[projection]
     below, columns = np.uint32(round((1 - dropout.rate) * 2**32)), jnp.arange(x.shape[-1], dtype=jnp.uint32)
 
@@ -83,16 +84,16 @@ def draw(
         return threefry((words[..., :1], words[..., 1:]), (place, columns))[0] < below
 
     if dropout.mode == "shared":
-        return Kept(mask(words(dropout.keys), 0), 1 / (1 - dropout.rate))
+        return DropoutMask(mask(words(dropout.keys), 0), 1 / (1 - dropout.rate))
     rows = jax.vmap(words)(dropout.keys)
     if dropout.mode == "tied":
         entries = mask(rows, 0)
-        entries = entries[:, None] if line is None else entries[line.rows][None]
-    elif line is None:
+        entries = entries[:, None] if packing is None else entries[packing.rows][None]
+    elif packing is None:
         entries = mask(rows[:, None], jnp.arange(x.shape[1]))
     else:
-        entries = mask(rows[line.rows], line.positions)[None]
-    return Kept(entries, 1 / (1 - dropout.rate))
+        entries = mask(rows[packing.rows], packing.positions)[None]
+    return DropoutMask(entries, 1 / (1 - dropout.rate))
 
 
 def _require_keys(dropout: Dropout, rows: int) -> None:

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from star_jax.config import LoraConfig
-from star_jax.models.modules import PROJECTION_PATHS, choose_modules
-from star_jax.models.products import Kept, adapted_product, folded_matmul
-from star_jax.models.quantization import Kernel, matmul
+from star_jax.models.projections import PROJECTION_PATHS, choose_modules
+from star_jax.ops.matmul import DropoutMask, lora_matmul, merged_matmul
+from star_jax.ops.quantization import Kernel, matmul
 
 Array = jax.Array
 Factors = Mapping[str, Mapping[str, Mapping[str, Array]]]
@@ -60,8 +60,8 @@ class LoraDense(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, kept: Kept | None) -> Array:
-        """Projects `x` `B×T×in` to `B×T×features`; `kept` is the adapter's dropout mask, None for none."""
+    def __call__(self, x: Array, mask: DropoutMask | None) -> Array:
+        """Projects `x` `B×T×in` to `B×T×features`; `mask` is the adapter's dropout mask, None for none."""
         kernel: Kernel
         if self.has_variable("params", "kernel"):
             kernel = self.get_variable("params", "kernel")  # an array, or a quantised kernel
@@ -71,26 +71,26 @@ class LoraDense(nn.Module):
         if self.has_variable("lora", "a"):
             a: Array = self.get_variable("lora", "a")
             b: Array = self.get_variable("lora", "b")
-            y = _adapted(x, kernel, a, b, self.get_variable("lora_scale", "scale"), kept)
+            y = _project(x, kernel, a, b, self.get_variable("lora_scale", "scale"), mask)
         else:
             y = matmul(x, kernel)
         return y if bias is None else y + bias
 
 
-def _adapted(x: Array, kernel: Kernel, a: Array, b: Array, scale: Array, kept: Kept | None) -> Array:
+def _project(x: Array, kernel: Kernel, a: Array, b: Array, scale: Array, mask: DropoutMask | None) -> Array:
     """x W + scale · (dropout(x) A) B; as x (W + scale · A B) where the adapter is one matrix and that is less work."""
-    if kept is not None and kept.entries.ndim == 1:
-        a, kept = kept.of(a.T).T, None
-    if kept is None and isinstance(kernel, jax.Array) and _folding_pays(x, kernel):
-        return folded_matmul(x, kernel, a, b, scale)
+    if mask is not None and mask.entries.ndim == 1:
+        a, mask = mask.of(a.T).T, None
+    if mask is None and isinstance(kernel, jax.Array) and _merging_pays(x, kernel):
+        return merged_matmul(x, kernel, a, b, scale)
     if isinstance(kernel, jax.Array):
-        return adapted_product(x, kept, kernel, a, b, scale)
-    # Widened again in the backward pass, so that no wide copy of the kernel is kept.
-    widened = jax.checkpoint(lambda x, kept, kernel, *rest: adapted_product(x, kept, kernel.widened(x.dtype), *rest))
-    return widened(x, kept, kernel, a, b, scale)
+        return lora_matmul(x, mask, kernel, a, b, scale)
+    # Dequantised again in the backward pass, so that no wide copy of the kernel is mask.
+    dequantized = jax.checkpoint(lambda x, mask, kernel, *rest: lora_matmul(x, mask, kernel.dequantize(x.dtype), *rest))
+    return dequantized(x, mask, kernel, a, b, scale)
 
 
-def _folding_pays(x: Array, kernel: Array) -> bool:
+def _merging_pays(x: Array, kernel: Array) -> bool:
     """Whether A B costs less than A and B at every token. Not in bfloat16, which would round small changes away."""
     tokens, (fan_in, out) = x.size // x.shape[-1], kernel.shape
     return x.dtype == jnp.float32 and tokens * (fan_in + out) > fan_in * out

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.config import ConfigError
+from star_jax.errors import ConfigError
 
 Array = jax.Array
 Angles = tuple[Array, Array]

@@ -15,8 +15,8 @@ import numpy as np
 
 from star_jax.models.dropout import Dropout
 from star_jax.models.lora import Adapter, with_adapter
-from star_jax.models.ragged import line_up
 from star_jax.models.transformer import LanguageModel
+from star_jax.ops.packing import make_packing
 
 Array = jax.Array
 
@@ -51,7 +51,7 @@ def hidden_states(
     adapter: Adapter | None,
     inputs: SequenceInputs,
     dropout: Dropout | None,
-    slots: int | None = None,
+    capacity: int | None = None,
 ) -> Array:
     """Hidden states `B×T×D` of one pass.
 
@@ -60,9 +60,9 @@ def hidden_states(
       adapter: None for the base model.
       inputs: prompts and responses.
       dropout: masks for the adapter's input; None for off.
-      slots: tokens that are computed, at least those of all rows together; None for B·T, padding and all.
+      capacity: tokens that are computed, at least those of all rows together; None for B·T, padding and all.
     """
     lengths, width = jnp.asarray(inputs.lengths), inputs.tokens.shape[1]
-    line = None if slots is None else line_up(lengths, width, slots)
-    hidden, _ = model.decoder.apply(with_adapter(model.params, adapter), jnp.asarray(inputs.tokens), dropout, line)
+    packing = None if capacity is None else make_packing(lengths, width, capacity)
+    hidden, _ = model.decoder.apply(with_adapter(model.params, adapter), jnp.asarray(inputs.tokens), dropout, packing)
     return hidden

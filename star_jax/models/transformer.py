@@ -1,8 +1,8 @@
 """The decoder in Linen: one block for all families, scanned over stacked parameters.
 
 What differs between families is data: `Architecture` for the parts a block has, `TransformerConfig` for numbers.
-Which family has which is in `models.families`. A call reads whole rows and returns hidden states; the output
-projection is applied by the caller, to the positions it needs (`models.head`). One token at a time is for
+Which family has which is in `checkpoints.hf_config`. A call reads whole rows and returns hidden states; the output
+projection is applied by the caller, to the positions it needs (`models.lm_head`). One token at a time is for
 `models.decoding`, with the same block.
 
 Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary, `L` layers, `H` query heads,
@@ -20,14 +20,14 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from star_jax.config import ConfigError
-from star_jax.models.attention import attend_cache, choose_kernel, line_attention, self_attention
-from star_jax.models.dropout import Dropout, draw
+from star_jax.errors import ConfigError
+from star_jax.models.dropout import Dropout, draw_mask
 from star_jax.models.lora import LoraDense
-from star_jax.models.pointwise import RMSNorm, gated
-from star_jax.models.products import Kept
-from star_jax.models.ragged import Line, to_line, to_rows
 from star_jax.models.rotary import Angles, Rope, rotate
+from star_jax.ops.attention import attend_cache, choose_implementation, packed_attention, self_attention
+from star_jax.ops.matmul import DropoutMask
+from star_jax.ops.packing import Packing, pack_rows, unpack_rows
+from star_jax.ops.pointwise import RMSNorm, gated
 
 Array = jax.Array
 
@@ -163,18 +163,18 @@ class Block(nn.Module):
         layer: Layer,
         angles: Angles,
         dropout: Dropout | None,
-        line: Line | None = None,
+        packing: Packing | None = None,
         cache: LayerCache | None = None,
         slots: Slots | None = None,
     ) -> tuple[Array, LayerCache]:
         """One pass through the layer.
 
         Args:
-          hidden: `B×T×D`, or `1×M×D` with a line, the residual stream; T is 1 with a cache.
+          hidden: `B×T×D`, or `1×M×D` packed, the residual stream; T is 1 with a cache.
           layer: number and kind of the layer.
           angles: of each kind of rotary positions.
           dropout: masks for the adapter's input; None for off.
-          line: where the tokens of the rows stand, when they come in a line.
+          packing: where the tokens of the rows stand, when they are packed.
           cache: keys and values of earlier tokens; None for whole rows.
           slots: what the cache holds once the new token is written, at the slot before `used`.
 
@@ -182,9 +182,9 @@ class Block(nn.Module):
           The stream, and the cache with the new token in it, or keys and values of the whole rows, S = T.
         """
         normed = self._norm("pre_attention_norm", hidden)
-        mixed, cache = self._attention(normed, layer, angles, dropout, line, cache, slots)
+        mixed, cache = self._attention(normed, layer, angles, dropout, packing, cache, slots)
         hidden = hidden + self._norm("post_attention_norm", mixed)
-        added = self._mlp(self._norm("pre_mlp_norm", hidden), layer, dropout, line)
+        added = self._mlp(self._norm("pre_mlp_norm", hidden), layer, dropout, packing)
         return hidden + self._norm("post_mlp_norm", added), cache
 
     def _norm(self, name: str, x: Array) -> Array:
@@ -195,10 +195,10 @@ class Block(nn.Module):
         config = self.config
         return RMSNorm(config.rms_norm_eps, config.dtype, config.architecture.norm_offset, name=name)(x)
 
-    def _project(self, name: str, features: int, x: Array, kept: Kept | None) -> Array:
+    def _project(self, name: str, features: int, x: Array, mask: DropoutMask | None) -> Array:
         config = self.config
         use_bias = name in config.architecture.biases
-        return LoraDense(features, config.dtype, use_bias, name=name)(x, kept)
+        return LoraDense(features, config.dtype, use_bias, name=name)(x, mask)
 
     def _attention(
         self,
@@ -206,12 +206,12 @@ class Block(nn.Module):
         layer: Layer,
         angles: Angles,
         dropout: Dropout | None,
-        line: Line | None,
+        packing: Packing | None,
         cache: LayerCache | None,
         slots: Slots | None,
     ) -> tuple[Array, LayerCache]:
         config = self.config
-        query, key, value = self._query_key_value(x, layer, dropout, line)
+        query, key, value = self._query_key_value(x, layer, dropout, packing)
         if layer.rope is not None:
             angles = (angles[0][layer.rope], angles[1][layer.rope])
         query, key = rotate(query, angles), rotate(key, angles)
@@ -224,46 +224,46 @@ class Block(nn.Module):
             cache = write_slot(cache, slots, key, value)
             at = jax.lax.dynamic_slice_in_dim(slots.positions, slots.used - 1, 1, axis=1)
             mixed = attend_cache(query, *cache, at, slots.positions, **constants)
-        elif line is None:
+        elif packing is None:
             cache = LayerCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
             mixed = self_attention(query, key, value, windows=config.windows, **constants)
         else:
-            mixed, cache = self._line_attention(query[0], key[0], value[0], line, constants)
+            mixed, cache = self._packed_attention(query[0], key[0], value[0], packing, constants)
         mixed = mixed.reshape(*mixed.shape[:2], -1)
-        kept = draw(dropout, layer.number, "o_proj", mixed, line)
-        return self._project("o_proj", x.shape[-1], mixed, kept), cache
+        mask = draw_mask(dropout, layer.number, "o_proj", mixed, packing)
+        return self._project("o_proj", x.shape[-1], mixed, mask), cache
 
-    def _line_attention(
-        self, query: Array, key: Array, value: Array, line: Line, constants: dict[str, Any]
+    def _packed_attention(
+        self, query: Array, key: Array, value: Array, packing: Packing, constants: dict[str, Any]
     ) -> tuple[Array, LayerCache]:
         """`1×M×H×d` of queries, keys and values `M×…`, and keys and values in rows."""
         config = self.config
         # Else a CPU would compute rotations again wherever a slice of them is read.
         query, key, value = jax.lax.optimization_barrier((query, key, value))
-        keys, values = to_rows(key, line), to_rows(value, line)
-        width = line.real.shape[1]
-        kernel = choose_kernel(query.dtype, config.head_dim, softcap=config.attention_softcap).kernel
+        keys, values = unpack_rows(key, packing), unpack_rows(value, packing)
+        width = packing.real.shape[1]
+        kernel = choose_implementation(query.dtype, config.head_dim, softcap=config.attention_softcap).kernel
         if kernel == "xla" and width > SHORT_ROW:
-            mixed = line_attention(query, key, value, line.starts, line.lengths, width=width, **constants)
+            mixed = packed_attention(query, key, value, packing.starts, packing.lengths, width=width, **constants)
         else:
-            rows = self_attention(to_rows(query, line), keys, values, windows=config.windows, **constants)
-            mixed = to_line(rows, line)
+            rows = self_attention(unpack_rows(query, packing), keys, values, windows=config.windows, **constants)
+            mixed = pack_rows(rows, packing)
         return mixed[None], LayerCache(keys.swapaxes(1, 2), values.swapaxes(1, 2))
 
     def _query_key_value(
-        self, x: Array, layer: Layer, dropout: Dropout | None, line: Line | None
+        self, x: Array, layer: Layer, dropout: Dropout | None, packing: Packing | None
     ) -> tuple[Array, Array, Array]:
         """`B×T×H×d` and twice `B×T×G×d`."""
         config, architecture = self.config, self.config.architecture
         counts = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         widths = [count * config.head_dim for count in counts]
-        kept = draw(dropout, layer.number, "qkv_proj", x, line)
+        mask = draw_mask(dropout, layer.number, "qkv_proj", x, packing)
         if architecture.fused:
-            whole = self._project("qkv_proj", sum(widths), x, kept)
+            whole = self._project("qkv_proj", sum(widths), x, mask)
             parts = jnp.split(whole, np.cumsum(widths)[:2].tolist(), axis=-1)
         else:
             names = ("q_proj", "k_proj", "v_proj")
-            parts = [self._project(name, wide, x, kept) for name, wide in zip(names, widths, strict=True)]
+            parts = [self._project(name, wide, x, mask) for name, wide in zip(names, widths, strict=True)]
         if architecture.qk_norm == "width":
             parts[:2] = [self._rms(name, part) for name, part in zip(("q_norm", "k_norm"), parts, strict=False)]
         heads = [part.reshape(*x.shape[:2], count, -1) for part, count in zip(parts, counts, strict=True)]
@@ -271,17 +271,17 @@ class Block(nn.Module):
             heads[:2] = [self._rms(name, head) for name, head in zip(("q_norm", "k_norm"), heads, strict=False)]
         return heads[0], heads[1], heads[2]
 
-    def _mlp(self, x: Array, layer: Layer, dropout: Dropout | None, line: Line | None) -> Array:
+    def _mlp(self, x: Array, layer: Layer, dropout: Dropout | None, packing: Packing | None) -> Array:
         config = self.config
         inner = config.intermediate_size
-        kept = draw(dropout, layer.number, "gate_up_proj", x, line)
+        mask = draw_mask(dropout, layer.number, "gate_up_proj", x, packing)
         if config.architecture.fused:
-            gate, up = jnp.split(self._project("gate_up_proj", 2 * inner, x, kept), 2, axis=-1)
+            gate, up = jnp.split(self._project("gate_up_proj", 2 * inner, x, mask), 2, axis=-1)
         else:
-            gate, up = (self._project(name, inner, x, kept) for name in ("gate_proj", "up_proj"))
+            gate, up = (self._project(name, inner, x, mask) for name in ("gate_proj", "up_proj"))
         product = gated(config.hidden_act, gate, up)
-        kept = draw(dropout, layer.number, "down_proj", product, line)
-        return self._project("down_proj", x.shape[-1], product, kept)
+        mask = draw_mask(dropout, layer.number, "down_proj", product, packing)
+        return self._project("down_proj", x.shape[-1], product, mask)
 
 
 def write_slot(cache: LayerCache, slots: Slots, key: Array, value: Array) -> LayerCache:
@@ -306,14 +306,14 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, dropout: Dropout | None = None, line: Line | None = None
+        self, tokens: Array, dropout: Dropout | None = None, packing: Packing | None = None
     ) -> tuple[Array, LayerCache]:
         """One pass.
 
         Args:
           tokens: `B×T` int32, padded on the right or not at all; no mask is needed, since attention is causal.
           dropout: masks for the adapter's input; None for off.
-          line: the real tokens in a line, to spend no time on padding; None to treat it like tokens.
+          packing: the real tokens packed, to spend no time on padding; None to treat it like tokens.
 
         Returns:
           Final hidden states `B×T×D`, normed, finite and meaningless at padding; and keys and values of all layers,
@@ -321,8 +321,8 @@ class Decoder(nn.Module):
         """
         config = self.config
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        if line is not None:
-            tokens, positions = to_line(tokens, line)[None], line.positions[None]
+        if packing is not None:
+            tokens, positions = pack_rows(tokens, packing)[None], packing.positions[None]
         hidden = embed(config, "embed_tokens")(tokens).astype(config.dtype) * embedding_scale(config)
         # Of layers that are written out, the compiler would compute nothing anew, or all of them at once.
         unrolled = config.num_hidden_layers <= UNROLLED_LAYERS and not self.rematerialise
@@ -334,10 +334,10 @@ class Decoder(nn.Module):
             length=config.num_hidden_layers,
             unroll=config.num_hidden_layers if unrolled else 1,
         )(config, name="layers")
-        hidden, kept = layers(hidden, layers_of(config), angles_of(config, positions), dropout, line)
-        hidden = final_norm(config, "norm")(hidden if line is None else to_rows(hidden[0], line))
+        hidden, kept = layers(hidden, layers_of(config), angles_of(config, positions), dropout, packing)
+        hidden = final_norm(config, "norm")(hidden if packing is None else unpack_rows(hidden[0], packing))
         if not config.tie_word_embeddings:
-            # Only declared here: the caller multiplies by it, at the positions it needs (`models.head`).
+            # Only declared here: the caller multiplies by it, at the positions it needs (`models.lm_head`).
             shape = (config.vocab_size, config.hidden_size)
             self.param("lm_head", nn.initializers.normal(0.02), shape, config.dtype)
         return hidden, kept

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from star_jax.command_line import guarded_main
+from star_jax.cli.flags import guarded_main
 from star_jax.report.page import build_report
 
 

@@ -54,7 +54,7 @@ PHASE_COLOURS = {
     "write": "#228833",
     "other": "#BBBBBB",
 }
-"""Phase of `runtime.timing.PHASES` -> its colour, in Paul Tol's bright scheme."""
+"""Phase of `tracking.timing.PHASES` -> its colour, in Paul Tol's bright scheme."""
 
 STYLE: Any = {
     "text.parse_math": False,

@@ -14,8 +14,8 @@ import jinja2
 
 from star_jax import __version__
 from star_jax.acquisition.strategies import get_strategy
+from star_jax.checkpoints.hub import EMBEDDED
 from star_jax.config import ExperimentConfig, TrainingConfig
-from star_jax.models.folders import EMBEDDED
 
 TEMPLATE = "model_card.md.jinja"
 

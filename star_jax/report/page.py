@@ -27,9 +27,9 @@ from star_jax.report.read import (
     read_runs,
     settled,
 )
-from star_jax.runtime.files import write_bytes_atomic, write_text_atomic
-from star_jax.runtime.progress import duration, mean_sd
-from star_jax.runtime.timing import PHASES
+from star_jax.runs.files import write_bytes_atomic, write_text_atomic
+from star_jax.tracking.console import duration, mean_sd
+from star_jax.tracking.timing import PHASES
 
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"

@@ -12,13 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from star_jax.config import ConfigError
-from star_jax.data.examples import DataError
+from star_jax.errors import ConfigError, DataError
 from star_jax.evaluation.curves import aubc
 from star_jax.evaluation.statistics import PairedDifference, mean_and_sd, paired_difference
-from star_jax.runtime.files import Row, read_json, read_jsonl, read_yaml
-from star_jax.runtime.run_folder import differences
-from star_jax.runtime.timing import Seconds, total_seconds
+from star_jax.runs.files import JsonObject, read_json, read_jsonl, read_yaml
+from star_jax.runs.run_folder import differences
+from star_jax.tracking.timing import Seconds, total_seconds
 
 BASELINE = "random"
 """The strategy the others are compared with."""
@@ -42,17 +41,17 @@ class Run:
     path: Path
     strategy: str
     seed: int
-    rows: list[Row]
+    rows: list[JsonObject]
     finished: bool
 
     @cached_property
-    def config(self) -> Row:
+    def config(self) -> JsonObject:
         """The resolved configuration, empty where the folder has none."""
         path = self.path / "config.yaml"
         return read_yaml(path) if path.exists() else {}
 
     @cached_property
-    def environment(self) -> Row:
+    def environment(self) -> JsonObject:
         """What the run ran on, empty where the folder does not say."""
         path = self.path / "environment.json"
         return read_json(path) if path.exists() else {}
@@ -80,7 +79,7 @@ class Run:
 
     @cached_property
     def seconds(self) -> Seconds:
-        """Where the run's time went so far: `total`, and every phase of `runtime.timing.PHASES`."""
+        """Where the run's time went so far: `total`, and every phase of `tracking.timing.PHASES`."""
         if self.finished:
             spent = read_json(self.path / "summary.json").get("seconds")
             if spent is not None:
@@ -88,7 +87,7 @@ class Run:
         return total_seconds(self.rows)
 
     @cached_property
-    def predictions(self) -> list[Row]:
+    def predictions(self) -> list[JsonObject]:
         """Test predictions after the last finished round."""
         if not self.rows:
             return []

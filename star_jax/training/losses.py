@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from star_jax.config import TrainingConfig
-from star_jax.models.head import OutputHead, at_positions, chunk_size, logits_and_slope
+from star_jax.models.lm_head import OutputHead, at_positions, chunk_size, logits_and_slope
 from star_jax.models.lora import Factors, b_square
 
 Array = jax.Array
@@ -121,7 +121,7 @@ def _positions(
 
 def _chunk(shape: _Shape, head: OutputHead, states: Array, tokens: Array) -> tuple[tuple[Array, ...], Array]:
     """`_positions` of a chunk: states `C×D`, tokens `C`."""
-    scores, bend = logits_and_slope(states, head)
+    scores, softcap_slope = logits_and_slope(states, head)
     below = scores - jnp.max(scores, axis=-1, keepdims=True)
     # Without the barrier a CPU computes the exponentials again for each of their uses.
     powers = jax.lax.optimization_barrier(jnp.exp(below))
@@ -142,7 +142,7 @@ def _chunk(shape: _Shape, head: OutputHead, states: Array, tokens: Array) -> tup
         penalised = nll + shape.penalty * held
         active = jnp.ones_like(entropy) if shape.floor is None else (missing > 0).astype(entropy.dtype)
         slope = slope + shape.penalty * active[:, None] * probs * (log_probs + entropy[:, None])
-    if bend is not None:
-        slope = slope * bend
+    if softcap_slope is not None:
+        slope = slope * softcap_slope
     inner = jnp.matmul(slope.astype(states.dtype), head.weight, preferred_element_type=jnp.float32)
     return (penalised, nll, entropy, missing), inner.astype(states.dtype)

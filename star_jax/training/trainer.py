@@ -18,14 +18,15 @@ import numpy as np
 import optax
 
 from star_jax.config import LoraConfig, TrainingConfig
-from star_jax.data.batching import Batch, Shape, pack, random_steps, step_shapes
-from star_jax.data.encoding import Row
-from star_jax.models.devices import ROWS, by_rows, data_mesh, replicated
+from star_jax.data.batching import Batch, Shape, make_batch
+from star_jax.data.bucketing import random_steps, step_shapes
+from star_jax.data.tokenization import TokenizedExample
 from star_jax.models.dropout import Dropout, row_keys
-from star_jax.models.head import output_head
+from star_jax.models.lm_head import output_head
 from star_jax.models.lora import Adapter, Factors, init_adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
+from star_jax.parallel.mesh import ROWS, by_rows, data_mesh, replicated
 from star_jax.training.losses import TokenLosses, objective, token_losses
 from star_jax.training.optimizers import direction, learning_rate
 
@@ -79,7 +80,7 @@ def init_state(
     return state, adapter.scale
 
 
-@partial(jax.jit, static_argnames=("slots", "lora", "config"), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("capacity", "lora", "config"), donate_argnames=("state",))
 def train_step(
     model: LanguageModel,
     scale: Factors,
@@ -88,7 +89,7 @@ def train_step(
     key: Array,
     total_steps: Array,
     *,
-    slots: int | None = None,
+    capacity: int | None = None,
     lora: LoraConfig,
     config: TrainingConfig,
 ) -> tuple[TrainState, TrainInfo]:
@@ -101,12 +102,12 @@ def train_step(
       batch: rows of one shape, a multiple of the number of local devices, which share them.
       key: PRNG key of the run of training; the step number is folded in.
       total_steps: steps of the whole fit, for the schedule.
-      slots: as `hidden_states` takes them, on each device.
+      capacity: as `hidden_states` takes them, on each device.
       lora: dropout rate and mode.
       config: loss and optimiser.
     """
     shared = (model, scale, state.weights, jax.random.fold_in(key, state.step))
-    losses, slopes = by_rows(partial(_slopes, slots, lora, config), shared, batch, summed=True)
+    losses, slopes = by_rows(partial(_slopes, capacity, lora, config), shared, batch, summed=True)
     count = jnp.maximum(losses.count, 1)
     loss, penalty = jax.value_and_grad(lambda weights: objective(losses, weights, config))(state.weights)
     gradient = jax.tree.map(lambda slope, extra: slope / count + extra, slopes, penalty)
@@ -118,7 +119,7 @@ def train_step(
 
 
 def _slopes(
-    slots: int | None, lora: LoraConfig, config: TrainingConfig, shared: Any, batch: TrainBatch
+    capacity: int | None, lora: LoraConfig, config: TrainingConfig, shared: Any, batch: TrainBatch
 ) -> tuple[TokenLosses, Factors]:
     """Summed losses of all rows, and the gradient of their sum with respect to the adapter's factors."""
     model, scale, weights, key = shared
@@ -130,7 +131,7 @@ def _slopes(
         dropout = Dropout(keys, lora.dropout, lora.training_dropout)
 
     def loss_of(weights: Factors) -> tuple[Array, TokenLosses]:
-        hidden = hidden_states(model, Adapter(weights, scale), inputs, dropout, slots)
+        hidden = hidden_states(model, Adapter(weights, scale), inputs, dropout, capacity)
         losses = token_losses(hidden, next_tokens(inputs), mask, output_head(model), config)
         return losses.penalised, losses
 
@@ -166,8 +167,8 @@ def training_shapes(
 def fit(
     key: Array,
     model: LanguageModel,
-    rows: Sequence[Row],
-    replay: Sequence[Row],
+    rows: Sequence[TokenizedExample],
+    replay: Sequence[TokenizedExample],
     *,
     shapes: Sequence[Shape],
     lora: LoraConfig,
@@ -208,9 +209,9 @@ def fit(
     epoch: deque[TrainInfo] = deque(maxlen=steps_an_epoch)
     for chosen in epoch_batches(order_key, len(rows), config.batch_size, config.epochs):
         batch_rows = [rows[i] for i in chosen] + [replay[i] for i in next(extra)]
-        batch = pack(batch_rows, range(len(batch_rows)), shapes, data_mesh().size)
+        batch = make_batch(batch_rows, range(len(batch_rows)), shapes, data_mesh().size)
         inputs = train_batch(batch), dropout_key, total
-        state, info = train_step(model, scale, state, *inputs, slots=batch.slots, lora=lora, config=config)
+        state, info = train_step(model, scale, state, *inputs, capacity=batch.capacity, lora=lora, config=config)
         epoch.append(info)
         running.append(info)
         if len(running) > STEPS_AHEAD:

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from star_jax.acquisition import pool_scoring
-from star_jax.acquisition.measures import MEASURES, sequence_measures
 from star_jax.acquisition.pool_scoring import (
     BatchSizes,
     PoolScores,
@@ -26,11 +25,12 @@ from star_jax.acquisition.pool_scoring import (
     proposed_pool,
     score_pool,
 )
-from star_jax.config import ConfigError
-from star_jax.data.batching import Shape, pack, sequence_batches
-from star_jax.data.encoding import Encoder, Limits, Row
-from star_jax.data.examples import DataError, Prompt
+from star_jax.acquisition.uncertainty import MEASURES, sequence_measures
+from star_jax.data.batching import Shape, make_batch, sequence_batches
+from star_jax.data.examples import Prompt
 from star_jax.data.tasks.task import Task
+from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
+from star_jax.errors import ConfigError, DataError
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import score_responses
 from star_jax.models.lora import Adapter
@@ -84,15 +84,17 @@ def prompts() -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def proposals(encoder, prompts) -> list[Row]:
+def proposals(encoder, prompts) -> list[TokenizedExample]:
     rng = np.random.default_rng(3)
     answers = [rng.integers(1, len(WORDS), rng.integers(2, 4)).astype(np.int32) for _ in prompts]
     return followed_by(encoder, prompts, answers)
 
 
-def followed_by(encoder, prompts, answers) -> list[Row]:
+def followed_by(encoder, prompts, answers) -> list[TokenizedExample]:
     tokens = encoder.prompts(prompts)
-    return [Row(np.concatenate([one, answer]), len(one)) for one, answer in zip(tokens, answers, strict=True)]
+    return [
+        TokenizedExample(np.concatenate([one, answer]), len(one)) for one, answer in zip(tokens, answers, strict=True)
+    ]
 
 
 KINDS = ("generated", "candidates", "proposed")
@@ -153,7 +155,7 @@ def test_permuted_examples_have_permuted_scores(model, adapter, build, kind):
 
 def test_proposed_scores_stand_in_the_order_of_the_rows(model, adapter, build, proposals):
     """Two shapes against one batch of all rows, where the order cannot be lost."""
-    whole = pack(proposals, range(SIZE), [Shape(SIZE, 12, SIZE * 12)])
+    whole = make_batch(proposals, range(SIZE), [Shape(SIZE, 12, SIZE * 12)])
     inputs = SequenceInputs(whole.tokens, whole.prompt_lengths, whole.lengths)
     measures = sequence_measures(*jax.jit(score_responses)(model, adapter, inputs))
     scores = score_pool(model, adapter, build("proposed"))
@@ -395,5 +397,7 @@ def test_shapes_hold_every_row_and_are_few(seed):
         assert len(shapes.sequences) <= pool_scoring.SEQUENCE_SHAPES + 1
         hidden = [*known, *rng.integers(1, longest + 1, 30), longest]
         for lengths, some in ((prompts, shapes.prompts), (hidden, shapes.sequences)):
-            batches = list(sequence_batches([Row(np.ones(length, np.int32), 1) for length in lengths], some))
+            batches = list(
+                sequence_batches([TokenizedExample(np.ones(length, np.int32), 1) for length in lengths], some)
+            )
             assert sorted(np.concatenate([batch.lengths[batch.row_mask] for batch in batches])) == sorted(lengths)

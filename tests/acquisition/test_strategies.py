@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 
 from star_jax.acquisition.dynamic import NORMALISERS
-from star_jax.acquisition.measures import MEASURES
-from star_jax.acquisition.strategies import (
-    STRATEGIES,
-    ScoreError,
-    Strategy,
-    acquire,
-    check_finite,
-    get_strategy,
-    resolve,
-)
-from star_jax.config import AcquisitionConfig, ConfigError
+from star_jax.acquisition.strategies import STRATEGIES, Strategy, acquire, check_finite, get_strategy, resolve
+from star_jax.acquisition.uncertainty import MEASURES
+from star_jax.config import AcquisitionConfig
+from star_jax.errors import ConfigError, ScoreError
 
 SIZE, COUNT, QUERIES = 32, 7, 9
 CONFIGS = {

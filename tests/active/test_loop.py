@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool
-from star_jax.acquisition.strategies import ScoreError, get_strategy
+from star_jax.acquisition.strategies import get_strategy
 from star_jax.active.loop import Problem, init, step
-from star_jax.active.oracles import SimulatedOracle
 from star_jax.active.pool import available
+from star_jax.annotators.oracle import SimulatedOracle
+from star_jax.benchmarks.skills import generator as skills
+from star_jax.checkpoints.hub import load_tokenizer
+from star_jax.checkpoints.huggingface import load_model
 from star_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -20,12 +23,10 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
-from star_jax.data import skills_benchmark as skills
-from star_jax.data.encoding import Encoder, Limits
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
-from star_jax.models.checkpoint_hf import load_model
-from star_jax.models.folders import load_tokenizer
+from star_jax.data.tokenization import Encoder, Limits
+from star_jax.errors import ScoreError
 from star_jax.training.trainer import training_shapes
 
 CONFIG = ExperimentConfig(

@@ -7,33 +7,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_jax.data.batching import (
-    Batch,
-    Shape,
-    grouped_batches,
-    pack,
-    prompt_batches,
-    sequence_batches,
-)
-from star_jax.data.encoding import Row
+from star_jax.data.batching import Batch, Shape, grouped_batches, pack, prompt_batches, sequence_batches
+from star_jax.data.tokenization import TokenizedExample
 
 LONGEST = 40
 
 
-def draw_rows(seed: int, lengths: Sequence[int]) -> list[Row]:
+def draw_rows(seed: int, lengths: Sequence[int]) -> list[TokenizedExample]:
     rng = np.random.default_rng(seed)
-    return [Row(rng.integers(1, 999, length).astype(np.int32), int(rng.integers(1, length + 1))) for length in lengths]
+    return [
+        TokenizedExample(rng.integers(1, 999, length).astype(np.int32), int(rng.integers(1, length + 1)))
+        for length in lengths
+    ]
 
 
-def full_row(length: int) -> Row:
-    return Row(np.ones(length, np.int32), 1)
+def full_row(length: int) -> TokenizedExample:
+    return TokenizedExample(np.ones(length, np.int32), 1)
 
 
 @st.composite
 def some_shapes(draw, group: int = 1) -> tuple[Shape, ...]:
     """Shapes of whole groups in any order, of which one holds a group of the longest rows."""
     sizes = st.tuples(st.integers(1, 5), st.integers(1, LONGEST), st.integers(1, 3 * LONGEST))
-    shapes = [Shape(rows * group, width, slots) for rows, width, slots in draw(st.lists(sizes, max_size=4))]
+    shapes = [Shape(rows * group, width, capacity) for rows, width, capacity in draw(st.lists(sizes, max_size=4))]
     shapes.append(Shape(group * draw(st.integers(1, 4)), LONGEST, group * draw(st.integers(LONGEST, 3 * LONGEST))))
     return tuple(draw(st.permutations(shapes)))
 
@@ -47,19 +43,19 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
     return order
 
 
-def smallest(shapes: Sequence[Shape], rows: Sequence[Row], share: int | None = None) -> Shape:
+def smallest(shapes: Sequence[Shape], rows: Sequence[TokenizedExample], share: int | None = None) -> Shape:
     """Of the shapes that hold all rows, and a share of so many tokens, the one of least room."""
     lengths = [len(row.tokens) for row in rows]
     tokens = sum(lengths) if share is None else share
-    holding = [shape for shape in shapes if max(lengths) <= shape.width and tokens <= shape.slots]
-    return min((shape for shape in holding if shape.rows >= len(rows)), key=lambda shape: (shape.slots, shape.width))
+    holding = [shape for shape in shapes if max(lengths) <= shape.width and tokens <= shape.capacity]
+    return min((shape for shape in holding if shape.rows >= len(rows)), key=lambda shape: (shape.capacity, shape.width))
 
 
 def shares(batch: Batch, shape: Shape, devices: int) -> list[list[int]]:
     """Places of the real rows of each device; checks all that holds for any batch of that shape."""
     size = devices * shape.rows
     assert batch.tokens.shape == (size, shape.width)
-    assert batch.slots == shape.slots
+    assert batch.capacity == shape.capacity
     for array in (batch.tokens, batch.prompt_lengths, batch.lengths, batch.index):
         assert array.dtype == np.int32
         assert len(array) == size
@@ -69,7 +65,7 @@ def shares(batch: Batch, shape: Shape, devices: int) -> list[list[int]]:
         places = range(device * shape.rows, (device + 1) * shape.rows)
         real = [place for place in places if batch.row_mask[place]]
         assert real == list(places[: len(real)])  # Filler stands behind.
-        assert batch.lengths[real].sum() <= shape.slots
+        assert batch.lengths[real].sum() <= shape.capacity
         found.append(real)
     filler = ~batch.row_mask
     assert (batch.lengths[filler] == 0).all()
@@ -79,7 +75,7 @@ def shares(batch: Batch, shape: Shape, devices: int) -> list[list[int]]:
     return found
 
 
-def check_row(batch: Batch, place: int, row: Row) -> None:
+def check_row(batch: Batch, place: int, row: TokenizedExample) -> None:
     length = len(row.tokens)
     assert batch.lengths[place] == length
     assert batch.prompt_lengths[place] == row.prompt_length
@@ -87,7 +83,7 @@ def check_row(batch: Batch, place: int, row: Row) -> None:
     assert (batch.tokens[place, length:] == 0).all()
 
 
-def check_batches(batches: Sequence[Batch], rows: Sequence[Row], group: int, shapes, devices: int) -> None:
+def check_batches(batches: Sequence[Batch], rows: Sequence[TokenizedExample], group: int, shapes, devices: int) -> None:
     """Whole groups, longest first, each once; as many in a batch as its shape holds on all devices."""
     members = [rows[start : start + group] for start in range(0, len(rows), group)]
     totals = [sum(len(row.tokens) for row in some) for some in members]
@@ -107,7 +103,7 @@ def check_batches(batches: Sequence[Batch], rows: Sequence[Row], group: int, sha
         while waiting:
             free = [device for device in range(devices) if (len(hands[device]) + 1) * group <= shape.rows]
             tokens = [sum(totals[number] for number in hand) for hand in hands]
-            if not free or min(tokens[device] for device in free) + totals[waiting[0]] > shape.slots:
+            if not free or min(tokens[device] for device in free) + totals[waiting[0]] > shape.capacity:
                 break
             hands[min(free, key=lambda device: (tokens[device], device))].append(waiting.pop(0))
         assert held == hands
@@ -137,7 +133,7 @@ def test_a_group_of_more_tokens_than_a_longer_one_waits_for_a_shape_that_holds_i
     shapes = (Shape(4, 16, 12), Shape(4, 16, 32))
     for devices in (1, 2):
         batches = list(grouped_batches(rows, 2, shapes, devices))
-        assert [batch.slots for batch in batches] == [12, 32]
+        assert [batch.capacity for batch in batches] == [12, 32]
         check_batches(batches, rows, 2, shapes, devices)
 
 
@@ -153,7 +149,7 @@ def test_prompts_are_rows_without_a_response(devices):
     prompts = [row.tokens for row in draw_rows(2, np.random.default_rng(2).integers(1, LONGEST, 40))]
     shapes = (Shape(6, 20, 80), Shape(6, LONGEST, 160))
     batches = list(prompt_batches(prompts, shapes, devices))
-    check_batches(batches, [Row(tokens, len(tokens)) for tokens in prompts], 1, shapes, devices)
+    check_batches(batches, [TokenizedExample(tokens, len(tokens)) for tokens in prompts], 1, shapes, devices)
 
 
 @given(some_shapes(), st.data(), st.integers(1, 8), st.integers(0, 2**32))
@@ -179,7 +175,7 @@ def test_packed_rows_are_dealt_out_from_the_longest_down(shapes, data, devices, 
 
 def test_what_fits_no_shape_is_an_error_that_names_the_sizes():
     shapes = (Shape(2, 8, 16), Shape(4, 10, 12))
-    named = r"fit none of the shapes \(Shape\(rows=2, width=8, slots=16\), Shape\(rows=4, width=10, slots=12\)\)"
+    named = r"fit none of the shapes \(Shape\(rows=2, width=8, capacity=16\), Shape\(rows=4, width=10, capacity=12\)\)"
     rows = [full_row(length) for length in (3, 11, 7)]
     calls = {
         "1 rows of 11 tokens, the longest of 11": [

@@ -5,10 +5,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from star_jax.config import ConfigError, FormatConfig
-from star_jax.data.encoding import Encoder, Limits
+from star_jax.config import FormatConfig
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.tasks import get_task
+from star_jax.data.tokenization import Encoder, Limits
+from star_jax.errors import ConfigError
 
 
 def generic(tokenizer, **fields):

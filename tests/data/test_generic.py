@@ -3,10 +3,11 @@
 import pytest
 from data_files import write_csv, write_lines, write_parquet
 
-from star_jax.config import ConfigError, DataConfig, FormatConfig
-from star_jax.data.examples import DataError, Example, Prompt
+from star_jax.config import DataConfig, FormatConfig
+from star_jax.data.examples import Example, Prompt
 from star_jax.data.loading import load_examples, load_pool_and_test, load_prompts
 from star_jax.data.tasks import get_task
+from star_jax.errors import ConfigError, DataError
 
 
 def generic(**fields):

@@ -6,11 +6,12 @@ import datasets
 import pytest
 from data_files import gsm8k_rows, write_csv, write_lines, write_parquet
 
-from star_jax.config import ConfigError, DataConfig
-from star_jax.data.examples import DataError, Example, Prompt
+from star_jax.config import DataConfig
+from star_jax.data.examples import Example, Prompt
 from star_jax.data.loading import LoadedData, load_examples, load_pool_and_test, load_prompts
-from star_jax.data.reading import read_rows
+from star_jax.data.readers import read_rows
 from star_jax.data.tasks import get_task
+from star_jax.errors import ConfigError, DataError
 
 GSM8K = get_task("gsm8k")
 BOOLQ = get_task("boolq")

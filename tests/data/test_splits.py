@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from star_jax.config import ConfigError
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.splits import hold_out
+from star_jax.errors import ConfigError
 
 
 def examples(rng, count):

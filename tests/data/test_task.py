@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from star_jax.data.examples import DataError
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.boolq import BOOLQ, BOOLQ_PASSAGE
 from star_jax.data.tasks.gsm8k import GSM8K
 from star_jax.data.tasks.openbookqa import OPENBOOKQA
 from star_jax.data.tasks.released import RELEASED
+from star_jax.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_jax.config import ConfigError
-from star_jax.data.examples import DataError, Prompt
+from star_jax.data.examples import Prompt
 from star_jax.data.tasks import TASKS, get_task
 from star_jax.data.tasks.boolq import BOOLQ, BOOLQ_PASSAGE
 from star_jax.data.tasks.gsm8k import GSM8K
 from star_jax.data.tasks.openbookqa import OPENBOOKQA
 from star_jax.data.tasks.released import RELEASED
+from star_jax.errors import ConfigError, DataError
 
 GSM8K_ROW = {
     "question": "Tom packs 48 pens, half of them on Monday. How many are left?",

@@ -6,14 +6,14 @@ import pytest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, score_pool
+from star_jax.benchmarks.skills import generator as skills
+from star_jax.checkpoints.hub import load_tokenizer
+from star_jax.checkpoints.huggingface import load_model
 from star_jax.config import EvaluationConfig, LoraConfig
-from star_jax.data import skills_benchmark as skills
-from star_jax.data.encoding import Encoder, Limits
-from star_jax.data.prepared import tokenised
+from star_jax.data.run_data import tokenize_examples
 from star_jax.data.tasks import get_task
+from star_jax.data.tokenization import Encoder, Limits
 from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, evaluate, prepare_test_set
-from star_jax.models.checkpoint_hf import load_model
-from star_jax.models.folders import load_tokenizer
 from star_jax.models.lora import init_adapter
 
 
@@ -24,7 +24,7 @@ def judged():
         load_tokenizer("embedded:skills"), task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
     )
     examples = skills.test_examples()[::6]
-    tokens = tokenised(encoder, examples)
+    tokens = tokenize_examples(encoder, examples)
     lengths = [len(row.tokens) for row in tokens.rows]
     shapes = choose_shapes([*map(len, tokens.prompts)], lengths, max(lengths), BatchSizes(64, 32))
     test = prepare_test_set(encoder, tokens, shapes)

@@ -12,12 +12,12 @@ from random_models import random_model
 from star_jax.inference import generation
 from star_jax.inference.generation import generate
 from star_jax.inference.scoring import TokenStatistics, score_responses
-from star_jax.models.folding import folded
+from star_jax.models.merged import merge_adapter
 from star_jax.models.sequences import SequenceInputs
 
 WIDTH, LENGTHS = 6, (5, 1, 3, 4, 2)
 NEVER = 99
-run = jax.jit(generate, static_argnames=("slots", "width", "scored"))
+run = jax.jit(generate, static_argnames=("capacity", "width", "scored"))
 
 
 def draw_prompts(seed: int) -> np.ndarray:
@@ -204,10 +204,10 @@ def test_other_forms_write_the_same(small_model, small_adapter):
     """A model that holds its adapter, and prompts that are read in a line."""
     prompts = draw_prompts(9)
     want, _ = decode(small_model, small_adapter, prompts)
-    model, adapter = folded(small_model, small_adapter)
+    model, adapter = merge_adapter(small_model, small_adapter)
     assert adapter is None
     np.testing.assert_array_equal(next(decode(model, None, prompts)), want)
-    np.testing.assert_array_equal(next(decode(model, None, prompts, slots=sum(LENGTHS) + 1)), want)
+    np.testing.assert_array_equal(next(decode(model, None, prompts, capacity=sum(LENGTHS) + 1)), want)
 
 
 # What the model said about its tokens.
@@ -231,7 +231,7 @@ def test_statistics_are_those_of_reading_the_response(small_model, small_adapter
         config = dataclasses.replace(model.config, logit_softcap=2.5, tie_word_embeddings=True)
         model = random_model(np.random.default_rng(2), config)
     adapter = None if kind == "base" else small_adapter
-    writer = folded(model, adapter) if kind == "folded" else (model, adapter)
+    writer = merge_adapter(model, adapter) if kind == "folded" else (model, adapter)
     free, _ = decode(*writer, prompts)
     early = [int(token) for row in free[real] for token in row[1:-1]]
     eos_id = next(token for token in early if any(token not in row for row in free[real]))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from random_models import PROJECTIONS
 
-from star_jax.config import ConfigError
+from star_jax.errors import ConfigError
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import TokenStatistics, score_responses, statistics_of
-from star_jax.models.dropout import Dropout, draw, row_keys
-from star_jax.models.head import output_head
+from star_jax.models.dropout import Dropout, draw_mask, row_keys
+from star_jax.models.lm_head import output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 
@@ -27,14 +27,14 @@ READ_BY = {
 }
 """Projection -> the name under which the mask of its input is drawn."""
 
-mc_score = jax.jit(mc_score_responses, static_argnames=("slots", "samples", "rate", "mode"))
+mc_score = jax.jit(mc_score_responses, static_argnames=("capacity", "samples", "rate", "mode"))
 score = jax.jit(score_responses)
 
 
-def sampled(model, adapter, inputs, *, key: int = 0, index=None, mode: str = "tied", slots: int | None = None):
+def sampled(model, adapter, inputs, *, key: int = 0, index=None, mode: str = "tied", capacity: int | None = None):
     index = np.arange(len(inputs.lengths)) if index is None else np.asarray(index)
     return mc_score(
-        model, adapter, inputs, slots=slots, key=jax.random.key(key), index=index,
+        model, adapter, inputs, capacity=capacity, key=jax.random.key(key), index=index,
         samples=SAMPLES, rate=RATE, mode=mode,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_samples_are_passes_with_a_key_each(small_model, small_adapter, draw_seq
 @partial(jax.jit, static_argnames=("site", "shape"))
 def of_ones(dropout: Dropout, layer: int, site: str, shape: tuple[int, ...]) -> jax.Array:
     """What the masks of an input leave of ones, scaled."""
-    return draw(dropout, layer, site, jnp.ones(shape)).of(jnp.ones(shape))
+    return draw_mask(dropout, layer, site, jnp.ones(shape)).of(jnp.ones(shape))
 
 
 def thinned(adapter, dropout, row: int, rows: int) -> Adapter:
@@ -146,10 +146,12 @@ def test_a_sample_without_masks_of_its_own_tokens_is_one_model(
 
 
 @pytest.mark.parametrize(
-    ("mode", "wider", "slots"),
+    ("mode", "wider", "capacity"),
     [("tied", 0, None), ("per_token", 3, None), ("shared", 0, 36), ("per_token", 3, 36)],
 )
-def test_scores_do_not_depend_on_the_batch_or_its_width(small_model, small_adapter, draw_sequences, mode, wider, slots):
+def test_scores_do_not_depend_on_the_batch_or_its_width(
+    small_model, small_adapter, draw_sequences, mode, wider, capacity
+):
     """Nor on whether the tokens stand in a line, with room for more than there are."""
     inputs, index = draw_sequences(4, 5, 6, 4), np.array([10, 11, 12, 13, 14])
     statistics, _ = sampled(small_model, small_adapter, inputs, index=index, mode=mode)
@@ -157,7 +159,7 @@ def test_scores_do_not_depend_on_the_batch_or_its_width(small_model, small_adapt
     mixed = SequenceInputs(*(np.concatenate([b[:3], a[2:4][::-1]]) for a, b in zip(inputs, others, strict=True)))
     mixed = mixed._replace(tokens=np.pad(mixed.tokens, ((0, 0), (0, wider)), constant_values=5))
     assert mixed.lengths.sum() < 36
-    again, _ = sampled(small_model, small_adapter, mixed, index=[99, 14, 10, 13, 12], mode=mode, slots=slots)
+    again, _ = sampled(small_model, small_adapter, mixed, index=[99, 14, 10, 13, 12], mode=mode, capacity=capacity)
     for place, row in ((3, 3), (4, 2)):
         for name in FIELDS:
             left, right = (np.asarray(getattr(s, name)) for s in (again, statistics))

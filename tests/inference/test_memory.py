@@ -40,9 +40,9 @@ def integers(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-@pytest.mark.parametrize(("samples", "slots"), [(1, None), (1, ROWS * WIDTH), (3, ROWS * WIDTH)])
+@pytest.mark.parametrize(("samples", "capacity"), [(1, None), (1, ROWS * WIDTH), (3, ROWS * WIDTH)])
 def test_no_more_than_a_quarter_of_the_logits_beside_the_arguments(
-    samples: int, slots: int | None, record_property: Callable[[str, object], None]
+    samples: int, capacity: int | None, record_property: Callable[[str, object], None]
 ) -> None:
     """Where responses stand is known at run time only, so that this is what a batch needs whose every token is one."""
     key, decoder = jax.eval_shape(lambda: jax.random.key(0)), Decoder(SHAPE)
@@ -52,16 +52,16 @@ def test_no_more_than_a_quarter_of_the_logits_beside_the_arguments(
 
     def sampled(model, adapter, inputs, key, index):
         return mc_score_responses(
-            model, adapter, inputs, slots, key=key, index=index, samples=samples, rate=0.1, mode="shared"
+            model, adapter, inputs, capacity, key=key, index=index, samples=samples, rate=0.1, mode="shared"
         )
 
     if samples == 1:
-        lowered = jax.jit(partial(score_responses, slots=slots)).lower(model, adapter, inputs)
+        lowered = jax.jit(partial(score_responses, capacity=capacity)).lower(model, adapter, inputs)
     else:
         lowered = jax.jit(sampled).lower(model, adapter, inputs, key, integers(ROWS))
     plan = lowered.compile().memory_analysis()
     share = (plan.temp_size_in_bytes + plan.output_size_in_bytes) / LOGITS
-    print(f"K = {samples}, {slots} slots: {share:.3f} of the logits")
+    print(f"K = {samples}, {capacity} capacity: {share:.3f} of the logits")
     record_property("share", share)
     assert plan.argument_size_in_bytes > 4 * SHAPE.vocab_size * SHAPE.hidden_size  # the plan is of the whole program
     assert 0 < share <= 0.25

@@ -16,14 +16,14 @@ from star_jax.inference.scoring import (
     score_responses,
     statistics_of,
 )
-from star_jax.models import head
+from star_jax.models import lm_head as head
 from star_jax.models.sequences import SequenceInputs
 
 FIELDS = TokenStatistics._fields
 WIDTH = 10
 """Of the sequences drawn here: six tokens of a prompt and four of a response."""
 
-score = jax.jit(score_responses, static_argnames="slots")
+score = jax.jit(score_responses, static_argnames="capacity")
 of_candidates = jax.jit(candidate_statistics, static_argnames="candidates")
 
 
@@ -84,15 +84,15 @@ def test_masked_positions_are_exactly_zero(small_model, small_adapter, draw_sequ
         assert (values[..., np.asarray(mask)] != 0).all(), name
 
 
-@pytest.mark.parametrize("slots", [None, 32])
-def test_statistics_do_not_depend_on_the_batch_or_its_width(small_model, small_adapter, draw_sequences, slots):
+@pytest.mark.parametrize("capacity", [None, 32])
+def test_statistics_do_not_depend_on_the_batch_or_its_width(small_model, small_adapter, draw_sequences, capacity):
     """Nor on whether the tokens stand in a line, with room for more than there are."""
     inputs, others = draw_sequences(3, 5, 6, 4), draw_sequences(4, 5, 6, 4)
     statistics, mask = score(small_model, small_adapter, inputs)
     mixed = SequenceInputs(*(np.concatenate([b[:1], a[2:4][::-1]]) for a, b in zip(inputs, others, strict=True)))
     wide = mixed._replace(tokens=np.pad(mixed.tokens, ((0, 0), (0, 3)), constant_values=5))
     assert wide.lengths.sum() < 32
-    again, same = score(small_model, small_adapter, wide, slots=slots)
+    again, same = score(small_model, small_adapter, wide, capacity=capacity)
     for place, row in ((1, 3), (2, 2)):
         np.testing.assert_array_equal(same[place, :WIDTH], mask[row])
         for name in FIELDS:

@@ -12,12 +12,12 @@ import pytest
 from random_models import FAMILIES
 
 from star_jax.models import transformer
-from star_jax.models.decoding import KVCache, prefill, step, unstacked
-from star_jax.models.folding import folded
-from star_jax.models.head import logits, output_head
+from star_jax.models.decoding import KVCache, decode_step, prefill, unstacked
+from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter
-from star_jax.models.quantization import quantize
+from star_jax.models.merged import merge_adapter
 from star_jax.models.transformer import Architecture, Decoder, LanguageModel, TransformerConfig
+from star_jax.ops.quantization import quantize
 
 Forward = Callable[..., jax.Array]
 MakeModel = Callable[[TransformerConfig], LanguageModel]
@@ -54,7 +54,7 @@ def _decoded(
     first, cache = prefill(model, adapter, prompts, lengths, SLOTS, computed)
 
     def advance(cache: KVCache, column: tuple[jax.Array, jax.Array]) -> tuple[KVCache, jax.Array]:
-        hidden, cache = step(model, layers, *column, cache)
+        hidden, cache = decode_step(model, layers, *column, cache)
         return cache, hidden
 
     cache, rest = jax.lax.scan(advance, cache, (behind.T, positions.T))
@@ -131,7 +131,7 @@ def test_other_kinds_of_weights(
         }
         model = model.replace(params={**model.params, "layers": layers})
     want = at_once(forward(model, adapter, *rows), rows)
-    got, _ = decoded(*(folded(model, adapter) if kind == "folded" else (model, adapter)), rows)
+    got, _ = decoded(*(merge_adapter(model, adapter) if kind == "folded" else (model, adapter)), rows)
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 

@@ -11,13 +11,14 @@ import pytest
 from random_models import FAMILIES
 from scipy import stats
 
-from star_jax.config import ConfigError, DropoutMode
-from star_jax.models.checkpoint_hf import projection_shapes
-from star_jax.models.dropout import Dropout, draw, row_keys
+from star_jax.checkpoints.huggingface import projection_shapes
+from star_jax.config import DropoutMode
+from star_jax.errors import ConfigError
+from star_jax.models.dropout import Dropout, draw_mask, row_keys
 from star_jax.models.lora import Adapter, LoraDense
-from star_jax.models.products import Kept
-from star_jax.models.ragged import Line, line_up
 from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.ops.matmul import DropoutMask
+from star_jax.ops.packing import Packing, make_packing
 
 Rows = tuple[np.ndarray, np.ndarray]
 Forward = Callable[..., jax.Array]
@@ -67,14 +68,16 @@ def test_keys_are_those_of_the_mode(
 ) -> None:
     """One key for three rows would be one mask for all of them."""
     dropout = Dropout(jax.random.split(key, shape) if shape else key, RATE, mode)
-    line, x = (line_up(jnp.asarray([2, 0, 1]), 2, 5), jnp.ones((1, 5, 4))) if in_a_line else (None, jnp.ones((3, 2, 4)))
+    packing, x = (
+        (make_packing(jnp.asarray([2, 0, 1]), 2, 5), jnp.ones((1, 5, 4))) if in_a_line else (None, jnp.ones((3, 2, 4)))
+    )
     with pytest.raises(ValueError, match=message):
-        draw(dropout, 0, "o_proj", x, line)
+        draw_mask(dropout, 0, "o_proj", x, packing)
 
 
 def test_numbers_are_no_keys() -> None:
     with pytest.raises(ValueError, match=r"a single PRNG key, as jax.random.key makes them, and got uint32\[2\]"):
-        draw(Dropout(jax.random.PRNGKey(0), RATE, "shared"), 0, "o_proj", jnp.ones((3, 2, 4)))
+        draw_mask(Dropout(jax.random.PRNGKey(0), RATE, "shared"), 0, "o_proj", jnp.ones((3, 2, 4)))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3])
@@ -82,7 +85,7 @@ def test_what_is_kept_of_a_bfloat16_input_is_scaled_without_bias(rng: np.random.
     """The factor 1 / (1 - rate) is no bfloat16; entries are rounded, and as often up as down."""
     size, scale = 100_000, 1 / (1 - rate)
     x = jnp.asarray(rng.uniform(1, 2, size), jnp.bfloat16)
-    got, pull = jax.vjp(Kept(jnp.ones(size, bool), scale).of, x)
+    got, pull = jax.vjp(DropoutMask(jnp.ones(size, bool), scale).of, x)
     for found in (got, pull(x)[0]):
         assert found.dtype == jnp.bfloat16
         ratio = np.asarray(found, np.float64) / np.asarray(x, np.float64)
@@ -97,11 +100,11 @@ def dropout_of(key: jax.Array, rows: int, mode: DropoutMode) -> Dropout:
 
 @partial(jax.jit, static_argnames=("site", "shape"))
 def of_ones(
-    dropout: Dropout, layer: int, site: str, shape: tuple[int, ...], line: Line | None = None
+    dropout: Dropout, layer: int, site: str, shape: tuple[int, ...], packing: Packing | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """What is left of ones, and what the entries that are kept are multiplied by."""
-    kept = draw(dropout, layer, site, jnp.ones(shape), line)
-    return kept.of(jnp.ones(shape)), kept.scale
+    mask = draw_mask(dropout, layer, site, jnp.ones(shape), packing)
+    return mask.of(jnp.ones(shape)), mask.scale
 
 
 def kept_by(dropout: Dropout, layer: int, site: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -146,7 +149,7 @@ def test_masks_of_layers_and_inputs_are_independent(key: jax.Array, mode: Dropou
 
 
 def test_no_dropout_draws_no_mask(key: jax.Array) -> None:
-    assert draw(None, 0, "o_proj", jnp.ones((2, 3, 4))) is None
+    assert draw_mask(None, 0, "o_proj", jnp.ones((2, 3, 4))) is None
 
 
 def masks_of(dropout: Dropout, name: str, config: TransformerConfig, rows: int) -> np.ndarray:
@@ -221,9 +224,9 @@ def test_masks_do_not_depend_on_the_width_rows_are_padded_to(key: jax.Array, mod
 @pytest.mark.parametrize("mode", MODES)
 def test_a_token_has_the_same_mask_in_a_line(key: jax.Array, rng: np.random.Generator, mode: DropoutMode) -> None:
     lengths, width = rng.permutation([7, 0, 1, 4]), 7
-    dropout, line = dropout_of(key, 4, mode), jax.jit(line_up, static_argnums=(1, 2))(lengths, width, 15)
+    dropout, packing = dropout_of(key, 4, mode), jax.jit(make_packing, static_argnums=(1, 2))(lengths, width, 15)
     in_rows = kept_by(dropout, 2, "o_proj", (4, width, 50))
-    in_line = np.asarray(of_ones(dropout, 2, "o_proj", (1, 15, 50), line)[0][0]) > 0
+    in_line = np.asarray(of_ones(dropout, 2, "o_proj", (1, 15, 50), packing)[0][0]) > 0
     places = [(row, place) for row, length in enumerate(lengths) for place in range(length)]
     assert len(places) == 12
     for slot, place in enumerate(places):
@@ -238,7 +241,7 @@ def test_layer_under_vmap_over_keys_is_the_loop(key: jax.Array, rng: np.random.G
 
     @jax.jit
     def sample(sample_key: jax.Array) -> jax.Array:
-        return layer.apply(variables, x, draw(dropout_of(sample_key, 2, mode), 1, "o_proj", x))
+        return layer.apply(variables, x, draw_mask(dropout_of(sample_key, 2, mode), 1, "o_proj", x))
 
     keys = jax.random.split(key, 5)
     got = np.asarray(jax.jit(jax.vmap(sample))(keys))

@@ -13,7 +13,8 @@ import pytest
 from random_models import PROJECTIONS
 from scipy import stats
 
-from star_jax.config import ConfigError, LoraConfig
+from star_jax.config import LoraConfig
+from star_jax.errors import ConfigError
 from star_jax.models.dropout import Dropout
 from star_jax.models.lora import (
     Adapter,
@@ -23,9 +24,9 @@ from star_jax.models.lora import (
     init_adapter,
     with_adapter,
 )
-from star_jax.models.products import Kept
-from star_jax.models.quantization import Kernel, Quantization, quantize
 from star_jax.models.transformer import Architecture, LanguageModel, TransformerConfig
+from star_jax.ops.matmul import DropoutMask
+from star_jax.ops.quantization import Kernel, Quantization, quantize
 
 Rows = tuple[np.ndarray, np.ndarray]
 Forward = Callable[..., jax.Array]
@@ -62,7 +63,7 @@ def test_layer_is_kernel_plus_scaled_product(
     @jax.jit
     def run(variables: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:
         frozen = variables["params"]["kernel"]
-        return layer.apply(variables, x, None), frozen if kind == "none" else frozen.widened(jnp.float32)
+        return layer.apply(variables, x, None), frozen if kind == "none" else frozen.dequantize(jnp.float32)
 
     got, widened = run({"params": params, **adapter}, x)
     rounded = kernel if kind == "none" else np.asarray(widened)
@@ -83,17 +84,17 @@ def test_gradient_of_a_layer_is_that_of_the_formula(
     shapes = {"x": (*tokens, 6), "direction": (*tokens, 4), "kernel": (6, 4), "a": (6, 2), "b": (2, 4)}
     drawn = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     kinds: dict[str, tuple[int, ...]] = {"shared": (6,), "tied": (tokens[0], 1, 6), "per_token": (*tokens, 6)}
-    kept = Kept(jnp.asarray(rng.random(kinds[mask]) < 0.6), 1 / 0.6) if mask in kinds else None
+    mask = DropoutMask(jnp.asarray(rng.random(kinds[mask]) < 0.6), 1 / 0.6) if mask in kinds else None
     x, direction, kernel = (jnp.asarray(drawn[name], dtype) for name in ("x", "direction", "kernel"))
     frozen = quantize(kernel, kind)
-    plain = (frozen if kind == "none" else frozen.widened(dtype)).astype(jnp.float32)
+    plain = (frozen if kind == "none" else frozen.dequantize(dtype)).astype(jnp.float32)
 
     def layer(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
         variables = {"params": {"kernel": frozen}, "lora": {"a": a, "b": b}, "lora_scale": {"scale": scale}}
-        return LoraDense(4, jnp.dtype(dtype)).apply(variables, x, kept)
+        return LoraDense(4, jnp.dtype(dtype)).apply(variables, x, mask)
 
     def formula(kernel: jax.Array, x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-        thinned = x if kept is None else x * kept.entries * kept.scale
+        thinned = x if mask is None else x * mask.entries * mask.scale
         return x @ kernel + scale * ((thinned @ a) @ b)
 
     @partial(jax.jit, static_argnums=0)
@@ -210,7 +211,7 @@ def test_on_a_quantised_kernel_too_the_adapters_gradient_is_not_rounded(
         value, pull = jax.vjp(layer, a, b)
         return [value, *pull(direction)]
 
-    got, want = run(frozen), run(frozen.widened(jnp.bfloat16))
+    got, want = run(frozen), run(frozen.dequantize(jnp.bfloat16))
     for found, expected in zip(got, want, strict=True):
         np.testing.assert_array_equal(found, expected)
     assert all((found != found.astype(jnp.bfloat16)).any() for found in got[1:])

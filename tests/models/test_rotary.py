@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.config import ConfigError
+from star_jax.errors import ConfigError
 from star_jax.models.rotary import Rope, rope_from_hf, rotate, unrotated
 
 HEAD, ORIGINAL, MOST = 64, 128, 1024

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from star_jax.models.dropout import Dropout
-from star_jax.models.head import logits, output_head
+from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel

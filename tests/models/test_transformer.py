@@ -12,9 +12,10 @@ import pytest
 from random_models import FAMILIES, PROJECTIONS, TWO_ROPES
 from scipy import special
 
-from star_jax.config import ConfigError, LoraConfig
+from star_jax.checkpoints.hf_config import BOTH_NORMS, POST_NORMS
+from star_jax.config import LoraConfig
+from star_jax.errors import ConfigError
 from star_jax.models.dropout import Dropout
-from star_jax.models.families import BOTH_NORMS, POST_NORMS
 from star_jax.models.lora import Adapter, Factors, init_adapter, with_adapter
 from star_jax.models.rotary import Rope, unrotated
 from star_jax.models.transformer import (

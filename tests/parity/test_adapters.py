@@ -12,11 +12,11 @@ import pytest
 from peft_adapters import ADAPTER_ROW, B_SPREAD, FILTER, KINDS, first_projection, peft_adapter, tiny_base
 from tiny_models import torch_logits
 
+from star_jax.checkpoints.hf_config import read_config
+from star_jax.checkpoints.huggingface import load_model
+from star_jax.checkpoints.peft import load_adapter, save_adapter
 from star_jax.config import LoraConfig
-from star_jax.models.checkpoint_hf import load_model
-from star_jax.models.families import read_config
 from star_jax.models.lora import Adapter, init_adapter
-from star_jax.models.peft_format import load_adapter, save_adapter
 
 if TYPE_CHECKING:
     import torch

@@ -14,13 +14,13 @@ import pytest
 from random_models import PROJECTIONS
 from tiny_models import greedy, torch_logits
 
+from star_jax.checkpoints.huggingface import load_model, save_model
+from star_jax.checkpoints.peft import load_adapter, save_adapter
 from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.inference.generation import generate
-from star_jax.models.checkpoint_hf import load_model, save_model
-from star_jax.models.head import output_head
+from star_jax.models.lm_head import output_head
 from star_jax.models.lora import Adapter
-from star_jax.models.modules import PROJECTION_PATHS
-from star_jax.models.peft_format import load_adapter, save_adapter
+from star_jax.models.projections import PROJECTION_PATHS
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel, TransformerConfig
 from star_jax.training.losses import objective, token_losses
@@ -329,7 +329,7 @@ def test_steps_of_training(
             batch,
             jax.random.key(0),
             jnp.asarray(steps),
-            slots=int(inputs.lengths.sum()),
+            capacity=int(inputs.lengths.sum()),
             lora=lora,
             config=config,
         )

@@ -9,7 +9,6 @@ from huggingface_hub import ModelCard
 from star_jax import __version__
 from star_jax.acquisition.strategies import STRATEGIES
 from star_jax.config import (
-    ConfigError,
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
@@ -19,6 +18,7 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.errors import ConfigError
 from star_jax.report.model_card import ANSWERS, CONFIDENCE, RESULTS, model_card
 
 FACTS = {"pool_examples": 1234, "test_examples": 567, "pool": "a fingerprint"}

@@ -13,13 +13,13 @@ import sys
 import numpy as np
 import pytest
 
-from star_jax.command_line import guarded_main
-from star_jax.config import ConfigError, ExperimentConfig, LoopConfig, ScoringConfig, TrainingConfig
-from star_jax.data.examples import DataError
+from star_jax.cli.flags import guarded_main
+from star_jax.config import ExperimentConfig, LoopConfig, ScoringConfig, TrainingConfig
+from star_jax.errors import ConfigError, DataError
 from star_jax.report import figures, page, read
 from star_jax.report.__main__ import main
-from star_jax.runtime.run_folder import RunFolder
-from star_jax.runtime.timing import PHASES
+from star_jax.runs.run_folder import RunFolder
+from star_jax.tracking.timing import PHASES
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from star_jax.config import TrainingConfig
-from star_jax.models import head
+from star_jax.models import lm_head as head
 from star_jax.models.sequences import SequenceInputs, next_tokens, response_mask
 from star_jax.training.losses import TokenLosses, b_square, objective, token_losses
 

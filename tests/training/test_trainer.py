@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from star_jax.config import ConfigError, LoraConfig, TrainingConfig
-from star_jax.data.batching import Shape, pack
-from star_jax.data.encoding import Row
+from star_jax.config import LoraConfig, TrainingConfig
+from star_jax.data.batching import Shape, make_batch
+from star_jax.data.tokenization import TokenizedExample
+from star_jax.errors import ConfigError
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.training import trainer
 from star_jax.training.trainer import epoch_batches, fit, init_state, train_batch, train_step, training_shapes
@@ -38,14 +39,14 @@ WITH_REPLAY = TrainingConfig(
 REPLAYED = {"lora": dataclasses.replace(LORA, training_dropout="off"), "config": WITH_REPLAY}
 
 
-def draw_rows(seed: int, count: int, vocabulary: int = 13) -> list[Row]:
+def draw_rows(seed: int, count: int, vocabulary: int = 13) -> list[TokenizedExample]:
     """Different prompts of 3 to 5 tokens, each with an answer of one or two and end-of-sequence."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(count):
         prompt = np.concatenate([[2 + number % 11, 2 + number // 11], rng.integers(2, vocabulary, rng.integers(1, 4))])
         answer = rng.integers(2, vocabulary, rng.integers(1, 3))
-        rows.append(Row(np.concatenate([prompt, answer, [EOS]]).astype(np.int32), len(prompt)))
+        rows.append(TokenizedExample(np.concatenate([prompt, answer, [EOS]]).astype(np.int32), len(prompt)))
     return rows
 
 
@@ -67,12 +68,12 @@ def all_log_probs(model, adapter, tokens):
     return jax.nn.log_softmax(hidden @ model.params["lm_head"].T)
 
 
-def padded(rows: list[Row]) -> np.ndarray:
+def padded(rows: list[TokenizedExample]) -> np.ndarray:
     return np.stack([np.pad(row.tokens, (0, LONGEST - len(row.tokens)), constant_values=2) for row in rows])
 
 
-def response_places(rows: list[Row]) -> list[tuple[int, int, int]]:
-    """Row, place of the prediction, and token predicted, of every response token."""
+def response_places(rows: list[TokenizedExample]) -> list[tuple[int, int, int]]:
+    """TokenizedExample, place of the prediction, and token predicted, of every response token."""
     return [
         (number, place - 1, int(row.tokens[place]))
         for number, row in enumerate(rows)
@@ -109,11 +110,11 @@ def test_frozen_weights_stay_and_the_scales_too(small_model):
         np.testing.assert_allclose(factor["scale"], LORA.alpha / LORA.rank)
 
 
-def batch_of(rows: list[Row], size: int = 4):
-    return train_batch(pack(rows, range(len(rows)), [Shape(size, LONGEST, size * LONGEST)]))
+def batch_of(rows: list[TokenizedExample], size: int = 4):
+    return train_batch(make_batch(rows, range(len(rows)), [Shape(size, LONGEST, size * LONGEST)]))
 
 
-def one_step(model, rows, *, size: int = 4, seed: int = 3, config=CONFIG, lora=LORA, row_mask=None, slots=None):
+def one_step(model, rows, *, size: int = 4, seed: int = 3, config=CONFIG, lora=LORA, row_mask=None, capacity=None):
     """A step from an adapter whose B is not 0, so that both factors have a gradient; also returns that adapter."""
     state, scale = init_state(jax.random.key(seed), model, lora, config)
     draws = iter(jax.random.split(jax.random.key(seed + 1), 100))
@@ -123,7 +124,7 @@ def one_step(model, rows, *, size: int = 4, seed: int = 3, config=CONFIG, lora=L
     start = Adapter(jax.tree.map(jnp.copy, weights), scale)  # the state is donated
     after, info = train_step(
         model, scale, state._replace(weights=weights), batch, jax.random.key(9), jnp.int32(10),
-        slots=slots, lora=lora, config=config,
+        capacity=capacity, lora=lora, config=config,
     )  # fmt: skip
     return start, after, info
 
@@ -133,7 +134,7 @@ def test_gradient_is_that_of_the_loss_written_out(small_model):
     rows = draw_rows(1, 5)
     assert sum(len(row.tokens) for row in rows) < 40 < 6 * LONGEST
     (start, *with_padding), (_, *in_a_line) = (
-        one_step(small_model, rows, size=6, slots=n, **REPLAYED) for n in (None, 40)
+        one_step(small_model, rows, size=6, capacity=n, **REPLAYED) for n in (None, 40)
     )
     tokens = padded(rows)
 
@@ -298,8 +299,10 @@ def test_every_step_fits_a_shape(rng, labelled, replay, options):
     for known in (labelled or [longest], range(1, longest + 1), [longest]):
         for count in 20 * [config.batch_size] + [1]:
             lengths = [*rng.choice(known, count), *rng.choice(replay or [longest], config.replay_rows)]
-            batch = pack([Row(np.zeros(length, np.int32), 1) for length in lengths], range(len(lengths)), shapes)
-            assert batch.slots >= sum(lengths)
+            batch = make_batch(
+                [TokenizedExample(np.zeros(length, np.int32), 1) for length in lengths], range(len(lengths)), shapes
+            )
+            assert batch.capacity >= sum(lengths)
             assert batch.tokens.shape[1] >= max(lengths)
 
 
@@ -307,7 +310,7 @@ def test_the_shape_of_a_step_changes_nothing(small_model):
     """Neither the room for more rows nor a line: a row's number picks its dropout, wherever it stands."""
     rows = draw_rows(18, 4)
     (_, one, info), (_, other, same) = (
-        one_step(small_model, rows, size=size, slots=slots) for size, slots in ((4, None), (7, 41))
+        one_step(small_model, rows, size=size, capacity=capacity) for size, capacity in ((4, None), (7, 41))
     )
     np.testing.assert_allclose(same, info, rtol=1e-4)
     jax.tree.map(
@@ -326,9 +329,9 @@ def packed(monkeypatch) -> list[list[tuple[int, ...]]]:
 
     def recording(rows, *arguments):
         seen.append([tuple(row.tokens.tolist()) for row in rows])
-        return pack(rows, *arguments)
+        return make_batch(rows, *arguments)
 
-    monkeypatch.setattr(trainer, "pack", recording)
+    monkeypatch.setattr(trainer, "make_batch", recording)
     return seen
 
 

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from star_jax.config import ConfigError, FormatConfig
+from star_jax.benchmarks.skills.task import SKILLS
+from star_jax.config import FormatConfig
 from star_jax.data.tasks.boolq import BOOLQ, BOOLQ_PASSAGE
 from star_jax.data.tasks.generic import NAME as GENERIC
 from star_jax.data.tasks.generic import generic_task
 from star_jax.data.tasks.gsm8k import GSM8K
 from star_jax.data.tasks.openbookqa import OPENBOOKQA
 from star_jax.data.tasks.released import RELEASED
-from star_jax.data.tasks.skills import SKILLS
 from star_jax.data.tasks.task import Task
+from star_jax.errors import ConfigError
 
 __all__ = ["TASKS", "Task", "get_task"]
 

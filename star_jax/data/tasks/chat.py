@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from star_jax.config import ConfigError
+from star_jax.errors import ConfigError
 
 CHAT_DATE = "26 Jul 2024"
 """What chat templates are told of today's date: with the real one, a pool's prompts would change overnight. This is

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from star_jax.data.examples import DataError
+from star_jax.errors import DataError
 
 
 class FieldError(DataError):

@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping
 from string import ascii_letters, ascii_uppercase
 from typing import Any
 
-from star_jax.config import ConfigError, FormatConfig
-from star_jax.data.examples import DataError, Prompt
+from star_jax.config import FormatConfig
+from star_jax.data.examples import Prompt
 from star_jax.data.tasks.chat import chat_format
 from star_jax.data.tasks.choices import choice_reader
 from star_jax.data.tasks.fields import short
 from star_jax.data.tasks.numbers import last_number
 from star_jax.data.tasks.task import Task, no_group
 from star_jax.data.tasks.templates import RowTemplate, UnfilledError
+from star_jax.errors import ConfigError, DataError
 
 NAME = "generic"
 PROBE = "7351"

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from star_jax.data.examples import DataError, Prompt
+from star_jax.data.examples import Prompt
 from star_jax.data.tasks.fields import FieldError
+from star_jax.errors import DataError
 
 
 def no_group(prompt: Prompt) -> str:

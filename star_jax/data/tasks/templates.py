@@ -13,9 +13,8 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from star_jax.config import ConfigError
-from star_jax.data.examples import DataError
 from star_jax.data.tasks.fields import check_unicode, field_names, short
+from star_jax.errors import ConfigError, DataError
 
 WHOLE_ROW = "row"
 """Name by which a template reads columns whose names are no identifiers: `{{ row['Question text'] }}`."""

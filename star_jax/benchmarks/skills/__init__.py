@@ -1,0 +1,1 @@
+"""The embedded benchmark `skills`: a small model, its data and its task."""

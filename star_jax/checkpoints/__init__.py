@@ -1,0 +1,1 @@
+"""File formats of models and adapters: Hugging Face folders, PEFT folders, merged checkpoints, the hub."""

@@ -1,0 +1,1 @@
+"""The commands: what their flags are, and what each does."""

@@ -1,0 +1,182 @@
+"""Which static shapes batches have: chosen once a run, from the lengths of its rows, so that there is little padding.
+
+Each shape is a program to compile. What fills them is in `batching`.
+
+Shapes: `T` tokens of a row, prompt and response together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from star_jax.data.batching import Shape, deal, deal_all
+
+SHORT = 64
+"""Rows and lines of fewer tokens than this get sizes to the token: rounding up would cost more than odd shapes do."""
+
+SIMULATED_STEPS = 256
+"""Random batches from which the shapes of training steps are chosen."""
+
+
+def choose_sizes(lengths: Sequence[int] | np.ndarray, most: int, *, multiple: int = 16) -> tuple[int, ...]:
+    """The sizes that leave the least padding, Σ (smallest size that holds ℓ − ℓ) over the lengths ℓ.
+
+    Args:
+      lengths: tokens of each thing that is padded, in any order.
+      most: number of sizes at most; fewer come back where fewer leave no more padding.
+      multiple: every size is a multiple of it.
+
+    Returns:
+      Increasing sizes.
+
+    Raises:
+      ValueError: `most`, `multiple` or a length is below 1, or there is no length.
+    """
+    if most < 1 or multiple < 1:
+        raise ValueError(f"at most {most} sizes that are multiples of {multiple}: both must be at least 1")
+    known = np.asarray(lengths, np.int64)
+    if known.size == 0:
+        raise ValueError("no lengths: there is nothing to choose sizes for")
+    if known.min() < 1:
+        raise ValueError(f"a length of {known.min()} tokens: lengths must be at least 1")
+    sizes, counts = np.unique(_round_up(known, multiple), return_counts=True)
+    rows = np.concatenate([[0], np.cumsum(counts)])
+    capacity = sizes[:, None] * (rows[1:, None] - rows[:-1])  # what those of start..end take with the size of the end
+    return tuple(int(size) for size in sizes[_run_ends(capacity, most)])
+
+
+def _round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
+    return -(-lengths // multiple) * multiple
+
+
+def _run_ends(costs: np.ndarray, most: int) -> list[int]:
+    """Where each of at most `most` consecutive runs ends, so that the sum of their costs is least.
+
+    `costs[end, start]` is that of start..end. Cutting a histogram into the best few runs is a one-dimensional
+    segmentation, which dynamic programming solves exactly (Jagadish et al., "Optimal histograms with quality
+    guarantees", VLDB 1998, section 3; there a run costs its variance).
+    """
+    costs = costs.astype(np.float64)
+    costs[np.triu_indices_from(costs, 1)] = np.inf
+    least, starts = costs[:, 0], []
+    for _ in range(min(most, len(costs)) - 1):
+        totals = costs + np.concatenate([[np.inf], least[:-1]])
+        # A run more only where it costs less.
+        starts.append(np.where(totals.min(axis=1) < least, totals.argmin(axis=1), 0))
+        least = np.minimum(totals.min(axis=1), least)
+    ends = [len(costs) - 1]
+    for start in reversed(starts):
+        if start[ends[-1]] > 0:
+            ends.append(int(start[ends[-1]]) - 1)
+    return ends[::-1]
+
+
+def prompt_shapes(lengths: Sequence[int], rows: int, most: int, devices: int = 1) -> tuple[Shape, ...]:
+    """Shapes of prompts that are answered together: always so many, for each costs as much as the batch is long.
+
+    Args:
+      lengths: tokens of each prompt.
+      rows: of a batch; fewer where there are not so many for each device.
+      most: number of shapes at most.
+      devices: that share the prompts.
+    """
+    if not lengths:
+        return ()
+    rows = min(rows, -(-len(lengths) // devices))
+    batches = _dealt(lengths, rows, sum(lengths), devices)
+    longest = [hands[0][0] for hands in batches]
+    widths = choose_sizes(longest, most, multiple=_multiple(max(longest)))
+    shapes = []
+    for low, width in zip((0, *widths), widths, strict=False):
+        fullest = max(sum(hand) for hands in batches if low < hands[0][0] <= width for hand in hands)
+        shapes.append(Shape(rows, width, _rounded(fullest)))
+    return tuple(shapes)
+
+
+def budget_shapes(lengths: Sequence[int], rows: int, most: int, longest: int, devices: int = 1) -> tuple[Shape, ...]:
+    """Shapes of rows that are scored together: all with room for the same number of tokens, and rows that fill it.
+
+    Of all ways to cut the batches into `most` shapes, the one with the smallest rows × width over all batches: so much
+    is held in memory, and so much attention is computed where it takes padded rows.
+
+    Args:
+      lengths: tokens of each row, or of rows like those that will come.
+      rows: of a device's share of a batch, on average.
+      most: number of shapes at most for rows like these.
+      longest: tokens of the longest row that may come; it gets a shape of its own where none of these holds it.
+      devices: that share a batch.
+    """
+    if not lengths:
+        return (Shape(rows, longest, rows * longest),)
+    count = -(-len(lengths) // (rows * devices))
+    capacity = _rounded(max(longest, -(-sum(lengths) // (count * devices))))
+    while len(batches := _dealt(lengths, len(lengths), capacity, devices)) > count:
+        capacity = _rounded(capacity + 1)
+    first = np.asarray([hands[0][0] for hands in batches])
+    widths, kind, counts = np.unique(_round_up(first, _multiple(max(lengths))), return_inverse=True, return_counts=True)
+    # The only batch of a width may be the last one, of few rows; those of later rows shall be full all the same.
+    most_rows = capacity // widths
+    np.maximum.at(most_rows, kind, [max(map(len, hands)) for hands in batches])
+    before = np.concatenate([[0], np.cumsum(counts)])
+    held = np.zeros((len(widths), len(widths)), np.int64)  # [end, start]: the most rows of a batch of start..end
+    for end in range(len(widths)):
+        held[end, : end + 1] = np.maximum.accumulate(most_rows[end::-1])[::-1]
+    ends = _run_ends(widths[:, None] * held * (before[1:, None] - before[:-1]), most)
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    shapes = [Shape(int(held[end, start]), int(widths[end]), capacity) for start, end in zip(starts, ends, strict=True)]
+    if longest > shapes[-1].width:
+        shapes.append(Shape(max(1, capacity // longest), longest, capacity))
+    return tuple(shapes)
+
+
+def _dealt(lengths: Sequence[int], most: int, capacity: int, devices: int) -> list[list[list[int]]]:
+    """Lengths, from the longest down, in batches, each of a hand for every device: see `deal`."""
+    left = np.sort(np.asarray(lengths, np.int64))[::-1].tolist()
+    batches = []
+    while left:
+        hands = deal(left, most, capacity, devices)
+        batches.append([[left[place] for place in hand] for hand in hands])
+        left = left[sum(map(len, hands)) :]
+    return batches
+
+
+def step_shapes(
+    steps: Sequence[Sequence[int]], rows: int, most: int, longest: int, devices: int = 1
+) -> tuple[Shape, ...]:
+    """Shapes of training steps, whose rows are thrown together at random.
+
+    Args:
+      steps: tokens of each row, for steps like those that will come.
+      rows: of a step.
+      most: number of shapes at most for steps like these.
+      longest: tokens of the longest row that may come; a step of such rows gets a shape of its own.
+      devices: that share a step.
+    """
+    share = -(-rows // devices)
+    whole = Shape(share, longest, share * longest)
+    if not steps:
+        return (whole,)
+    # What counts is the device with the fullest hand, for all have its shape.
+    totals = [max(map(sum, deal_all(step, devices, lambda length: length))) for step in steps]
+    shapes = []
+    for capacity in choose_sizes(totals, most, multiple=_multiple(max(totals), 64)):
+        width = max(max(step) for step, total in zip(steps, totals, strict=True) if total <= capacity)
+        shapes.append(Shape(share, min(longest, _rounded(width, 16)), min(capacity, whole.capacity)))
+    return (*shapes, whole) if shapes[-1] != whole else tuple(shapes)
+
+
+def random_steps(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """Lengths of the rows of random training steps, the same for the same lengths."""
+    generator = np.random.default_rng(0)
+    known = np.asarray(lengths, np.int64)
+    return [generator.choice(known, rows).tolist() for _ in range(SIMULATED_STEPS)] if rows and len(known) else []
+
+
+def _multiple(largest: int, multiple: int = 16) -> int:
+    return multiple if largest >= SHORT else 1
+
+
+def _rounded(size: int, multiple: int = 64) -> int:
+    return -(-size // _multiple(size, multiple)) * _multiple(size, multiple)

@@ -1,0 +1,160 @@
+"""Raw rows from files and hub data sets, each with its number, whatever the format.
+
+What belongs here: reading JSONL, CSV, Parquet and the hub, and saying what is wrong with a source or a row as such.
+What a row means is for `loading.py` and the tasks.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from star_jax.errors import DataError
+
+Record = dict[str, Any]
+Numbered = Iterator[tuple[int, Record | DataError]]
+
+LONGEST_CELL = 2**31 - 1
+"""Characters of a CSV cell: as many as the reader can be told everywhere, for documents are longer than its default."""
+
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+
+
+def read_rows(source: str, split: str, *, may_be_empty: bool = False) -> Numbered:
+    """Raw rows with their numbers, counted from 1: lines of a JSONL or CSV file, rows of anything else.
+
+    A row that cannot be read comes as the `DataError` that says why, for the caller to raise or to count.
+
+    Args:
+      source: a .jsonl, .json (one object a line), .csv or .parquet file, or a hub name,
+        `NAME[:CONFIG][@SPLIT]`, such as `openai/gsm8k:main` or `google/boolq@validation`. A `~` is the user's home.
+      split: the hub data set's split, unless `source` names one; a file is read whole.
+      may_be_empty: whether no row at all is fine.
+
+    Raises:
+      DataError: no such file or data set, an unknown format, a file that cannot be taken apart into rows, or no row.
+    """
+    path = Path(os.path.expanduser(source))
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None and path.exists():
+        raise DataError(f"{source}: no format is known by this name; use a file that ends in {', '.join(_READERS)}")
+    if reader is not None and not path.is_file():
+        raise DataError(f"{source}: there is no such file; check the path")
+    number = 0
+    try:
+        for number, row in _read_hub(source, split) if reader is None else reader(path):
+            yield number, row
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error.strerror or error})") from error
+    if number == 0 and not may_be_empty:
+        raise DataError(f"{source}: holds no rows; it needs at least one")
+
+
+def base_name(source: str, split: str) -> str:
+    """What rows without an id of their own are named after: the file's name, or that of the data set and its split."""
+    is_file = Path(source).suffix.lower() in _READERS
+    match = None if is_file else _HUB_NAME.fullmatch(source)
+    return Path(source).stem if match is None else f"{Path(match['name']).name}-{match['split'] or split}"
+
+
+def unit(source: str) -> str:
+    """What the numbers of `read_rows` count: `line` or `row`."""
+    return "line" if Path(source).suffix.lower() in _LINE_FORMATS else "row"
+
+
+def place(source: str, number: int) -> str:
+    """Where a row stands, for messages."""
+    return f"{source}, {unit(source)} {number}"
+
+
+# JSONL and CSV are read here and not through `datasets`: it would lose the line numbers, and a malformed row in the
+# middle of a file would be reported as a failed conversion of the whole.
+def _read_jsonl(path: Path) -> Numbered:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError:
+                yield number, DataError("is not UTF-8; save the file in that encoding")
+            except ValueError as error:
+                yield number, DataError(f"is not valid JSON ({error}); write one object a line")
+            else:
+                yield number, row if isinstance(row, dict) else _no_object(row)
+
+
+def _no_object(value: Any) -> DataError:
+    return DataError(f"is a {type(value).__name__}, not an object; write one object a line")
+
+
+def _read_csv(path: Path) -> Numbered:
+    next_line = 1
+    csv.field_size_limit(LONGEST_CELL)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if twice := [name for name in header if header.count(name) > 1]:
+                raise DataError(f"{place(str(path), 1)}: names column '{twice[0]}' twice; rename one of them")
+            next_line = reader.line_num + 1
+            for cells in reader:
+                number, next_line = next_line, reader.line_num + 1
+                if not cells:
+                    continue
+                if len(cells) == len(header):
+                    yield number, dict(zip(header, cells, strict=True))
+                else:
+                    have = f"has {len(cells)} cells where the header has {len(header)}"
+                    yield number, DataError(f"{have}; quote a cell that holds a comma")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8; save the file in that encoding") from error
+    except csv.Error as error:
+        # Where quotes do not match, nobody knows where the next row begins: no single row can be left out.
+        raise DataError(f"{place(str(path), next_line)}: is not valid CSV ({error}); check its quotes") from error
+
+
+def _read_parquet(path: Path) -> Numbered:
+    import datasets  # takes seconds to import; most runs read JSONL
+
+    try:
+        # Streaming reads the file where it lies; otherwise a copy of it would go to the user's cache.
+        rows = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True)
+        yield from enumerate(rows, start=1)
+    except Exception as error:  # the reader below has many exception types, and all of them mean this
+        raise DataError(f"{path}: is not a valid Parquet file ({_first_line(error)}); write it again") from error
+
+
+def _read_hub(source: str, split: str) -> Numbered:
+    match = _HUB_NAME.fullmatch(source)
+    if match is None:
+        raise DataError(f"{source}: is neither a file nor a hub name, NAME[:CONFIG][@SPLIT]; check the path")
+    import datasets  # takes seconds to import; most runs read local files
+
+    try:
+        rows = datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
+    except Exception as error:  # client, network and file system each have their own; the user can do the same
+        raise DataError(
+            f"{source}: is no file here, and cannot be loaded from the hub ({_first_line(error)}); check the name "
+            f"(NAME[:CONFIG][@SPLIT]) and the connection, or give a local file"
+        ) from error
+    yield from enumerate(rows, start=1)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+_READERS: dict[str, Callable[[Path], Numbered]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+_LINE_FORMATS = (".jsonl", ".json", ".csv")

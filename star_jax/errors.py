@@ -1,0 +1,22 @@
+"""What a user can put right, and what a run waits for: errors whose message is meant for the user as it stands.
+
+Commands turn each into one line on stderr and an exit code (`cli.main`); nothing else catches them.
+"""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A setting, or a model or adapter it names, that nothing can start with."""
+
+
+class DataError(ValueError):
+    """Input data that cannot be used; the message names file, line and field."""
+
+
+class ScoreError(FloatingPointError):
+    """Scores that cannot be ranked; the message names the examples."""
+
+
+class LabelsNeeded(Exception):
+    """Somebody has to label before a run can go on; the message says what, and where."""

@@ -1,0 +1,77 @@
+"""What an experiment refuses before it starts: settings that contradict each other, the model, or the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from star_jax.acquisition.strategies import Strategy, resolve
+from star_jax.checkpoints.hub import EMBEDDED
+from star_jax.checkpoints.huggingface import projection_shapes
+from star_jax.config import ExperimentConfig
+from star_jax.data.run_data import RunData
+from star_jax.data.tasks.task import Task
+from star_jax.errors import ConfigError
+from star_jax.models.projections import choose_modules
+from star_jax.models.transformer import LanguageModel
+
+
+def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
+    """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
+    for strategy in strategies:
+        resolved = resolve(strategy, config.acquisition)
+        if strategy.normaliser not in (None, "minmax") and config.acquisition.arithmetic == "released":
+            raise ConfigError(
+                f"strategy {strategy.name} blends on a {strategy.normaliser} scale, which the released code does not "
+                "have; set acquisition.arithmetic to standard, or choose entropy_dynamic or pe_dynamic"
+            )
+        if resolved.monte_carlo and config.lora.dropout == 0:
+            raise ConfigError(
+                f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
+                f"the same; set lora.dropout above 0 or choose another strategy"
+            )
+        if (resolved.measure or "").startswith("bald") and config.scoring.mc_samples < 2:
+            raise ConfigError(
+                f"strategy {strategy.name} measures how dropout samples disagree and scoring.mc_samples is "
+                f"{config.scoring.mc_samples}; set it to 2 or more"
+            )
+    replay = config.training.replay
+    if replay is not None and replay.startswith(EMBEDDED) and (config.model.path, task.name) != (replay, "skills"):
+        raise ConfigError(
+            f"training.replay is {replay}, rows of that model's own past, and the run is model {config.model.path} on "
+            f"task {task.name}; set training.replay to none and training.replay_rows to 0, or name a file of yours"
+        )
+    if config.lora.training_dropout != "off" and config.lora.dropout == 0:
+        raise ConfigError(
+            f"lora.training_dropout is {config.lora.training_dropout} and lora.dropout is 0; "
+            f"set lora.dropout above 0 or lora.training_dropout to off"
+        )
+    if config.scoring.answers == "candidates" and task.candidates is None:
+        raise ConfigError(
+            f"scoring.answers is candidates, but task {task.name} has no closed answer set; choose generated"
+        )
+
+
+def check_model(config: ExperimentConfig, model: LanguageModel) -> None:
+    """Limits that the model cannot read, or modules that it does not have: raises `ConfigError`."""
+    asked, most = config.data.max_prompt_tokens + config.data.max_response_tokens, model.config.max_position_embeddings
+    if asked > most:
+        raise ConfigError(
+            f"data.max_prompt_tokens + data.max_response_tokens is {asked} and the model reads {most} tokens "
+            f"(max_position_embeddings); lower one of the two"
+        )
+    if config.model.adapter is None:
+        choose_modules(model.config.num_hidden_layers, list(projection_shapes(model.config)), config.lora.targets)
+
+
+def check_data(config: ExperimentConfig, data: RunData) -> None:
+    """A budget that is larger than the pool, or gold answers that are not there: raises `ConfigError`."""
+    if config.loop.budget > len(data.pool):
+        raise ConfigError(
+            f"loop asks for {config.loop.budget} labels (initial_labels + (rounds - 1) * labels_per_round) and the "
+            f"pool has {len(data.pool)} examples; lower one of the three or enlarge the pool"
+        )
+    if data.unlabelled and config.scoring.answers == "reference":
+        raise ConfigError(
+            f"{data.unlabelled} of {len(data.pool)} pool rows in {config.data.train} have no response, and "
+            "scoring.answers is reference, which scores gold responses; choose generated"
+        )

@@ -1,0 +1,1 @@
+"""Array operations of the decoder: matrix products with LoRA, attention, packing, quantisation."""

@@ -1,0 +1,1 @@
+"""Devices: the mesh, and which rows and parameters lie where."""

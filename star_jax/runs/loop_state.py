@@ -1,0 +1,130 @@
+"""The loop's state on disk, through Orbax, and a round's choice until it is trained on. Nothing else knows Orbax.
+
+A checkpoint is written last in a round and appears whole or not at all: it is what makes a round count.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from star_jax.active.loop import LoopState, Query
+from star_jax.active.pool import PoolState
+from star_jax.models.lora import Adapter
+from star_jax.runs.files import full_disk_named, write_bytes_atomic
+from star_jax.tracking.timing import Seconds
+
+FOLDER = "state"
+
+CHOICE = "choice-{:03d}.npz"
+"""Name of the file that keeps a round's choice while its labels are waited for."""
+
+_SECONDS = "seconds."
+"""Beginning of the names in it of the seconds of a phase."""
+
+
+def save_state(folder: Path, state: LoopState) -> None:
+    """Writes `state` to FOLDER/state/RRR, RRR the number of trainings done, and removes older ones."""
+    target = (folder / FOLDER / f"{state.round:03d}").absolute()
+    if target.exists():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_named(target), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(target, _to_tree(state))
+        checkpointer.wait_until_finished()
+    for round_number, path in _finished(folder):
+        if round_number != state.round:
+            shutil.rmtree(path)
+
+
+def load_state(folder: Path) -> LoopState | None:
+    """The newest whole state of a run folder; None where there is none. Half-written ones are removed.
+
+    The labels are not in it: the run folder has them, round by round.
+    """
+    found = _finished(folder)
+    for path in set((folder / FOLDER).glob("*/")) - {path for _, path in found}:
+        shutil.rmtree(path)
+    if not found:
+        return None
+    round_number, path = max(found)
+    # Said, because it may have been written with other devices than there are here.
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), _metadata(checkpointer, path)
+        )
+        restored = checkpointer.restore(path.absolute(), template)
+    # Bound to no device, as in a run that was not interrupted.
+    tree = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored)
+    adapter = Adapter(tree["weights"], tree["scale"])
+    return LoopState(round_number, PoolState(tree["labelled_in"]), {}, adapter, tree.get("base"))
+
+
+def _to_tree(state: LoopState) -> dict[str, Any]:
+    assert state.adapter is not None, "a state is saved after a training"
+    tree = {
+        "labelled_in": state.pool.labelled_in,
+        "weights": state.adapter.weights,
+        "scale": state.adapter.scale,
+    }
+    return tree if state.base is None else tree | {"base": jnp.asarray(state.base)}
+
+
+def _metadata(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:
+    return checkpointer.metadata(path.absolute()).item_metadata.tree
+
+
+def _finished(folder: Path) -> list[tuple[int, Path]]:
+    # A half-written checkpoint has a temporary name until Orbax renames it, so a plain number is a whole one.
+    return [(int(path.name), path) for path in (folder / FOLDER).glob("*") if path.name.isdigit()]
+
+
+class Choice(NamedTuple):
+    """What a round chose, and the seconds that it took, by phase."""
+
+    query: Query
+    seconds: Seconds
+
+
+def save_choice(folder: Path, number: int, choice: Choice, origin: str) -> None:
+    """Keeps what round `number` chose, so that whoever labels it is not asked for something else later.
+
+    Args:
+      folder: of the run.
+      number: of the round.
+      choice: to keep.
+      origin: stands for the settings and the data that it was made with.
+    """
+    leaves = {name: np.asarray(leaf) for name, leaf in choice.query._asdict().items() if leaf is not None}
+    seconds = {f"{_SECONDS}{phase}": np.asarray(value) for phase, value in choice.seconds.items()}
+    arrays: dict[str, Any] = leaves | seconds | {"origin": np.asarray(origin)}
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes_atomic(folder / CHOICE.format(number), content.getvalue())
+
+
+def load_choice(folder: Path, number: int, origin: str) -> Choice | None:
+    """What round `number` chose before it was interrupted; None where it has not chosen yet, or from something else."""
+    file = folder / CHOICE.format(number)
+    if not file.is_file():
+        return None
+    with np.load(file) as arrays:
+        if str(arrays["origin"]) != origin:
+            return None
+        query = Query(**{name: jnp.asarray(arrays[name]) for name in arrays.files if name in Query._fields})
+        spent = [name for name in arrays.files if name.startswith(_SECONDS)]
+        return Choice(query, {name.removeprefix(_SECONDS): float(arrays[name]) for name in spent})
+
+
+def forget_choices(folder: Path) -> None:
+    """Removes what `save_choice` wrote: the state of a finished round has it."""
+    for file in folder.glob("choice-*.npz"):
+        file.unlink()

@@ -1,0 +1,77 @@
+"""What a round leaves behind, as rows of its files: arrays and indices turned into names and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from star_jax.active.loop import Problem, RoundInfo
+from star_jax.data.tasks.task import Task
+from star_jax.evaluation.curves import aubc
+from star_jax.tracking.timing import total_seconds
+
+
+def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Rows of queried.jsonl, first pick first; None where a strategy does not compute a figure."""
+
+    def at(values: np.ndarray | None, index: int) -> float | None:
+        return None if values is None else float(values[index])
+
+    return [
+        {
+            "id": problem.prompts[index].id,
+            "score": at(info.scores, index),
+            "base_uncertainty": at(info.base, index),
+            "full_uncertainty": at(info.full, index),
+            "rank": rank,
+            "group": task.group(problem.prompts[index]),
+            "response": labels[index],
+        }
+        for rank, index in enumerate(info.picked.tolist())
+    ]
+
+
+def group_counts(groups: Sequence[str]) -> dict[str, int]:
+    """How often each group occurs, by name."""
+    return {group: groups.count(group) for group in sorted(set(groups))}
+
+
+def length_correlation(info: RoundInfo, candidates: np.ndarray) -> float | None:
+    """Pearson correlation of the full model's measure and response length over what could be picked, indices `n`.
+
+    It asks whether uncertainty is more than length; None where either is constant or was not computed.
+    """
+    if info.full is None or info.response_tokens is None:
+        return None
+    measure, tokens = info.full[candidates], info.response_tokens[candidates]
+    if np.ptp(measure) == 0 or np.ptp(tokens) == 0:
+        return None
+    return float(np.corrcoef(measure, tokens)[0, 1])
+
+
+def summary_row(
+    strategy: str, seed: int, rows: Sequence[dict[str, Any]], data: Mapping[str, int], after: Mapping[str, float]
+) -> dict[str, Any]:
+    """summary.json of a finished run.
+
+    Args:
+      strategy: registry name.
+      seed: of the run.
+      rows: of metrics.jsonl; their seconds are those of the sessions that finished the rounds.
+      data: counts of its data.
+      after: seconds by phase that were spent after the last row was written.
+    """
+    last = rows[-1]
+    return {
+        "strategy": strategy,
+        "seed": seed,
+        "rounds": len(rows),
+        "labelled": last["labelled"],
+        "accuracy": last["accuracy"],
+        "ece": last["ece"],
+        "aubc": aubc([row["labelled"] for row in rows], [row["accuracy"] for row in rows]),
+        "seconds": total_seconds(rows, after),
+        "data": dict(data),
+    }

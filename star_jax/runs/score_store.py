@@ -1,0 +1,163 @@
+"""The base model's scores on disk: computed once for all rounds, strategies and processes that score the same examples.
+
+They depend on neither labels nor adapters, so whoever needs them first computes them, all measures at once, and the
+others read them. A file is named after the hash of everything that determines what is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jaxlib
+import numpy as np
+
+from star_jax import __version__
+from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, Pool
+from star_jax.checkpoints.hub import folder_fingerprint, resolve_folder, weight_files
+from star_jax.config import ExperimentConfig
+from star_jax.runs.files import write_bytes_atomic
+
+FOLDER = "base-scores"
+"""Name of the folder in OUTPUT_DIR."""
+
+_WITHOUT_EFFECT = (
+    *("output_dir", "strategies", "seeds", "data", "format"),
+    *("lora", "training", "acquisition", "loop", "evaluation"),
+)
+"""Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
+
+_CODE = ("acquisition", "checkpoints", "inference", "models", "ops", "parallel", "data", "config.py", "errors.py")
+"""Folders and files of the package whose code computes scores."""
+
+_HASH_BYTES = hashlib.sha256().digest_size
+
+Measures = dict[str, np.ndarray]
+"""Measure -> `N`, one figure an example."""
+
+
+class BaseScores:
+    """Measures of the base model, kept in a folder.
+
+    Args:
+      folder: where the files are; made when the first one is written.
+      origin: what determines the scores of any examples, from `scores_origin`.
+      log: told of files that cannot be read.
+    """
+
+    def __init__(self, folder: Path, origin: Mapping[str, Any], log: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._origin = json.dumps(origin, sort_keys=True).encode()
+        self._log = log
+
+    def measures(self, pool: Pool, compute: Callable[[], Mapping[str, Any]]) -> Measures:
+        """The base model's measures of tokenised examples: read where they are known, else computed and kept.
+
+        Args:
+          pool: the examples as they are scored: batches of tokens, and the kind of answer.
+          compute: gives every measure `N`.
+        """
+        file = self._folder / f"{self.name_of(pool)}.npz"
+        if file.is_file():
+            found = _read(file)
+            if found is not None:
+                return found
+            self._log(f"{file} is damaged; the base model's scores are computed again")
+        measures: dict[str, Any] = {name: np.asarray(values) for name, values in compute().items()}
+        archive = io.BytesIO()
+        np.savez(archive, **measures)
+        content = archive.getvalue()
+        # The hash behind it covers every bit; an archive's own checks do not.
+        write_bytes_atomic(file, content + hashlib.sha256(content).digest())
+        return measures
+
+    def name_of(self, pool: Pool) -> str:
+        """Hash of what determines the scores of these examples."""
+        digest = hashlib.sha256(self._origin)
+        _digest(digest.update, _content(pool))
+        return digest.hexdigest()
+
+
+def scores_origin(config: ExperimentConfig) -> dict[str, Any]:
+    """What determines the base model's scores besides the examples: model, starting adapter, limits, software, device.
+
+    Settings that change nothing may be among them: computing twice is a smaller mistake than taking stale scores.
+    """
+    folders = [resolve_folder(config.model.path)]
+    if config.model.adapter is not None:
+        folders.append(Path(config.model.adapter))
+    settings = {name: value for name, value in config.to_dict().items() if name not in _WITHOUT_EFFECT}
+    settings["model"] |= {"path": None, "adapter": None}  # what is in the folders counts, not where they are
+    settings["scoring"] |= {"mc_samples": None, "dropout": None}
+    return {
+        "weights": [_fingerprint(folder) for folder in folders],
+        "settings": settings,
+        "limits": [config.data.max_prompt_tokens, config.data.max_response_tokens],
+        "versions": [__version__, jax.__version__, jaxlib.__version__, flax.__version__, _code_fingerprint()],
+        "devices": [jax.devices()[0].device_kind, jax.device_count()],
+    }
+
+
+def _fingerprint(folder: Path) -> list[Any]:
+    """Of large files the hash reads but the ends; the time of the last change tells the rest."""
+    return [folder_fingerprint(folder), [(file.name, file.stat().st_mtime_ns) for file in weight_files(folder)]]
+
+
+def _code_fingerprint() -> str:
+    """Hash of the source that computes scores: between two releases the version says nothing."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    places = [package / name for name in _CODE]
+    for file in sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py"))):
+        digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _content(pool: Pool) -> list[Any]:
+    """What a pool consists of, however it is batched and padded."""
+    rows = [
+        (int(batch.index[place]), batch.tokens[place, : batch.lengths[place]], int(batch.prompt_lengths[place]))
+        for batch in pool.batches
+        for place in np.flatnonzero(batch.row_mask)
+    ]
+    answers: list[Any] = []
+    if isinstance(pool, GeneratedPool):
+        answers = [pool.response_limit, pool.end_ids]
+    elif isinstance(pool, CandidatePool):
+        answers = [pool.candidates]
+    return [type(pool).__name__, answers, sorted(rows, key=lambda row: row[0])]
+
+
+def _digest(update: Callable[[bytes], object], value: Any) -> None:
+    """Feeds arrays, numbers and texts, however they are nested, to a hash, each with its type and size."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = np.asarray(value)
+        update(f"{value.dtype} {value.shape} ".encode())
+        update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, bool | int | float | str | None):
+        update(f"{type(value).__name__} {value!r} ".encode())
+    elif isinstance(value, tuple | list):
+        update(f"{type(value).__name__} {len(value)} ".encode())
+        for item in value:
+            _digest(update, item)
+    else:
+        raise TypeError(f"{type(value).__name__} is no part of tokenised examples")
+
+
+def _read(file: Path) -> Measures | None:
+    """The measures in a file; None where it is damaged."""
+    try:
+        whole = file.read_bytes()
+    except OSError:
+        return None
+    content, found = whole[:-_HASH_BYTES], whole[-_HASH_BYTES:]
+    if hashlib.sha256(content).digest() != found:
+        return None
+    with np.load(io.BytesIO(content)) as arrays:
+        return {name: arrays[name] for name in arrays.files}

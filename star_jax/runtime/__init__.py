@@ -1,1 +1,0 @@
-"""The shell around the pure core: files, clocks and the terminal, and nothing that computes."""

@@ -1,0 +1,315 @@
+"""The shell around the loop: what the runs of an experiment share, and where their time goes."""
+
+import dataclasses
+import json
+import logging
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from star_jax.acquisition import pool_scoring
+from star_jax.active import loop
+from star_jax.benchmarks.skills import generator as skills
+from star_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    GenerationConfig,
+    LoopConfig,
+    LoraConfig,
+    ScoringConfig,
+    TrainingConfig,
+)
+from star_jax.data.batching import make_batch, sequence_batches
+from star_jax.data.run_data import RunData, TokenizedSet
+from star_jax.data.tokenization import Limits, TokenizedExample
+from star_jax.errors import ConfigError
+from star_jax.experiment import runner as experiment
+from star_jax.parallel.mesh import data_mesh
+from star_jax.runs.files import read_yaml
+from star_jax.tracking.console import Progress
+from star_jax.tracking.timing import PHASES, Stopwatch
+
+CONFIG = ExperimentConfig(
+    strategies=("base_only",),
+    lora=LoraConfig(rank=2, alpha=4, dropout=0.1, training_dropout="tied", targets=("q_proj",)),
+    training=TrainingConfig(learning_rate=5e-3, epochs=1, batch_size=16),
+    scoring=ScoringConfig(mc_samples=2, batch_size=32),
+    loop=LoopConfig(initial_labels=8, labels_per_round=4, rounds=2),
+    data=DataConfig(task="skills", pool_size=50, test_limit=20, max_prompt_tokens=9, max_response_tokens=6),
+    generation=GenerationConfig(batch_size=32),
+)
+
+
+@pytest.fixture
+def base_passes(monkeypatch):
+    """Sizes of what the base model is asked to score, one entry a pass."""
+    sizes = []
+    whole = experiment.score_pool
+
+    def counted(model, adapter, pool, **options):
+        sizes.append(pool.size)
+        return whole(model, adapter, pool, **options)
+
+    monkeypatch.setattr(experiment, "score_pool", counted)
+    return sizes
+
+
+def play(folder, **changes):
+    config = dataclasses.replace(CONFIG, output_dir=str(folder), **changes)
+    return experiment.run_experiment(config, Progress("silent"))
+
+
+def picks(folder, strategy):
+    return [path.read_bytes() for path in sorted((folder / strategy / "seed-0").glob("rounds/*/queried.jsonl"))]
+
+
+def rows(folder, strategy):
+    return [json.loads(line) for line in (folder / strategy / "seed-0" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_base_model_scores_once_for_rounds_strategies_and_processes(tmp_path, base_passes):
+    """Another strategy, of another measure, in a process of its own (nothing is kept but files), reads the scores."""
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    play(together)
+    assert sorted(base_passes) == [20, 50]
+    play(together, strategies=("pe_subtract",))
+    assert sorted(base_passes) == [20, 50]
+    play(alone, strategies=("pe_subtract",))
+    assert sorted(base_passes) == [20, 20, 50, 50]
+    assert len(picks(alone, "pe_subtract")) == 2
+    assert picks(together, "pe_subtract") == picks(alone, "pe_subtract")
+    first, second = (rows(folder, "pe_subtract")[-1] for folder in (together, alone))
+    assert first["auroc_base"] == second["auroc_base"]
+
+
+@pytest.fixture
+def schedule(monkeypatch):
+    """Seconds that pass, on the clock of the experiment, while a function of the loop or its shell works.
+
+    It starts at 100. None pass elsewhere, and none are spent compiling.
+    """
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(experiment, "Stopwatch", partial(Stopwatch, clock=lambda: clock.now, compiled=lambda: 0.0))
+
+    def takes(module, name, seconds):
+        whole = getattr(module, name)
+
+        def worked(*args, **options):
+            clock.now += seconds
+            return whole(*args, **options)
+
+        monkeypatch.setattr(module, name, worked)
+
+    return takes
+
+
+def test_seconds_of_a_run_are_those_of_its_rounds_whatever_the_sessions(tmp_path, monkeypatch, schedule):
+    """Stopped while it writes the second round: what that round spent since it chose is lost, all else counts once.
+
+    Nothing that takes time is in no phase.
+    """
+    for module, name, seconds in (
+        *((experiment, "open_workbench", 50), (experiment, "prepare", 7), (experiment, "prepare_test_set", 3)),
+        *((experiment, "score_pool", 20), (loop, "score_pool", 30), (loop, "fit", 40), (experiment, "evaluate", 11)),
+        *((experiment, "save_choice", 1), (experiment, "replace_folder_atomic", 2), (experiment, "save_state", 4)),
+    ):
+        schedule(module, name, seconds)
+    whole = experiment.save_state
+
+    def stopped(folder, state):
+        if state.round == 2:
+            raise KeyboardInterrupt
+        whole(folder, state)
+
+    monkeypatch.setattr(experiment, "save_state", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path, strategies=("star",))
+    monkeypatch.setattr(experiment, "save_state", whole)
+    (summary,) = play(tmp_path, strategies=("star",))
+
+    written = [{name: row[f"{name}_seconds"] for name in PHASES} for row in rows(tmp_path, "star")]
+    nothing = dict.fromkeys(PHASES, 0)
+    assert written == [
+        nothing | {"load": 60, "train": 40, "evaluate": 31, "write": 3},
+        # Of the first session the scores and the first round's state; the choice's file came after they were counted.
+        nothing | {"load": 60, "score": 50, "train": 40, "evaluate": 11, "write": 4 + 2},
+    ]
+    assert summary["seconds"] == {
+        "total": 305,
+        **nothing,
+        **{"load": 120, "score": 50, "train": 80, "evaluate": 42, "write": 13},
+    }
+
+
+def test_each_round_of_an_undisturbed_run_counts_what_was_written_before_it(tmp_path, schedule):
+    """The state is written after the row is, and counts in the next one."""
+    schedule(experiment, "save_choice", 1)
+    schedule(experiment, "save_state", 4)
+    (summary,) = play(tmp_path)
+    assert [row["write_seconds"] for row in rows(tmp_path, "base_only")] == [1, 5]
+    assert summary["seconds"] == dict.fromkeys(PHASES, 0) | {"total": 10, "write": 10}
+
+
+def test_a_folder_without_its_state_keeps_its_rounds_and_goes_on_once_it_has_it(tmp_path):
+    """With other batch sizes, as a run would that had no memory left; config.yaml then has those."""
+    (before,) = play(tmp_path)
+    folder = tmp_path / "base_only" / "seed-0"
+    (folder / "summary.json").unlink()
+    (folder / "state").rename(folder / "elsewhere")
+    smaller = {"scoring": ScoringConfig(mc_samples=2, batch_size=8), "generation": GenerationConfig(batch_size=16)}
+    with pytest.raises(ConfigError, match=r"has 2 finished rounds, and .*state the state after none of them"):
+        play(tmp_path, **smaller)
+    assert len(rows(tmp_path, "base_only")) == len(picks(tmp_path, "base_only")) == 2
+    (folder / "elsewhere").rename(folder / "state")
+    assert read_yaml(folder / "config.yaml")["scoring"]["batch_size"] == 32
+    (after,) = play(tmp_path, **smaller)
+    assert after["accuracy"] == before["accuracy"]
+    assert read_yaml(folder / "config.yaml")["scoring"]["batch_size"] == 8
+
+
+def test_other_replay_rows_are_refused(tmp_path):
+    replay = tmp_path / "replay.jsonl"
+    examples = skills.pool_examples("R0", 9, 5)
+    texts = [json.dumps({"id": one.id, "question": one.prompt.text, "answer": one.response}) for one in examples]
+    replay.write_text("\n".join(texts[:4]))
+    training = dataclasses.replace(CONFIG.training, replay=str(replay), replay_rows=2)
+    changes = {"training": training, "loop": dataclasses.replace(CONFIG.loop, rounds=1)}
+    play(tmp_path / "out", **changes)
+    replay.write_text("\n".join(texts[1:]))
+    with pytest.raises(ConfigError, match=r"\(the rows of training\.replay have changed\)"):
+        play(tmp_path / "out", **changes)
+
+
+def test_the_first_run_of_a_session_pays_for_loading(tmp_path, schedule):
+    """And for what passed since the command was started."""
+    schedule(experiment, "open_workbench", 50)
+    config = dataclasses.replace(CONFIG, output_dir=str(tmp_path), strategies=("random", "base_only"))
+    config = dataclasses.replace(config, loop=LoopConfig(initial_labels=8, labels_per_round=4, rounds=1))
+    first, second = experiment.run_experiment(config, Progress("silent"), began=90.0)
+    assert first["seconds"]["load"] == 10 + 50
+    assert second["seconds"]["load"] == 0
+
+
+def write_digits(path, rng, count):
+    """Prompts of the skills whose answer is five digits."""
+    texts = [" ".join(map(str, rng.integers(0, 10, 5))) for _ in range(count)]
+    path.write_text("".join(json.dumps({"question": f"copy {text} =", "answer": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_responses_that_are_cut_are_told_of_once_a_data_set(tmp_path, rng, caplog):
+    """Two strategies, gold answers scored: test set and pool are read once. What is trained on is another set."""
+    data = dataclasses.replace(
+        CONFIG.data,
+        train=write_digits(tmp_path / "train.jsonl", rng, 30),
+        test=write_digits(tmp_path / "test.jsonl", rng, 20),
+        max_response_tokens=3,
+        too_long="truncate-left",
+    )
+    scoring = dataclasses.replace(CONFIG.scoring, answers="reference")
+    with caplog.at_level(logging.WARNING):
+        play(
+            tmp_path / "out",
+            data=data,
+            scoring=scoring,
+            strategies=("base_only", "random"),
+            loop=dataclasses.replace(CONFIG.loop, rounds=1),
+        )
+    said = [record.getMessage() for record in caplog.records if "responses are over" in record.getMessage()]
+    assert sorted(text.split()[0] for text in said) == ["20", "30", "8", "8"]
+
+
+def noted_runs(monkeypatch):
+    """The runs that an experiment goes through, in order, one entry a round."""
+    runs, whole = [], experiment._round
+
+    def noted(run, state):
+        runs.append(run)
+        return whole(run, state)
+
+    monkeypatch.setattr(experiment, "_round", noted)
+    return runs
+
+
+def test_runs_of_all_seeds_share_their_shapes_and_programs(tmp_path, monkeypatch):
+    """The pools differ, in lengths too; what is compiled for one holds the others."""
+    runs = noted_runs(monkeypatch)
+    compiled = pool_scoring._answer._cache_size()
+    play(tmp_path, seeds=(0, 1, 2))
+    assert [run.seed for run in runs] == [0, 0, 1, 1, 2, 2]
+    assert len({run.data.facts["pool"] for run in runs}) == 3
+    assert len({(run.shapes, run.problem.shapes) for run in runs}) == 1
+    assert pool_scoring._answer._cache_size() - compiled <= pool_scoring.PROMPT_SHAPES
+    devices = data_mesh().size
+    for run in runs:
+        for batches, shapes in (
+            (run.problem.pool.batches, run.shapes.prompts),
+            (run.test.prompts.batches, run.shapes.prompts),
+            (run.test.gold.batches, run.shapes.sequences),
+        ):
+            allowed = {(shape.rows * devices, shape.width, shape.capacity) for shape in shapes}
+            assert {(*batch.tokens.shape, batch.capacity) for batch in batches} <= allowed
+        assert sum(int(batch.row_mask.sum()) for batch in run.problem.pool.batches) == 50
+
+
+def random_data(rng, name, test):
+    pool = [rng.integers(0, 9, length) for length in rng.integers(1, 90, rng.integers(1, 200))]
+    return RunData([], pool, {}, test, frozenset(), {"pool": name})
+
+
+def test_shapes_hold_the_rows_of_every_seed_and_one_pool_counts_once(rng):
+    """On random lengths: a seed alone, seeds with the same pool, and seeds with others."""
+    for _ in range(10):
+        rows = [
+            TokenizedExample(np.zeros(length, np.int32), 1) for length in rng.integers(2, 140, rng.integers(1, 100))
+        ]
+        test = TokenizedSet([], [np.zeros(int(n), np.int32) for n in rng.integers(1, 90, 30)], rows)
+        seeds = [random_data(rng, str(number), test) for number in range(3)]
+        bench = SimpleNamespace(config=CONFIG, encoder=SimpleNamespace(limits=Limits(90, 50)), replay=rows[:5])
+        alone, shapes = experiment._shapes(bench, seeds[:1]), experiment._shapes(bench, seeds)
+        assert experiment._shapes(bench, seeds[:1] * 3) == alone
+        assert len(shapes.scoring.prompts) <= pool_scoring.PROMPT_SHAPES
+        for tokens in (*(one.tokens for one in seeds), test.prompts):
+            batches = sequence_batches([TokenizedExample(one, len(one)) for one in tokens], shapes.scoring.prompts)
+            assert sum(int(batch.row_mask.sum()) for batch in batches) == len(tokens)
+        longest = TokenizedExample(np.zeros(140, np.int32), 90)
+        batches = sequence_batches([longest, *rows], shapes.scoring.sequences)
+        assert sum(int(batch.row_mask.sum()) for batch in batches) == len(rows) + 1
+        assert make_batch([longest] * CONFIG.training.batch_size, range(CONFIG.training.batch_size), shapes.training)
+
+
+class Listed(Progress):
+    """Shows nothing and keeps every task: its name, its total, and what was counted."""
+
+    def __init__(self):
+        super().__init__("silent")
+        self.tasks = []
+
+    @contextmanager
+    def task(self, name, total=None, unit="steps"):
+        done = []
+        yield done.append
+        self.tasks.append((name, total, sum(done)))
+
+
+def test_every_task_says_whose_it_is_and_ends_at_its_total(tmp_path):
+    training = dataclasses.replace(CONFIG.training, validation_fraction=0.2)
+    shown = Listed()
+    experiment.run_experiment(dataclasses.replace(CONFIG, output_dir=str(tmp_path), training=training), shown)
+    assert all(done == total > 0 for _, total, done in shown.tasks)
+    assert all(name.startswith("base_only seed 0, round ") for name, _, _ in shown.tasks)
+    totals = {name.removeprefix("base_only seed 0, "): total for name, total, _ in shown.tasks}
+    held_out = [row["validation_examples"] for row in rows(tmp_path, "base_only")]
+    assert totals == {
+        "round 1/2: train": 8 - held_out[0],
+        "round 1/2: base model on the test set": 20,
+        "round 1/2: evaluate": 40,
+        "round 1/2: validate": 2 * held_out[0],
+        "round 2/2: base model on the pool": 50,
+        "round 2/2: train": 12 - held_out[1],
+        "round 2/2: evaluate": 40,
+        "round 2/2: validate": 2 * held_out[1],
+    }

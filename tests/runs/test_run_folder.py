@@ -1,0 +1,167 @@
+"""The run folder: what it writes, when it lets nobody in, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from star_jax.config import ExperimentConfig, GenerationConfig, LoopConfig, ScoringConfig, TrainingConfig
+from star_jax.errors import ConfigError
+from star_jax.runs.files import read_json, read_yaml
+from star_jax.runs.run_folder import FIT_TO_MEMORY, RunFolder, differences
+
+CONFIG = ExperimentConfig(output_dir="out", strategies=("star", "random"), seeds=(3, 4)).to_dict()
+
+
+def open_folder(root, config=CONFIG):
+    return RunFolder.open(root, "star", 3, config, device="cpu")
+
+
+def queried(number):
+    return [{"id": f"p{number}", "score": None, "base_uncertainty": 0.5, "rank": 0}]
+
+
+def predictions(number):
+    return [{"id": "t0", "prediction": f"1 {number}", "reference": "1", "correct": False, "confidence": 0.25}]
+
+
+def write_rounds(folder, count):
+    for number in range(count):
+        folder.write_round(number, queried(number), predictions(number))
+        folder.append_metrics({"round": number, "labelled": 10 * (number + 1), "accuracy": 0.5})
+
+
+def test_a_new_folder_records_configuration_and_environment(tmp_path):
+    with open_folder(tmp_path) as folder:
+        assert folder.path == tmp_path / "star" / "seed-3"
+        stored = read_yaml(folder.path / "config.yaml")
+        recorded = read_json(folder.path / "environment.json")
+    assert list(stored) == list(CONFIG)
+    assert (stored["strategies"], stored["seeds"]) == (["star"], [3])
+    assert differences(stored, CONFIG) == {}
+    assert recorded["device"] == "cpu"
+    assert recorded["packages"]["numpy"].count(".") >= 1
+    assert recorded["started"].endswith("+00:00")
+    assert "python" in recorded["command"] or "pytest" in recorded["command"]
+
+
+def test_rounds_are_written_and_dropped(tmp_path):
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 4)
+        assert [row["labelled"] for row in folder.metrics()] == [10, 20, 30, 40]
+        assert json.loads((folder.path / "rounds/002/queried.jsonl").read_text()) == queried(2)[0]
+        assert json.loads((folder.path / "rounds/002/predictions.jsonl").read_text()) == predictions(2)[0]
+        with pytest.raises(ValueError, match="continues with round 4, not 6"):
+            folder.append_metrics({"round": 6})
+        # A round folder without its row is what a run leaves when it is killed between the two.
+        folder.write_round(4, queried(4), predictions(4))
+        folder.drop_rounds_from(4)
+        assert len(folder.metrics()) == 4
+        assert sorted(os.listdir(folder.path / "rounds")) == ["000", "001", "002", "003"]
+        folder.drop_rounds_from(2)
+        assert [row["round"] for row in folder.metrics()] == [0, 1]
+        assert sorted(os.listdir(folder.path / "rounds")) == ["000", "001"]
+        folder.append_metrics({"round": 2})
+
+
+def test_a_summary_marks_the_end_and_goes_with_a_dropped_round(tmp_path):
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 2)
+        assert not folder.finished
+        folder.write_summary({"strategy": "star", "accuracy": 0.5, "aubc": None})
+        assert folder.finished
+        assert folder.summary() == {"strategy": "star", "accuracy": 0.5, "aubc": None}
+        folder.drop_rounds_from(2)
+        assert folder.finished
+        folder.drop_rounds_from(1)
+        assert not folder.finished
+
+
+def test_opened_again_it_keeps_its_files(tmp_path):
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 2)
+        before = {str(path): path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+        (folder.path / ".metrics.jsonl.1.tmp").write_text("half")
+    with open_folder(tmp_path, {**CONFIG, "output_dir": "elsewhere", "seeds": [3], "strategies": ["star"]}) as folder:
+        assert {str(path): path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_changed_configuration_is_refused_with_every_key(tmp_path):
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 1)
+    changed = ExperimentConfig(loop=LoopConfig(rounds=5, initial_labels=7)).to_dict()
+    del changed["evaluation"]["bins"]
+    changed["data"]["pool_limit"] = 400
+    with pytest.raises(ConfigError) as caught:
+        open_folder(tmp_path, changed)
+    message = str(caught.value)
+    assert "loop.rounds: 10 in the folder, 5 now" in message
+    assert "loop.initial_labels: 500 in the folder, 7 now" in message
+    assert "data.pool_limit: none in the folder, 400 now" in message
+    assert "evaluation.bins: 15 in the folder, absent now" in message
+    assert message.count(" now") == 4
+    assert "--output-dir" in message
+    assert "\n" not in message
+    open_folder(tmp_path).close()
+
+
+def test_what_fits_a_run_to_memory_may_change_on_the_way(tmp_path):
+    """And is what config.yaml holds once the run goes on."""
+    changed = ExperimentConfig(
+        scoring=ScoringConfig(batch_size=3),
+        generation=GenerationConfig(batch_size=5),
+        training=TrainingConfig(rematerialise=True),
+    ).to_dict()
+    assert differences(CONFIG, changed).keys() == set(FIT_TO_MEMORY)
+    assert RunFolder.origin(changed, {}) == RunFolder.origin(CONFIG, {})
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 1)
+    with open_folder(tmp_path, changed) as folder:
+        assert differences(read_yaml(folder.path / "config.yaml"), CONFIG) == {}
+        assert len(folder.metrics()) == 1
+        folder.record()
+        assert differences(read_yaml(folder.path / "config.yaml"), changed) == {}
+        assert read_yaml(folder.path / "config.yaml")["seeds"] == [3]
+
+
+def test_before_a_round_is_finished_everything_may_change(tmp_path):
+    """Also where a killed run left the row of a round that does not count."""
+    changed = ExperimentConfig(loop=LoopConfig(rounds=5)).to_dict()
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 1)
+        folder.drop_rounds_from(0)
+    with open_folder(tmp_path, changed) as folder:
+        assert differences(read_yaml(folder.path / "config.yaml"), changed) == {}
+
+
+def test_one_process_at_a_time(tmp_path):
+    program = (
+        "import sys\n"
+        "from star_jax.config import ConfigError\n"
+        "from star_jax.runs.run_folder import RunFolder\n"
+        "try:\n"
+        "    RunFolder.open(sys.argv[1], 'star', 3, {}, device='cpu')\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+    )
+
+    def other():
+        return subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+
+    with RunFolder.open(tmp_path, "star", 3, {}, device="cpu") as folder:
+        assert f"{folder.path} is in use by another process" in other().stdout
+        with pytest.raises(ConfigError, match="in use"):
+            RunFolder.open(tmp_path, "star", 3, {}, device="cpu")
+        RunFolder.open(tmp_path, "star", 4, {}, device="cpu").close()
+    folder.close()
+    assert other().stdout == ""
+
+
+def test_a_path_that_is_a_file_is_a_user_error(tmp_path):
+    (tmp_path / "star").write_text("")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        open_folder(tmp_path)
