@@ -200,12 +200,13 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class AcquisitionConfig:
-    """Overrides of what a strategy's registry entry says; none keeps the entry's own choice."""
+    """Overrides of the parts of a strategy; none keeps the strategy's own."""
 
     reduction: Reduction = "sum"
     """Over the tokens of a response: sum as in the paper, mean or max."""
-    normaliser: Literal["minmax", "zscore", "rank"] | None = None
-    """Scale on which base and full uncertainty are blended."""
+    normaliser: Literal["minmax", "zscore", "rank", "released"] | None = None
+    """Scale on which base and full uncertainty are blended; released is that of the released code: base on [0, 1], full
+    as raw sum."""
     schedule: Literal["released", "linear", "constant", "cosine"] | None = None
     """lambda(t), the weight of the base model."""
     constant: float = 0.5
@@ -214,8 +215,6 @@ class AcquisitionConfig:
     """Most uncertain first, or log-score plus Gumbel noise (PowerBALD)."""
     power: float = 1.0
     """Coldness of the power selection; larger is closer to top_k."""
-    arithmetic: Literal["standard", "released"] = "standard"
-    """`released` reproduces the released code: base on [0, 1], full as raw sum."""
 
     def __post_init__(self) -> None:
         _require_finite("acquisition", self)
@@ -250,8 +249,7 @@ class DataConfig:
     """Pool, test set and limits."""
 
     task: str = "skills"
-    """Template, parser and correctness: gsm8k, boolq, boolq_passage, openbookqa, skills, released, or generic, which
-    the format section describes."""
+    """Template, parser and correctness, by name; generic is what the format section describes."""
     train: str | None = None
     """The pool: JSONL, CSV or Parquet file, or a hub name; the task's own generator when none (skills)."""
     test: str | None = None
@@ -359,10 +357,17 @@ class ExperimentConfig:
     output_dir: str = "runs/experiment"
     """Folder of the run folders and the report."""
     strategies: tuple[str, ...] = ("star", "random")
-    """Comma separated: star, random, entropy, pe, entropy_dynamic, pe_dynamic, entropy_subtract, pe_subtract,
-    base_only, bald, least_confidence, margin, star_constant, star_reversed."""
+    """Names of strategies, comma separated."""
     seeds: tuple[int, ...] = (0,)
     """One run a strategy and seed, comma separated; a seed fixes pool draw, initial set, adapters and dropout."""
+    plugins: tuple[str, ...] = ()
+    """Python files or modules that register strategies, tasks, annotators or trackers, comma separated; imported before
+    their names are looked up."""
+    annotator: str = "auto"
+    """Who labels what is picked: auto is the pool's own responses where it has all, and a table for a person
+    else; or the name of an annotator."""
+    track: tuple[str, ...] = ()
+    """Where figures go besides the run folders, comma separated."""
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -105,6 +105,7 @@ def config_from_mapping(mapping: Mapping[str, Any], source: Source) -> Experimen
     Raises:
       ConfigError: an unknown key, a value of the wrong type, or one that the configuration refuses.
     """
+    mapping = without_former_settings(mapping, source)
     _refuse_unknown(mapping, source)
     optional = {hint: _optional for hint in _field_types().values() if types.NoneType in typing.get_args(hint)}
     try:
@@ -127,6 +128,32 @@ def config_from_mapping(mapping: Mapping[str, Any], source: Source) -> Experimen
         # The dataclass that refused the value names fields, not lines: the first one that is in the file is meant.
         named = [word for word in re.findall(r"[a-z0-9_]+(?:\.[a-z0-9_]+)?", str(error)) if word in source.lines]
         raise ConfigError(f"{source.where(named[0] if named else '')}: {error}") from error
+
+
+def without_former_settings(mapping: Mapping[str, Any], source: Source | None = None) -> Mapping[str, Any]:
+    """Settings of former releases as those of today; the others as they are.
+
+    `acquisition.arithmetic: released` is `acquisition.normaliser: released`, and `standard` says nothing.
+
+    Raises:
+      ConfigError: a value that the setting never took, or one that contradicts its successor.
+    """
+    section = mapping.get("acquisition")
+    if not isinstance(section, Mapping) or "arithmetic" not in section:
+        return mapping
+    rest = {name: value for name, value in section.items() if name != "arithmetic"}
+    value, asked = section["arithmetic"], rest.get("normaliser")
+    where = "" if source is None else f"{source.where('acquisition.arithmetic')}: "
+    if value not in ("standard", "released"):
+        raise ConfigError(f"{where}acquisition.arithmetic is {_shown(value)}; it must be one of standard, released")
+    if value == "released":
+        if asked not in (None, "none", "released"):
+            raise ConfigError(
+                f"{where}acquisition.normaliser is {asked}, but acquisition.arithmetic released scales the base by "
+                "min-max and the full model not at all; set one of the two"
+            )
+        rest["normaliser"] = "released"
+    return {**mapping, "acquisition": rest}
 
 
 @functools.cache

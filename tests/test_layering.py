@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "star_jax"
 
 LAYERS = (
     "errors",
+    "registry",
     "config",
     "config_file",
     "data",
@@ -19,6 +20,7 @@ LAYERS = (
     "training",
     "inference",
     "acquisition",
+    "runs.files",
     "annotators",
     "active",
     "evaluation",
@@ -43,6 +45,8 @@ def layer_of(module):
     if not parts:
         return -1
     name = "commands" if parts[0] in COMMANDS or parts[-1] == "__main__" else parts[0]
+    if ".".join(parts[:2]) in LAYERS:
+        name = ".".join(parts[:2])
     assert name in LAYERS, f"{module} belongs to no layer; put {name} in its place in LAYERS"
     return LAYERS.index(name)
 

@@ -1,8 +1,7 @@
 """Dynamic uncertainty: how base and full uncertainty are brought to one scale and mixed as the loop goes on.
 
 u_t(x) = λ(t)·u_b(x) + (1 − λ(t))·u_f(x), STAR (Zhang et al. 2024, arXiv 2403.01165). Three parts, each
-a pure function: schedules give λ(t), normalisers the common scale, and the combinations mix. `released_dynamic` and
-`released_subtract` are the combinations as the authors' code computes them.
+a pure function: schedules give λ(t), normalisers the common scale, and the combinations mix.
 
 Shapes: N pool. Arithmetic is done in the type of the inputs.
 """
@@ -10,6 +9,7 @@ Shapes: N pool. Arithmetic is done in the type of the inputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import chex
@@ -44,21 +44,33 @@ def cosine_schedule(t: ArrayLike, queries: int) -> Array:
     return 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(jnp.asarray(t, float) / queries, 0.0, 1.0)))
 
 
-def constant_schedule(value: float) -> Schedule:
+@dataclass(frozen=True)
+class ConstantSchedule:
     """λ = `value` throughout."""
-    return lambda t, queries: jnp.full_like(jnp.asarray(t, float), value)
+
+    value: float
+
+    def __call__(self, t: ArrayLike, queries: int) -> Array:
+        """The value, whatever t."""
+        return jnp.full_like(jnp.asarray(t, float), self.value)
 
 
-def reversed_schedule(schedule: Schedule) -> Schedule:
+@dataclass(frozen=True)
+class ReversedSchedule:
     """The same weights in the opposite order, the control for "early base, late full": λ(T − 1 − t)."""
-    return lambda t, queries: schedule(queries - 1 - jnp.asarray(t), queries)
+
+    schedule: Schedule
+
+    def __call__(self, t: ArrayLike, queries: int) -> Array:
+        """λ of the schedule at T − 1 − t."""
+        return self.schedule(queries - 1 - jnp.asarray(t), queries)
 
 
 SCHEDULES: dict[str, Callable[[float], Schedule]] = {
     "released": lambda constant: released_schedule,
     "linear": lambda constant: linear_schedule,
     "cosine": lambda constant: cosine_schedule,
-    "constant": constant_schedule,
+    "constant": ConstantSchedule,
 }
 """Name -> schedule, given the value the constant one takes. All are monotonically non-increasing in t."""
 
@@ -107,20 +119,6 @@ def subtract(base: Array, full: Array) -> Array:
     """u_f − u_b of two `N` arrays on the same scale: the paper's ablation."""
     chex.assert_equal_shape([base, full])
     return full - base
-
-
-def released_dynamic(lam: ArrayLike, base: Array, full: Array, available: Array) -> Array:
-    """The released blend, λ·minmax(u_b) + (1 − λ)·u_f of `N` values each with u_f *not* scaled, in nats.
-
-    Its base term is at most 1 nat against hundreds, so that long responses win at every t; here for reproduction
-    only. The released ranking is by descending value (`minmax` of it, which the released code reports, keeps order).
-    """
-    return blend(lam, minmax(base, available), full)
-
-
-def released_subtract(base: Array, full: Array, available: Array) -> Array:
-    """The released ablation, u_f − minmax(u_b) of `N` values each with u_f not scaled, in nats."""
-    return subtract(minmax(base, available), full)
 
 
 def _extremes(values: Array, available: Array) -> tuple[Array, Array]:

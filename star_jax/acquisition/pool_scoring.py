@@ -9,7 +9,7 @@ Shapes: `N` pool, `B` batch, `P` prompt tokens, `T` tokens, `R` new tokens, `C` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,9 +21,10 @@ import numpy as np
 from star_jax.acquisition.uncertainty import sequence_measures
 from star_jax.config import DropoutMode
 from star_jax.data.batching import Batch, Shape, grouped_batches, prompt_batches, sequence_batches
-from star_jax.data.bucketing import budget_shapes, prompt_shapes
+from star_jax.data.bucketing import Shapes, budget_shapes, prompt_shapes
 from star_jax.data.examples import Prompt
 from star_jax.data.tokenization import Encoder, TokenizedExample
+from star_jax.inference.batched import map_batches
 from star_jax.inference.generation import generate
 from star_jax.inference.mc_dropout import mc_score_responses
 from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
@@ -34,7 +35,6 @@ from star_jax.models.transformer import LanguageModel
 from star_jax.parallel.mesh import by_rows, data_mesh, replicated
 
 Array = jax.Array
-Measures = dict[str, Array]
 
 PROMPT_SHAPES, SEQUENCE_SHAPES, CANDIDATE_SHAPES = 2, 2, 2
 """Shapes of batches of prompts, of prompts with a response, and of prompts with all candidates: each is a program more
@@ -59,18 +59,6 @@ class BatchSizes(NamedTuple):
 
     prompts: int
     sequences: int
-
-
-class PoolShapes(NamedTuple):
-    """Shapes of batches, for a whole run.
-
-    Attributes:
-      prompts: of prompts alone.
-      sequences: of prompts with a response.
-    """
-
-    prompts: tuple[Shape, ...]
-    sequences: tuple[Shape, ...]
 
 
 class GeneratedPool(NamedTuple):
@@ -113,7 +101,7 @@ Pool = GeneratedPool | CandidatePool | ProposedPool
 
 @dataclass(frozen=True)
 class PoolScores:
-    """Measures of a pool, and the answers they were taken on.
+    """dict[str, Array] of a pool, and the answers they were taken on.
 
     Attributes:
       measures: name -> `N`.
@@ -126,9 +114,7 @@ class PoolScores:
     lengths: Array | None = None
 
 
-def choose_shapes(
-    prompts: Sequence[int], sequences: Sequence[int], longest: int, batch_sizes: BatchSizes
-) -> PoolShapes:
+def choose_shapes(prompts: Sequence[int], sequences: Sequence[int], longest: int, batch_sizes: BatchSizes) -> Shapes:
     """Shapes with little padding for rows of known lengths, that hold a row of any length.
 
     Args:
@@ -137,13 +123,13 @@ def choose_shapes(
       longest: tokens of the longest prompt with a response that there may be.
       batch_sizes: how rows will be batched.
     """
-    return PoolShapes(
+    return Shapes(
         prompt_shapes(prompts, batch_sizes.prompts, PROMPT_SHAPES, data_mesh().size),
         budget_shapes(sequences, batch_sizes.sequences, SEQUENCE_SHAPES, longest, data_mesh().size),
     )
 
 
-def generated_pool(encoder: Encoder, prompts: Sequence[np.ndarray], shapes: PoolShapes) -> GeneratedPool:
+def generated_pool(encoder: Encoder, prompts: Sequence[np.ndarray], shapes: Shapes) -> GeneratedPool:
     """Batches prompts, as `encoder.prompts` makes them, once for all rounds."""
     batches = tuple(prompt_batches(prompts, shapes.prompts, data_mesh().size))
     limit = encoder.limits.response
@@ -240,7 +226,7 @@ def _answers(
         rows = (batch.tokens, batch.lengths, batch.row_mask)
         return _answer(model, adapter, rows, capacity=batch.capacity, width=pool.response_limit, end_ids=pool.end_ids)
 
-    return PoolScores(*_joined(run, pool.batches, 1, pool.size, on_batch))
+    return PoolScores(*map_batches(run, pool.batches, 1, pool.size, on_batch))
 
 
 def _with_answers(pool: GeneratedPool, answered: PoolScores) -> list[TokenizedExample]:
@@ -264,7 +250,7 @@ def _candidates(
         shared, rows = (model, adapter, key), (_inputs(batch), batch.index)
         return _score_candidates(shared, rows, capacity=batch.capacity, candidates=pool.candidates, sampling=sampling)
 
-    return PoolScores(*_joined(run, pool.batches, pool.candidates, pool.size, on_batch))
+    return PoolScores(*map_batches(run, pool.batches, pool.candidates, pool.size, on_batch))
 
 
 def _proposed(
@@ -274,12 +260,12 @@ def _proposed(
     key: Array,
     sampling: Sampling | None,
     on_batch: Callable[[int], None],
-) -> Measures:
+) -> dict[str, Array]:
     def run(batch: Batch) -> Any:
         rows = (_inputs(batch), batch.index)
         return _score_proposed((model, adapter, key), rows, capacity=batch.capacity, sampling=sampling)
 
-    return _joined(run, pool.batches, 1, pool.size, on_batch)
+    return map_batches(run, pool.batches, 1, pool.size, on_batch)
 
 
 def _inputs(batch: Batch) -> SequenceInputs:
@@ -298,55 +284,11 @@ def generated_texts(scores: PoolScores, encoder: Encoder) -> list[str]:
     return [encoder.text(row[:length]) for row, length in zip(responses, lengths, strict=True)]
 
 
-def _joined(
-    run: Callable[[Batch], Any],
-    batches: Sequence[Batch],
-    group: int,
-    size: int,
-    on_batch: Callable[[int], None],
-) -> Any:
-    """Results of all batches in the order of the examples; `group` rows of a batch are one example."""
-    results = jax.device_get(list(_paced(run, batches, group, on_batch)))
-    place = _places(batches, group, size)
-    # On the host: on the device, this would be a program of how the answers of a round happen to fill batches.
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[place]), *results)
-
-
-def _paced(
-    run: Callable[[Batch], Any], batches: Iterable[Batch], group: int, on_batch: Callable[[int], None]
-) -> Iterable[Any]:
-    """Runs every batch, at most two ahead of the device, so that progress is real and queues stay short."""
-    waiting: list[tuple[Any, int]] = []
-    for batch in batches:
-        result = run(batch)
-        waiting.append((result, int(batch.row_mask.sum()) // group))
-        if len(waiting) > 2:
-            done, rows = waiting.pop(0)
-            jax.block_until_ready(done)
-            on_batch(rows)
-        yield result
-    for done, rows in waiting:
-        jax.block_until_ready(done)
-        on_batch(rows)
-
-
-def _places(batches: Sequence[Batch], group: int, size: int) -> np.ndarray:
-    """Where each example's result stands in the concatenated batches."""
-    place = np.full(size, -1, np.int64)
-    start = 0
-    for batch in batches:
-        index, real = batch.index[::group], batch.row_mask[::group]
-        place[index[real]] = start + np.flatnonzero(real)
-        start += len(index)
-    assert (place >= 0).all(), "every example must be in a batch"
-    return place
-
-
 @partial(jax.jit, static_argnames=("capacity", "width", "end_ids"))
 def _answer(
     model: LanguageModel, adapter: Adapter | None, rows: Any, *, capacity: int, width: int, end_ids: tuple[int, ...]
-) -> tuple[Measures, Array, Array]:
-    def answer(shared: Any, rows: Any) -> tuple[Measures, Array, Array]:
+) -> tuple[dict[str, Array], Array, Array]:
+    def answer(shared: Any, rows: Any) -> tuple[dict[str, Array], Array, Array]:
         model, adapter = shared
         prompts, lengths, row_mask = rows
         written = generate(
@@ -370,8 +312,8 @@ def _answer(
 @partial(jax.jit, static_argnames=("capacity", "candidates", "sampling"))
 def _score_candidates(
     shared: Any, rows: Any, *, capacity: int, candidates: int, sampling: Sampling | None
-) -> tuple[Measures, Array]:
-    def score(shared: Any, rows: Any) -> tuple[Measures, Array]:
+) -> tuple[dict[str, Array], Array]:
+    def score(shared: Any, rows: Any) -> tuple[dict[str, Array], Array]:
         found = _statistics(shared, rows, capacity, sampling)
         over_candidates, mask, choice = candidate_statistics(*found, candidates)
         return sequence_measures(over_candidates, mask), choice
@@ -380,7 +322,7 @@ def _score_candidates(
 
 
 @partial(jax.jit, static_argnames=("capacity", "sampling"))
-def _score_proposed(shared: Any, rows: Any, *, capacity: int, sampling: Sampling | None) -> Measures:
+def _score_proposed(shared: Any, rows: Any, *, capacity: int, sampling: Sampling | None) -> dict[str, Array]:
     return by_rows(lambda shared, rows: sequence_measures(*_statistics(shared, rows, capacity, sampling)), shared, rows)
 
 

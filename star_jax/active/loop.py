@@ -10,124 +10,25 @@ round, so a run can be taken up after any round and goes on bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import Pool, Sampling, passes_over, score_pool
 from star_jax.acquisition.selection import uniform
-from star_jax.acquisition.strategies import Strategy, acquire, check_finite, resolve
-from star_jax.active.pool import PoolState, available, init_pool, label
-from star_jax.annotators.oracle import Annotator
-from star_jax.config import AcquisitionConfig, ExperimentConfig
-from star_jax.data.batching import Shape
+from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, pick
+from star_jax.active.features import Features, compute_features
+from star_jax.active.pool import available, init_pool, label, skip
+from star_jax.active.state import Choice, LoopState, Observer, Problem, RoundInfo, Unobserved
+from star_jax.annotators.annotator import Request, collect
+from star_jax.config import ExperimentConfig
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.splits import hold_out
-from star_jax.data.tokenization import Encoder, TokenizedExample
-from star_jax.models.lora import Adapter
-from star_jax.models.transformer import LanguageModel
 from star_jax.training.trainer import fit
 
 Array = jax.Array
-
-
-class Observer(Protocol):
-    """Watches the phases of a round: `phase(name, total, unit)` gives the function that counts what is done."""
-
-    def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """Opens a phase. Those of the loop are `score` and `train`; a shell may have others."""
-        ...
-
-
-class Unobserved:
-    """Watches nothing."""
-
-    def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """A phase nobody counts."""
-        return nullcontext(lambda count: None)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What does not change from round to round.
-
-    Attributes:
-      model: the frozen base model.
-      encoder: tokenizer, format and limits.
-      prompts: the pool, sorted by id; ties between scores go to the earlier one.
-      pool: the same, tokenised, with the kind of answer that is scored.
-      shapes: of training steps.
-      annotator: who labels what is picked.
-      replay: tokenised rows mixed into training.
-      start: an adapter the user starts from, part of the base model and of every training's beginning; None for none.
-    """
-
-    model: LanguageModel
-    encoder: Encoder
-    prompts: Sequence[Prompt]
-    pool: Pool
-    shapes: Sequence[Shape]
-    annotator: Annotator
-    replay: Sequence[TokenizedExample] = ()
-    start: Adapter | None = None
-
-
-class LoopState(NamedTuple):
-    """What the next step needs.
-
-    Attributes:
-      round: trainings done.
-      pool: what is labelled.
-      labels: index in the pool -> response, for everything labelled so far; each was asked for once.
-      adapter: of the last training; None before the first.
-      base: `N` the strategy's measure under the base model, on its own responses; computed at most once.
-    """
-
-    round: int
-    pool: PoolState
-    labels: Mapping[int, str]
-    adapter: Adapter | None = None
-    base: Array | None = None
-
-
-class RoundInfo(NamedTuple):
-    """What a person wants to see of a round.
-
-    Attributes:
-      picked: `k` indices labelled in this round, first pick first.
-      labelled: labels bought so far.
-      train_loss: mean cross-entropy of the last epoch, nats a token.
-      scores: `N` acquisition scores; None where none were computed.
-      base: `N` the base model's measure, or None.
-      full: `N` the full model's measure, or None.
-      response_tokens: `N` tokens of the responses the full model was scored on, or None.
-      validation: labelled examples that were not trained on.
-    """
-
-    picked: np.ndarray
-    labelled: int
-    train_loss: float
-    scores: np.ndarray | None = None
-    base: np.ndarray | None = None
-    full: np.ndarray | None = None
-    response_tokens: np.ndarray | None = None
-    validation: Sequence[Example] = ()
-
-
-class Query(NamedTuple):
-    """The outcome of scoring and selection: see `RoundInfo`; `picked` `k`, the others `N` or None."""
-
-    picked: Array
-    scores: Array | None = None
-    base: Array | None = None
-    full: Array | None = None
-    response_tokens: Array | None = None
 
 
 def init(pool_size: int) -> LoopState:
@@ -169,7 +70,7 @@ def choose(
     state: LoopState,
     key: Array,
     observer: Observer | None = None,
-) -> Query:
+) -> Choice:
     """The first half of a round: what to label next. Arguments as in `step`.
 
     Raises:
@@ -178,15 +79,15 @@ def choose(
     """
     select_key, score_key, _ = _round_keys(key, state)
     if state.round == 0:
-        return Query(_initial(select_key, available(state.pool), count=config.loop.initial_labels))
-    return _query(config, strategy, problem, state, select_key, score_key, observer or Unobserved())
+        return Choice(_initial(select_key, available(state.pool), count=config.loop.initial_labels))
+    return _query(config, strategy, problem, state, (select_key, score_key), observer or Unobserved())
 
 
 def learn(
     config: ExperimentConfig,
     problem: Problem,
     state: LoopState,
-    query: Query,
+    choice: Choice,
     key: Array,
     observer: Observer | None = None,
 ) -> tuple[LoopState, RoundInfo]:
@@ -194,37 +95,55 @@ def learn(
 
     Args:
       config, problem, state, key, observer: as in `step`.
-      query: what `choose` returned for this state.
+      choice: what `choose` returned for this state.
 
     Raises:
       LabelsNeeded: the annotator waits for a person; the same call later goes on.
       FloatingPointError: training diverged.
     """
     _, _, train_key = _round_keys(key, state)
-    picked = np.asarray(query.picked)
+    # 1. Labels for what was chosen; what was skipped leaves the pool without one.
+    picked = np.asarray(choice.picked)
+    answers = collect(problem.annotator, _requests(problem, choice))
+    skipped = np.asarray([answer.skipped for answer in answers], bool)
     # From the host, so that no program of a later round is compiled again for where the scores lie.
     pool = label(state.pool, jnp.asarray(picked), state.round)
-    answers = problem.annotator.label([problem.prompts[i] for i in picked.tolist()])
-    bought = zip(picked.tolist(), (answer.response for answer in answers), strict=True)
-    labels = dict(sorted([*state.labels.items(), *bought]))
+    if skipped.any():
+        pool = skip(pool, jnp.asarray(picked[skipped]))
+    bought = {
+        index: one.response for index, one in zip(picked.tolist(), answers, strict=True) if one.response is not None
+    }
+    labels = dict(sorted([*state.labels.items(), *bought.items()]))
+    # 2. A training on all labels so far.
     examples = [Example(problem.prompts[index], response) for index, response in labels.items()]
     training, validation = hold_out(examples, config.training.validation_fraction)
     with (observer or Unobserved()).phase("train", len(training) * config.training.epochs, "examples") as tick:
-        adapter, train_loss = fit(
+        fitted = fit(
             train_key,
             problem.model,
             problem.encoder.examples(training),
             problem.replay,
-            shapes=problem.shapes,
+            shapes=problem.shapes.training,
             lora=config.lora,
             config=config.training,
             start=problem.start,
             on_step=tick,
         )
-    scores, base, full, tokens = (None if leaf is None else np.asarray(leaf) for leaf in query[1:])
-    info = RoundInfo(picked, len(examples), train_loss, scores, base, full, tokens, validation)
-    kept = query.base if query.base is not None else state.base
-    return LoopState(state.round + 1, pool, labels, adapter, kept), info
+    # 3. What the next round needs, and what a person wants to see.
+    scores, base, full, tokens = (None if leaf is None else np.asarray(leaf) for leaf in choice[1:5])
+    info = RoundInfo(
+        picked, len(examples), fitted.loss, scores, base, full, tokens, validation, answers, fitted.step_losses
+    )
+    return LoopState(state.round + 1, pool, labels, fitted.adapter, {**state.base, **choice.base_measures}), info
+
+
+def _requests(problem: Problem, choice: Choice) -> list[Request]:
+    picked, scores = np.asarray(choice.picked).tolist(), choice.scores
+    values = [None] * len(picked) if scores is None else [float(value) for value in np.asarray(scores)[picked]]
+    return [
+        Request(problem.prompts[index], rank, value)
+        for rank, (index, value) in enumerate(zip(picked, values, strict=True))
+    ]
 
 
 def _round_keys(key: Array, state: LoopState) -> Array:
@@ -237,51 +156,52 @@ def _query(
     strategy: Strategy,
     problem: Problem,
     state: LoopState,
-    select_key: Array,
-    score_key: Array,
+    keys: tuple[Array, Array],
     observer: Observer,
-) -> Query:
-    """Scores the pool as far as the strategy needs it, and picks; nothing is read back before the end."""
-    resolved = resolve(strategy, config.acquisition)
-    size = len(problem.prompts)
-    base, full, tokens = None, None, None
-    sampling = None
-    if resolved.needs_full and resolved.monte_carlo:
-        sampling = Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout)
-    passes = int(resolved.needs_base and state.base is None)
-    passes += passes_over(problem.pool, sampling) if resolved.needs_full else 0
-    with observer.phase("score", passes * size, "examples") as tick:
-        if resolved.needs_base:
-            assert resolved.measure is not None
-            base = state.base
-            if base is None:
-                base = score_pool(problem.model, problem.start, problem.pool, on_batch=tick).measures[resolved.measure]
-        if resolved.needs_full:
-            assert resolved.measure is not None
-            full_scores = score_pool(
-                problem.model, state.adapter, problem.pool, key=score_key, sampling=sampling, on_batch=tick
-            )
-            full, tokens = full_scores.measures[resolved.measure], full_scores.measures["response_tokens"]
-        picked, scores = _acquire(
-            strategy,
-            config.acquisition,
-            select_key,
-            base,
-            full,
-            available(state.pool),
-            jnp.asarray(state.round - 1),
-            queries=config.loop.rounds - 1,
-            count=config.loop.labels_per_round,
-        )
-    if resolved.measure is None:
-        return Query(picked)
-    unlabelled = np.flatnonzero(np.asarray(available(state.pool))).tolist()
-    ids = [problem.prompts[i].id for i in unlabelled]
-    for measure in (base, full):
-        if measure is not None:
-            # Checked before the pick is used, after it was made: a score is read back once, not before each step.
-            check_finite(np.asarray(measure)[unlabelled], ids)
-    return Query(picked, scores, base, full, tokens)
+) -> Choice:
+    """Computes the features that the strategy needs, and picks; nothing is read back before the end."""
+    select_key, score_key = keys
+    computed = compute_features(config, strategy, problem, state, score_key, observer)
+    unlabelled = available(state.pool)
+    query = Query(jnp.asarray(state.round - 1), config.loop.rounds - 1, config.loop.labels_per_round)
+    features = tuple(computed.arrays[need] for need in strategy.needs)
+    picked, scores = select(strategy, select_key, features, unlabelled, query)
+    check(strategy, problem.prompts, computed, np.asarray(unlabelled), picked)
+    if not strategy.needs:
+        return Choice(picked)
+    base, full = (
+        next((computed.arrays[need] for need in strategy.measures(model)), None) for model in ("base", "full")
+    )
+    return Choice(picked, scores, base, full, computed.response_tokens, computed.base)
+
+
+def select(
+    strategy: Strategy, key: Array, features: tuple[Array, ...], unlabelled: Array, query: Query
+) -> tuple[Array, Array | None]:
+    """The strategy's picks by one jitted program; arguments and errors as those of `acquisition.strategy.pick`."""
+    return _select(strategy, key, features, unlabelled, query.index, total=query.total, count=query.count)
+
+
+def check(
+    strategy: Strategy,
+    prompts: Sequence[Prompt],
+    computed: Features,
+    unlabelled: np.ndarray,
+    picked: Array,
+) -> None:
+    """Refuses features that are not finite, and picks that are none of the pool.
+
+    Checked before a pick is used, after it was made: features are read back once, not before each step.
+
+    Raises:
+      ScoreError: naming the examples.
+      ConfigError: naming the strategy.
+    """
+    places = np.flatnonzero(unlabelled).tolist()
+    ids = [prompts[place].id for place in places]
+    for values in computed.arrays.values():
+        check_finite(np.asarray(values)[places], ids)
+    check_picks(strategy, np.asarray(picked), unlabelled)
 
 
 @partial(jax.jit, static_argnames=("count",))
@@ -289,17 +209,15 @@ def _initial(key: Array, mask: Array, *, count: int) -> Array:
     return uniform(key, mask, count)
 
 
-@partial(jax.jit, static_argnames=("strategy", "config", "queries", "count"))
-def _acquire(
+@partial(jax.jit, static_argnames=("strategy", "total", "count"))
+def _select(
     strategy: Strategy,
-    config: AcquisitionConfig,
     key: Array,
-    base: Array | None,
-    full: Array | None,
-    mask: Array,
-    query_index: Array,
+    features: tuple[Array, ...],
+    unlabelled: Array,
+    index: Array,
     *,
-    queries: int,
+    total: int,
     count: int,
-) -> tuple[Array, Array]:
-    return acquire(strategy, config, key, base, full, mask, query_index, queries, count)
+) -> tuple[Array, Array | None]:
+    return pick(strategy, key, features, unlabelled, Query(index, total, count))

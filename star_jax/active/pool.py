@@ -11,12 +11,15 @@ Array = jax.Array
 
 UNLABELLED = -1
 
+SKIPPED = -2
+"""Of an example that nobody can label: it is in no training set, and never picked again."""
+
 
 class PoolState(NamedTuple):
     """The pool as the loop sees it.
 
     Attributes:
-      labelled_in: `N` int32, the round an example was labelled in, or `UNLABELLED`.
+      labelled_in: `N` int32, the round an example was labelled in, `UNLABELLED`, or `SKIPPED`.
     """
 
     labelled_in: Array
@@ -35,3 +38,8 @@ def available(pool: PoolState) -> Array:
 def label(pool: PoolState, indices: Array, round_number: int) -> PoolState:
     """Moves examples, `k` int32 indices, from the unlabelled to the labelled ones; which they are is not checked."""
     return PoolState(pool.labelled_in.at[indices].set(round_number))
+
+
+def skip(pool: PoolState, indices: Array) -> PoolState:
+    """Takes examples, int32 indices, out of the pool without a label."""
+    return PoolState(pool.labelled_in.at[indices].set(SKIPPED))

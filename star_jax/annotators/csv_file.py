@@ -8,13 +8,15 @@ import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+from star_jax.annotators.annotator import AnnotatorContext, Answer, Request
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.readers import Record, read_rows
 from star_jax.data.tasks.fields import field_names
 from star_jax.data.tasks.task import Task
-from star_jax.errors import DataError, LabelsNeeded
+from star_jax.errors import DataError
 from star_jax.runs.files import write_text_atomic
 
 LABELS_FILE = "labels.csv"
@@ -23,13 +25,29 @@ LABELS_FILE = "labels.csv"
 COLUMNS = ("id", "prompt", "response")
 
 
+SKIP = "[skip]"
+"""What a person writes into the response cell of an example that cannot be labelled."""
+
+WHO, WHEN = "annotator", "labelled_at"
+"""Columns that a person may add: who labelled a row, and when."""
+
+
 class _Cell(NamedTuple):
-    """What the table has of a prompt: its text, what a person wrote, the response that this stands for, its line."""
+    """What the table has of a prompt.
+
+    Attributes:
+      prompt: its text.
+      text: what a person wrote.
+      response: the response that this stands for; None where nothing is written, or `SKIP`.
+      line: of the table.
+      more: cells of columns that a person has added.
+    """
 
     prompt: str
     text: str = ""
     response: str | None = None
     line: int = 0
+    more: Mapping[str, str] = MappingProxyType({})
 
 
 class FileAnnotator:
@@ -62,38 +80,40 @@ class FileAnnotator:
         self._task = task
         self._check = check
 
-    def label(self, prompts: Sequence[Prompt]) -> list[Example]:
-        """One labelled example a prompt, in the order asked.
+    def annotate(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers that the pool or the table has; requests without one are in the table afterwards, to be filled in.
 
         Raises:
-          LabelsNeeded: a person has to write some; they are in the table now.
           DataError: the table cannot be read, names what is not in the pool or has another prompt there, or holds a
             response that is none of this task or does not pass the check; the line is named.
         """
+        prompts = [request.prompt for request in requests]
         if all(prompt.id in self._known for prompt in prompts):
-            return [Example(prompt, self._known[prompt.id]) for prompt in prompts]
+            return [Answer(prompt.id, self._known[prompt.id]) for prompt in prompts]
         with self._locked():
-            return self._label(prompts)
+            return self._annotate(prompts)
 
-    def _label(self, prompts: Sequence[Prompt]) -> list[Example]:
+    def instructions(self, open_requests: Sequence[Request]) -> str:
+        """Where to write the labels, and how many are missing in all."""
+        empty = sum(not cell.text for cell in self._read().values())
+        closed = self._task.candidates or ()
+        choice = f" ({', '.join(text.strip() for text in closed)})" if closed else ""
+        return (
+            f"{empty} examples need a label{choice}: write it into the empty cells of column 'response' in "
+            f"{self._path}, save, and run the same command again"
+        )
+
+    def _annotate(self, prompts: Sequence[Prompt]) -> list[Answer]:
         table = self._read()
         for prompt in prompts:
             if prompt.id in table:
                 self._verify(prompt, table[prompt.id])
-        written = {name: cell.response for name, cell in table.items() if cell.response is not None}
-        labels = written | dict(self._known)
-        missing = {prompt.id: _Cell(prompt.text) for prompt in prompts if prompt.id not in labels}
+        answers = {name: _answer(name, cell) for name, cell in table.items() if cell.text}
+        answers |= {name: Answer(name, response) for name, response in self._known.items()}
+        missing = {prompt.id: _Cell(prompt.text) for prompt in prompts if prompt.id not in answers}
         if missing:
-            table = table | {name: cell for name, cell in missing.items() if name not in table}
-            self._write(table)
-            empty = sum(cell.response is None for cell in table.values())
-            closed = self._task.candidates or ()
-            choice = f" ({', '.join(text.strip() for text in closed)})" if closed else ""
-            raise LabelsNeeded(
-                f"{empty} examples need a label{choice}: write it into the empty cells of column 'response' in "
-                f"{self._path}, save, and run the same command again"
-            )
-        return [Example(prompt, labels[prompt.id]) for prompt in prompts]
+            self._write(table | {name: cell for name, cell in missing.items() if name not in table})
+        return [answers[prompt.id] for prompt in prompts if prompt.id in answers]
 
     def _verify(self, prompt: Prompt, cell: _Cell) -> None:
         """A label belongs to a text: where the pool's file has changed, an id may be that of another one."""
@@ -149,13 +169,27 @@ class FileAnnotator:
                 f"no row of the pool has the id {name!r}; restore it (spreadsheets drop zeros at the beginning of a "
                 "number), or take the row out"
             )
-        return name, _Cell(row["prompt"], text, self._task.written(text) if text else None, line)
+        response = self._task.written(text) if text and text != SKIP else None
+        more = {column: cell for column, cell in row.items() if column not in COLUMNS}
+        return name, _Cell(row["prompt"], text, response, line, more)
 
     def _write(self, table: Mapping[str, _Cell]) -> None:
         """Every cell in quotes, so that a lone carriage return in a prompt is no end of a row."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(COLUMNS)
-        writer.writerows((name, cell.prompt, cell.text) for name, cell in table.items())
+        added = list(dict.fromkeys(column for cell in table.values() for column in cell.more))
+        writer.writerow([*COLUMNS, *added])
+        for name, cell in table.items():
+            writer.writerow([name, cell.prompt, cell.text, *(cell.more.get(column, "") for column in added)])
         # Spreadsheets take a file without a byte order mark for one in the encoding of their country.
         write_text_atomic(self._path, "\ufeff" + text.getvalue())
+
+
+def _answer(name: str, cell: _Cell) -> Answer:
+    return Answer(name, cell.response, cell.more.get(WHO) or None, cell.more.get(WHEN) or None)
+
+
+def csv_file(context: AnnotatorContext) -> FileAnnotator:
+    """A person who writes into `LABELS_FILE` in the experiment's folder; one table serves all of its runs."""
+    table = context.folder / LABELS_FILE
+    return FileAnnotator(context.labels, context.ids, table, context.task, context.check)

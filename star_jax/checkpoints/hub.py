@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,47 @@ NOT_FETCHED = ("consolidated*.safetensors", "original/*")
 """Of those, the weights that some models bring a second time, in the format of their makers."""
 
 
-def resolve_folder(path: str) -> Path:
-    """Folder of a model: a local one, one that ships with the package, or a hub name downloaded.
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model's folder, found once: everything that is read of it goes through here.
+
+    Attributes:
+      name: what the user calls it: a path, a hub name, or `embedded:NAME`.
+      path: where it is.
+    """
+
+    name: str
+    path: Path
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of its files, as `folder_fingerprint`."""
+        return folder_fingerprint(self.path)
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer; errors as those of `load_tokenizer`."""
+        return load_tokenizer(self.path)
+
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end what it writes; errors as those of `end_tokens`."""
+        return end_tokens(self.path)
+
+
+def open_folder(name: str) -> ModelFolder:
+    """The folder of a model; errors as those of `resolve_folder`."""
+    return ModelFolder(name, resolve_folder(name))
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """Folder of a model: a local one, one that ships with the package, or a hub name downloaded. A `Path` is kept.
 
     With `HF_HUB_OFFLINE=1` a hub name is looked up among what has been fetched before.
 
     Raises:
       ConfigError: it is none of these.
     """
+    if isinstance(path, Path):
+        return path
     if path.startswith(EMBEDDED):
         folder = Path(__file__).parent.parent / "benchmarks" / path.removeprefix(EMBEDDED) / "model"
         if not folder.is_dir():
@@ -98,7 +133,7 @@ def read_object(file: Path) -> dict[str, Any]:
     return raw
 
 
-def end_tokens(path: str) -> tuple[int, ...]:
+def end_tokens(path: str | Path) -> tuple[int, ...]:
     """Tokens that end what a model writes, by its generation_config.json or else its config.json; () for none.
 
     Models that were trained to chat have several: the end of a text and the end of a turn.
@@ -117,7 +152,7 @@ def end_tokens(path: str) -> tuple[int, ...]:
     return ()
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model folder, through transformers.
 
     Raises:

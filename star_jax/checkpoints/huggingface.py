@@ -113,7 +113,7 @@ class TensorReader:
 
 
 def load_model(
-    path: str,
+    path: str | Path,
     dtype: str = "float32",
     *,
     quantization: Quantization = "none",

@@ -8,6 +8,7 @@ Shapes: `T` tokens of a row, prompt and response together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,20 @@ SHORT = 64
 
 SIMULATED_STEPS = 256
 """Random batches from which the shapes of training steps are chosen."""
+
+
+class Shapes(NamedTuple):
+    """The shapes of a run's batches, the same for all of its rounds.
+
+    Attributes:
+      prompts: of prompts alone.
+      sequences: of prompts with a response.
+      training: of training steps; empty where nothing is trained.
+    """
+
+    prompts: tuple[Shape, ...]
+    sequences: tuple[Shape, ...]
+    training: tuple[Shape, ...] = ()
 
 
 def choose_sizes(lengths: Sequence[int] | np.ndarray, most: int, *, multiple: int = 16) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from star_jax.benchmarks.skills import generator as skills_benchmark
 from star_jax.config import DataConfig, OnBadRow
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.readers import Numbered, Record, base_name, place, read_rows, unit
@@ -67,10 +66,10 @@ def load_pool_and_test(config: DataConfig, task: Task, seed: int) -> LoadedData:
       DataError: a source cannot be used; see `load_examples`.
     """
     pool: _Usable[tuple[Prompt, str | None]]
-    if task.name == "skills" and config.train is None and config.test is None:
-        generated = skills_benchmark.pool_examples(config.regime, seed, config.pool_size)
+    if task.generate is not None and config.train is None and config.test is None:
+        generated, judged = task.generate(config, seed)
         pool = _Usable([(example.prompt, example.response) for example in generated], 0)
-        test = _Usable(skills_benchmark.test_examples(), 0)
+        test = _Usable(judged, 0)
     else:
         train, held_out = _required(config.train, "train", task), _required(config.test, "test", task)
         pool = _usable(task, train, "train", config.on_bad_row, lambda prompt, row: (prompt, task.response(row)))
@@ -214,7 +213,7 @@ def _draw(items: list[Named], limit: int | None, seed: int) -> list[Named]:
 
 def _required(source: str | None, name: str, task: Task) -> str:
     if source is None:
-        neither = ", or neither of them for the generated benchmark" if task.name == "skills" else ""
+        neither = ", or neither of them for the generated benchmark" if task.generate is not None else ""
         raise ConfigError(
             f"data.{name} is not set; task {task.name} needs both data.train and data.test, files or hub names{neither}"
         )

@@ -13,15 +13,15 @@ import numpy as np
 
 from star_jax.acquisition.pool_scoring import (
     GeneratedPool,
-    PoolShapes,
     ProposedPool,
     generated_pool,
     generated_texts,
     proposed_pool,
     score_pool,
 )
-from star_jax.acquisition.strategies import check_finite
+from star_jax.acquisition.strategy import check_finite
 from star_jax.config import EvaluationConfig
+from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example
 from star_jax.data.run_data import TokenizedSet
 from star_jax.data.tasks.task import Task
@@ -68,7 +68,7 @@ class Evaluation(NamedTuple):
     predictions: list[dict[str, Any]]
 
 
-def prepare_test_set(encoder: Encoder, test: TokenizedSet, shapes: PoolShapes) -> TestSet:
+def prepare_test_set(encoder: Encoder, test: TokenizedSet, shapes: Shapes) -> TestSet:
     """Batches prompts and gold responses."""
     gold = proposed_pool(test.rows, shapes.sequences)
     return TestSet(test.examples, generated_pool(encoder, test.prompts, shapes), gold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from star_jax.acquisition.strategies import Strategy, resolve
+from star_jax.acquisition.strategy import Strategy
 from star_jax.checkpoints.hub import EMBEDDED
 from star_jax.checkpoints.huggingface import projection_shapes
 from star_jax.config import ExperimentConfig
@@ -18,18 +18,12 @@ from star_jax.models.transformer import LanguageModel
 def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
     """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
     for strategy in strategies:
-        resolved = resolve(strategy, config.acquisition)
-        if strategy.normaliser not in (None, "minmax") and config.acquisition.arithmetic == "released":
-            raise ConfigError(
-                f"strategy {strategy.name} blends on a {strategy.normaliser} scale, which the released code does not "
-                "have; set acquisition.arithmetic to standard, or choose entropy_dynamic or pe_dynamic"
-            )
-        if resolved.monte_carlo and config.lora.dropout == 0:
+        if strategy.sampled and config.lora.dropout == 0:
             raise ConfigError(
                 f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
                 f"the same; set lora.dropout above 0 or choose another strategy"
             )
-        if (resolved.measure or "").startswith("bald") and config.scoring.mc_samples < 2:
+        if any(need.name.startswith("bald") for need in strategy.measures("full")) and config.scoring.mc_samples < 2:
             raise ConfigError(
                 f"strategy {strategy.name} measures how dropout samples disagree and scoring.mc_samples is "
                 f"{config.scoring.mc_samples}; set it to 2 or more"

@@ -1,6 +1,6 @@
-"""A whole experiment: every strategy with every seed, each in a run folder of its own, and the report.
+"""A whole experiment: every strategy with every seed, each in a run folder of its own.
 
-The shell around the loop: loads what a run needs, times its phases, writes its files, takes it up again.
+The shell around the loop: opens what a run needs, times its phases, writes its files, takes it up again.
 """
 
 from __future__ import annotations
@@ -9,91 +9,66 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import (
-    BatchSizes,
-    Pool,
-    PoolShapes,
-    candidate_pool,
-    check_candidates,
-    choose_shapes,
-    generated_pool,
-    proposed_pool,
-    score_pool,
-)
-from star_jax.acquisition.strategies import Strategy, get_strategy, resolve
-from star_jax.active.loop import LoopState, Problem, choose, init, learn
+from star_jax.acquisition.pool_scoring import Pool, score_pool
+from star_jax.acquisition.strategy import Strategy, get_strategy
+from star_jax.active.loop import choose, init, learn
 from star_jax.active.pool import available
-from star_jax.annotators.csv_file import LABELS_FILE, FileAnnotator
-from star_jax.annotators.oracle import Annotator, SimulatedOracle
-from star_jax.checkpoints.hub import folder_fingerprint, resolve_folder
+from star_jax.active.state import LoopState, Problem
 from star_jax.checkpoints.peft import save_adapter
 from star_jax.config import ExperimentConfig
-from star_jax.data.batching import Shape
+from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.run_data import RunData, prepare, rows_fingerprint, tokenize_examples
+from star_jax.data.run_data import RunData, tokenize_examples
 from star_jax.errors import ConfigError, LabelsNeeded
 from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, TestSet, evaluate, prepare_test_set
-from star_jax.experiment.checks import check_data
-from star_jax.experiment.setup import Workbench, open_workbench
+from star_jax.experiment.setup import ExperimentContext, experiment_shapes, load_seed, make_problem, open_experiment
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.report.model_card import model_card
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
-from star_jax.runs.loop_state import Choice, forget_choices, load_choice, load_state, save_choice, save_state
+from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, load_state, save_choice, save_state
 from star_jax.runs.records import group_counts, length_correlation, queried_rows, summary_row
 from star_jax.runs.run_folder import RunFolder
-from star_jax.runs.score_store import Measures
+from star_jax.runs.score_store import StoredScores
 from star_jax.tracking.console import Progress
 from star_jax.tracking.observer import Timed
 from star_jax.tracking.timing import Stopwatch, added, row_seconds
-from star_jax.training.trainer import training_shapes
-
-
-class Shapes(NamedTuple):
-    """Shapes of all batches of an experiment, so that its runs share their programs.
-
-    Attributes:
-      scoring: of pools and test sets.
-      training: of steps.
-    """
-
-    scoring: PoolShapes
-    training: tuple[Shape, ...]
+from star_jax.tracking.tracker import TrackedRun, Tracking
 
 
 @dataclass(frozen=True)
 class Run:
-    """One strategy with one seed: what its rounds share.
+    """One strategy with one seed.
 
     Attributes:
-      bench: what it shares with other runs.
+      context: what it shares with other runs.
       strategy: from the registry.
       seed: of every choice that is left to chance.
       data: of that seed.
       problem: the same for the loop.
-      shapes: of batches that are scored.
       test: test set.
       folder: open.
       title: its name on the screen.
     """
 
-    bench: Workbench
+    context: ExperimentContext
     strategy: Strategy
     seed: int
     data: RunData
     problem: Problem
-    shapes: PoolShapes
     test: TestSet
     folder: RunFolder
     title: str
 
 
-def run_experiment(config: ExperimentConfig, progress: Progress, began: float | None = None) -> list[dict[str, Any]]:
+def run_experiment(
+    config: ExperimentConfig, progress: Progress, began: float | None = None, tracking: Tracking | None = None
+) -> list[dict[str, Any]]:
     """Runs, or continues, every strategy with every seed.
 
     Args:
@@ -101,6 +76,7 @@ def run_experiment(config: ExperimentConfig, progress: Progress, began: float | 
       progress: where to show what is going on.
       began: when the command was started, by `time.monotonic`; now when None. What all runs share, loading and the
         base model's scores, counts as time of the run that it was done for first.
+      tracking: where figures go besides the run folders; nowhere when None.
 
     Returns:
       One summary a run, in the order of strategies and seeds.
@@ -110,24 +86,24 @@ def run_experiment(config: ExperimentConfig, progress: Progress, began: float | 
       LabelsNeeded: every run has gone as far as its labels go, and a person has to give some.
       FloatingPointError: a training or a score diverged.
     """
-    strategies = [get_strategy(name) for name in config.strategies]
+    strategies = [get_strategy(name, config.acquisition) for name in config.strategies]
     watch = Stopwatch(began)
     with watch.phase("load"):
-        bench = open_workbench(config, strategies, progress, watch)
+        context = open_experiment(config, strategies, progress, watch, tracking)
         # A seed's pool is loaded once for all strategies, which must see the same one. Everything that can be refused
         # is refused before the first training: data of all seeds, then all run folders.
-        data = {seed: _load(bench, seed) for seed in config.seeds}
+        data = {seed: load_seed(context, seed) for seed in config.seeds}
         for seed in config.seeds:
             for strategy in strategies:
-                with _open(bench, strategy, seed, data[seed]):
+                with _open(context, strategy, seed, data[seed]):
                     pass
-        shapes = _shapes(bench, list(data.values()))
+        shapes = experiment_shapes(context, list(data.values()))
     summaries: dict[tuple[str, int], dict[str, Any]] = {}
     waiting: LabelsNeeded | None = None
     for seed in config.seeds:
         for strategy in strategies:
             try:
-                summaries[strategy.name, seed] = _run(bench, strategy, seed, data[seed], shapes)
+                summaries[strategy.name, seed] = _run(context, strategy, seed, data[seed], shapes)
             except LabelsNeeded as needed:
                 waiting = needed  # all runs ask in one table, so the last one speaks for all
                 watch.lap()  # what it has spent lies with its choice
@@ -136,65 +112,47 @@ def run_experiment(config: ExperimentConfig, progress: Progress, began: float | 
     return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
 
 
-def _load(bench: Workbench, seed: int) -> RunData:
-    data = prepare(bench.config.data, bench.task, bench.encoder, seed)
-    data.facts["model"] = folder_fingerprint(resolve_folder(bench.config.model.path))
-    if bench.config.model.adapter is not None:
-        data.facts["start"] = folder_fingerprint(Path(bench.config.model.adapter))
-    if bench.replay:
-        data.facts["replay"] = rows_fingerprint(bench.replay)
-    check_data(bench.config, data)
-    if bench.config.scoring.answers == "candidates" and bench.task.candidates is not None:
-        check_candidates(bench.encoder, data.pool[0], bench.task.candidates)
-    if data.facts["duplicate_prompts"] or data.facts["test_overlap"]:
-        bench.progress.log(
-            f"seed {seed}: {data.facts['duplicate_prompts']} pool prompts repeat an earlier one, "
-            f"{data.facts['test_overlap']} are also in the test set"
-        )
-    if data.unlabelled:
-        bench.progress.log(f"seed {seed}: {data.unlabelled} of {len(data.pool)} pool prompts have no response yet")
-    return data
-
-
-def _annotator(bench: Workbench, data: RunData) -> Annotator:
-    """Who labels what is picked: the file that the pool is from, and a person where it has no responses.
-
-    A person's labels serve all runs of the experiment.
-    """
-    if data.unlabelled:
-        table = Path(bench.config.output_dir) / LABELS_FILE
-        return FileAnnotator(data.labels, data.ids, table, bench.task, lambda one: bench.encoder.examples([one]))
-    return SimulatedOracle(data.labelled())
-
-
-def _open(bench: Workbench, strategy: Strategy, seed: int, data: RunData) -> RunFolder:
-    config = bench.config
+def _open(context: ExperimentContext, strategy: Strategy, seed: int, data: RunData) -> RunFolder:
+    config = context.config
     device = jax.devices()[0].device_kind
     return RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device, data.facts)
 
 
-def _run(bench: Workbench, strategy: Strategy, seed: int, data: RunData, shapes: Shapes) -> dict[str, Any]:
-    progress, title = bench.progress, f"{strategy.name} seed {seed}"
-    with _open(bench, strategy, seed, data) as folder:
+def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunData, shapes: Shapes) -> dict[str, Any]:
+    progress, title = context.progress, f"{strategy.name} seed {seed}"
+    with _open(context, strategy, seed, data) as folder:
         if folder.finished:
             progress.log(f"{title}: finished already, in {folder.path}")
             return folder.summary()
-        with bench.watch.phase("load"):
+        with context.watch.phase("load"):
             state = load_state(folder.path)
             _drop_unfinished(folder, 0 if state is None else state.round)
             folder.record()
-            problem, test = _problem(bench, data, shapes), prepare_test_set(bench.encoder, data.test, shapes.scoring)
-            run = Run(bench, strategy, seed, data, problem, shapes.scoring, test, folder, title)
+            problem = make_problem(context, data, shapes)
+            test = prepare_test_set(context.encoder, data.test, shapes)
+            run = Run(context, strategy, seed, data, problem, test, folder, title)
+            resumed = state is not None
             if state is None:
                 state = init(len(data.pool))
             else:
                 progress.log(f"{title}: continues after round {state.round}, in {folder.path}")
                 state = state._replace(labels=_labels(folder, data.pool, state.round))
-        while state.round < bench.config.loop.rounds:
-            state = _round(run, state)
-        summary = summary_row(strategy.name, seed, folder.metrics(), data.counts(), bench.watch.lap())
+        context.tracking.start(_tracked(run, resumed))
+        try:
+            while state.round < context.config.loop.rounds:
+                state = _round(run, state)
+        finally:
+            context.tracking.finish()
+        summary = summary_row(strategy.name, seed, folder.metrics(), data.counts(), context.watch.lap())
         folder.write_summary(summary)
         return summary
+
+
+def _tracked(run: Run, resumed: bool) -> TrackedRun:
+    config = run.context.config
+    experiment = Path(config.output_dir).resolve().name
+    name = f"{run.strategy.name}/seed-{run.seed}"
+    return TrackedRun(experiment, name, run.folder.path, config.to_dict(), resumed)
 
 
 def _drop_unfinished(folder: RunFolder, rounds: int) -> None:
@@ -209,68 +167,36 @@ def _drop_unfinished(folder: RunFolder, rounds: int) -> None:
 
 
 def _labels(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> dict[int, str]:
-    """The labels bought so far, from the run folder: nobody is asked twice."""
+    """The labels bought so far, from the run folder: nobody is asked twice. What was skipped has none."""
     place = {prompt.id: index for index, prompt in enumerate(pool)}
     rows = [row for number in range(rounds) for row in folder.queried(number)]
-    return dict(sorted((place[row["id"]], row["response"]) for row in rows))
-
-
-def _shapes(bench: Workbench, data: Sequence[RunData]) -> Shapes:
-    """Shapes for the data of all seeds.
-
-    Responses of the pool are hidden; those of the test set, which all seeds have, tell how long they are.
-    """
-    config, limits, test = bench.config, bench.encoder.limits, data[0].test
-    pools = {one.facts["pool"]: one.tokens for one in data}  # seeds may have the same one
-    prompts = [len(tokens) for part in (*pools.values(), test.prompts) for tokens in part]
-    known, longest = [len(row.tokens) for row in test.rows], limits.prompt + limits.response
-    sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
-    replay = [len(row.tokens) for row in bench.replay]
-    return Shapes(
-        choose_shapes(prompts, known, longest, sizes), training_shapes(known, replay, longest, config.training)
-    )
-
-
-def _problem(bench: Workbench, data: RunData, shapes: Shapes) -> Problem:
-    """What the loop works on."""
-    encoder, scoring = bench.encoder, bench.config.scoring
-    pool: Pool
-    if scoring.answers == "candidates":
-        assert bench.task.candidates is not None
-        pool = candidate_pool(encoder, data.pool, bench.task.candidates, scoring.batch_size)
-    elif scoring.answers == "reference":
-        gold = SimulatedOracle(data.labelled()).reveal(data.pool)
-        pool = proposed_pool(encoder.examples(gold, counted=True), shapes.scoring.sequences)
-    else:
-        pool = generated_pool(encoder, data.tokens, shapes.scoring)
-    annotator = _annotator(bench, data)
-    return Problem(bench.model, encoder, data.pool, pool, shapes.training, annotator, bench.replay, bench.start)
+    return dict(sorted((place[row["id"]], row["response"]) for row in rows if row["response"] is not None))
 
 
 def _round(run: Run, state: LoopState) -> LoopState:
     """One round and its files; the checkpoint is written last, and makes the round count."""
-    bench, problem, data, folder = run.bench, run.problem, run.data, run.folder
-    config, number = bench.config, state.round
+    context, problem, data, folder = run.context, run.problem, run.data, run.folder
+    config, number = context.config, state.round
     candidates = np.asarray(available(state.pool))
-    timed = Timed(bench.progress, bench.watch, f"{run.title}, round {number + 1}/{config.loop.rounds}")
+    timed = Timed(context.progress, context.watch, f"{run.title}, round {number + 1}/{config.loop.rounds}")
     key, origin = jax.random.key(run.seed), folder.origin(config.to_dict(), data.facts)
-    choice = load_choice(folder.path, number, origin)
-    if choice is None:
-        query = choose(config, run.strategy, problem, _with_base(run, state, timed.title), key, timed)
-        choice = Choice(query, bench.watch.lap())
-        with bench.watch.phase("write"):
-            save_choice(folder.path, number, choice, origin)
-    state, info = learn(config, problem, state, choice.query, key, timed)
+    # 1. What to label, unless an interrupted session has chosen already.
+    kept = load_choice(folder.path, number, origin)
+    if kept is None:
+        state = _with_base(run, state, timed.title)
+        kept = KeptChoice(choose(config, run.strategy, problem, state, key, timed), context.watch.lap())
+        with context.watch.phase("write"):
+            save_choice(folder.path, number, kept, origin)
+    # 2. Labels and training.
+    state, info = learn(config, problem, state, kept.choice, key, timed)
     assert state.adapter is not None
-    adapter, test = state.adapter, run.test
-    with bench.watch.phase("evaluate"):
-        base = _base_measures(bench, test.prompts, f"{timed.title}: base model on the test set")[UNCERTAINTY]
-        with timed.phase("evaluate", PASSES * len(test.examples), "examples") as tick:
-            figures, predictions = evaluate(
-                bench.model, adapter, test, bench.task, bench.encoder, config.evaluation, base=base, on_batch=tick
-            )
+    adapter = state.adapter
+    # 3. How good it is.
+    with context.watch.phase("evaluate"):
+        figures, predictions = _judge(run, adapter, timed)
         held_out = _validate(run, adapter, info.validation, timed.title)
-    queried = queried_rows(bench.task, problem, info, state.labels)
+    # 4. Files.
+    queried = queried_rows(context.task, problem, info, state.labels)
     row = {
         "round": number,
         "labelled": info.labelled,
@@ -281,22 +207,43 @@ def _round(run: Run, state: LoopState) -> LoopState:
         "score_length_correlation": length_correlation(info, candidates),
         "picked_groups": group_counts([entry["group"] for entry in queried]),
     }
-    with bench.watch.phase("write"):
+    steps = sum(one.get("train_steps") or 0 for one in folder.metrics())
+    row |= {"train_steps": len(info.losses)} | ({"skipped": skipped} if (skipped := info.skipped) else {})
+    with context.watch.phase("write"):
         folder.write_round(number, queried, predictions)
         replace_folder_atomic(folder.adapter, partial(_write_adapter, run, adapter, row))
+        context.tracking.losses(info.losses, steps)
         # What is written from here on counts in the next row, or in the summary.
-        folder.append_metrics(row | row_seconds(added([choice.seconds, bench.watch.lap()])))
+        folder.append_metrics(row | row_seconds(added([kept.seconds, context.watch.lap()])))
         save_state(folder.path, state)
         forget_choices(folder.path)
-    bench.progress.log(
+        context.tracking.log({f"round/{name}": value for name, value in row.items()}, info.labelled)
+    context.progress.log(
         f"{timed.title}: {info.labelled} labels, accuracy {figures['accuracy']:.3f}, ECE {figures['ece']:.3f}"
     )
     return state
 
 
+def _judge(run: Run, adapter: Adapter, timed: Timed) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures and predictions on the test set."""
+    context, test = run.context, run.test
+    base = _base_measures(context, test.prompts, f"{timed.title}: base model on the test set")[UNCERTAINTY]
+    with timed.phase("evaluate", PASSES * len(test.examples), "examples") as tick:
+        return evaluate(
+            context.model,
+            adapter,
+            test,
+            context.task,
+            context.encoder,
+            context.config.evaluation,
+            base=base,
+            on_batch=tick,
+        )
+
+
 def _write_adapter(run: Run, adapter: Adapter, metrics: Mapping[str, Any], path: Path) -> None:
     """A PEFT folder with its model card."""
-    config, rslora = run.bench.config, run.bench.rslora
+    config, rslora = run.context.config, run.context.rslora
     save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=rslora)
     card = model_card(config, run.strategy.name, run.seed, metrics, run.data.facts)
     write_text_atomic(path / "README.md", card)
@@ -306,12 +253,12 @@ def _validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: st
     """Accuracy and NLL on the labelled examples that were held out, where there are some."""
     if not examples:
         return {}
-    bench, config = run.bench, run.bench.config.evaluation
-    held_out = prepare_test_set(bench.encoder, tokenize_examples(bench.encoder, examples), run.shapes)
+    context, config = run.context, run.context.config.evaluation
+    held_out = prepare_test_set(context.encoder, tokenize_examples(context.encoder, examples), run.problem.shapes)
     unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
-    with bench.progress.task(f"{title}: validate", PASSES * len(examples), "examples") as tick:
+    with context.progress.task(f"{title}: validate", PASSES * len(examples), "examples") as tick:
         figures, _ = evaluate(
-            bench.model, adapter, held_out, bench.task, bench.encoder, config, base=unasked, on_batch=tick
+            context.model, adapter, held_out, context.task, context.encoder, config, base=unasked, on_batch=tick
         )
     return {"validation_examples": len(examples)} | {
         f"validation_{name}": figures[name] for name in ("accuracy", "nll")
@@ -319,20 +266,20 @@ def _validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: st
 
 
 def _with_base(run: Run, state: LoopState, title: str) -> LoopState:
-    """The state with the base model's measure, where the coming query needs it and does not have it."""
-    resolved = resolve(run.strategy, run.bench.config.acquisition)
-    if state.round == 0 or state.base is not None or not resolved.needs_base or resolved.measure is None:
+    """The state with the base model's measures, where the coming query needs some that it does not have."""
+    names = [need.name for need in run.strategy.measures("base")]
+    if state.round == 0 or all(name in state.base for name in names):
         return state
-    with run.bench.watch.phase("score"):
-        measures = _base_measures(run.bench, run.problem.pool, f"{title}: base model on the pool")
-    return state._replace(base=jnp.asarray(measures[resolved.measure]))
+    with run.context.watch.phase("score"):
+        measures = _base_measures(run.context, run.problem.pool, f"{title}: base model on the pool")
+    return state._replace(base={name: jnp.asarray(measures[name]) for name in names})
 
 
-def _base_measures(bench: Workbench, pool: Pool, title: str) -> Measures:
+def _base_measures(context: ExperimentContext, pool: Pool, title: str) -> StoredScores:
     """The base model's measures, from disk or from a pass over the examples."""
 
     def compute() -> Mapping[str, jax.Array]:
-        with bench.progress.task(title, pool.size, "examples") as tick:
-            return score_pool(bench.model, bench.base_adapter, pool, on_batch=tick).measures
+        with context.progress.task(title, pool.size, "examples") as tick:
+            return score_pool(context.model, context.base_adapter, pool, on_batch=tick).measures
 
-    return bench.base.measures(pool, compute)
+    return context.base.measures(pool, compute)

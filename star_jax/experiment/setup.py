@@ -1,4 +1,4 @@
-"""What the runs of an experiment share: the model, its tokenizer, the adapter to start from, and replay rows."""
+"""What the runs of an experiment share, loaded once: the model, its tokenizer, the task, shapes, scores."""
 
 from __future__ import annotations
 
@@ -11,44 +11,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.strategies import Strategy
-from star_jax.checkpoints.hub import EMBEDDED, end_tokens, load_tokenizer, resolve_folder
+from star_jax.acquisition.pool_scoring import (
+    BatchSizes,
+    Pool,
+    candidate_pool,
+    check_candidates,
+    choose_shapes,
+    generated_pool,
+    proposed_pool,
+)
+from star_jax.acquisition.strategy import Strategy
+from star_jax.active.state import Problem
+from star_jax.annotators.annotator import Annotator, AnnotatorContext
+from star_jax.annotators.oracle import gold_examples
+from star_jax.checkpoints.hub import EMBEDDED, ModelFolder, folder_fingerprint, open_folder, resolve_folder
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import ExperimentConfig
+from star_jax.data.bucketing import Shapes
 from star_jax.data.loading import load_examples
-from star_jax.data.run_data import examples_within_limits
+from star_jax.data.run_data import RunData, examples_within_limits, prepare, rows_fingerprint
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
 from star_jax.errors import ConfigError
-from star_jax.experiment.checks import check_experiment, check_model
+from star_jax.experiment.checks import check_data, check_experiment, check_model
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.merged import can_merge
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.attention_kernels import choose_implementation
 from star_jax.parallel.mesh import replicated_sharding
+from star_jax.registry import ANNOTATORS
 from star_jax.runs.score_store import FOLDER, BaseScores, scores_origin
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import Stopwatch
+from star_jax.tracking.tracker import Tracking
+from star_jax.training.trainer import training_shapes
 
 REPLAY_FILE = "replay.jsonl"
 """Name of the replay rows beside a model that ships with the package."""
 
 
 @dataclass
-class Workbench:
+class ExperimentContext:
     """What the runs of an experiment share: the model, and its scores, which stay the same.
 
     Attributes:
       config: the experiment.
       model: the frozen base model.
+      folder: that it is from.
       encoder: tokenizer, format and limits.
       task: format and correctness.
       replay: tokenised replay rows.
       base: the base model's scores.
       progress: where to show what is going on.
       watch: splits the time of the session; each run takes what it has spent.
+      tracking: where figures go besides the run folders.
       start: the adapter the user starts from, or None.
       base_adapter: the adapter that the base model is scored with, or None.
       rslora: whether adapters are written with rsLoRA's scale.
@@ -56,20 +74,26 @@ class Workbench:
 
     config: ExperimentConfig
     model: LanguageModel
+    folder: ModelFolder
     encoder: Encoder
     task: Task
     replay: Sequence[TokenizedExample]
     base: BaseScores
     progress: Progress
     watch: Stopwatch
+    tracking: Tracking
     start: Adapter | None = None
     base_adapter: Adapter | None = None
     rslora: bool = False
 
 
-def open_workbench(
-    config: ExperimentConfig, strategies: Sequence[Strategy], progress: Progress, watch: Stopwatch
-) -> Workbench:
+def open_experiment(
+    config: ExperimentConfig,
+    strategies: Sequence[Strategy],
+    progress: Progress,
+    watch: Stopwatch,
+    tracking: Tracking | None = None,
+) -> ExperimentContext:
     """Loads what all runs share.
 
     Args:
@@ -77,31 +101,42 @@ def open_workbench(
       strategies: of all runs.
       progress: where to show what is going on.
       watch: counts already.
+      tracking: where figures go besides; nowhere when None.
 
     Raises:
       ConfigError, DataError: something the user can put right.
     """
-    tokenizer = load_tokenizer(config.model.path)
+    folder = open_folder(config.model.path)
+    tokenizer = folder.tokenizer()
     task = get_task(config.data.task, config.format, tokenizer)
     check_experiment(config, strategies, task)
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
-    model = load_base(config)
+    model = load_base(config, folder)
     check_model(config, model)
-    encoder = Encoder(
-        tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=end_tokens(config.model.path)
-    )
+    encoder = Encoder(tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=folder.end_tokens())
     progress.log(_place_of_work(model))
     start, rslora = _starting_adapter(config, model, progress)
-    replay = load_replay(config, task, encoder)
-    base = BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config), progress.log)
-    base_adapter = _base_adapter(config, model, start)
-    return Workbench(config, model, encoder, task, replay, base, progress, watch, start, base_adapter, rslora)
+    return ExperimentContext(
+        config=config,
+        model=model,
+        folder=folder,
+        encoder=encoder,
+        task=task,
+        replay=load_replay(config, task, encoder),
+        base=BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config, folder.path), progress.log),
+        progress=progress,
+        watch=watch,
+        tracking=tracking or Tracking({}, progress.log),
+        start=start,
+        base_adapter=_base_adapter(config, model, start),
+        rslora=rslora,
+    )
 
 
-def load_base(config: ExperimentConfig) -> LanguageModel:
+def load_base(config: ExperimentConfig, folder: ModelFolder | None = None) -> LanguageModel:
     """The frozen base model of an experiment."""
     return load_model(
-        config.model.path,
+        (folder or open_folder(config.model.path)).path,
         config.model.dtype,
         quantization=config.model.quantization,
         longest=config.data.max_prompt_tokens + config.data.max_response_tokens,
@@ -110,12 +145,82 @@ def load_base(config: ExperimentConfig) -> LanguageModel:
     )
 
 
+def load_seed(context: ExperimentContext, seed: int) -> RunData:
+    """Pool and test set of a seed, with the fingerprints of everything that its runs must find again.
+
+    Raises:
+      ConfigError, DataError: something the user can put right.
+    """
+    config, progress = context.config, context.progress
+    data = prepare(config.data, context.task, context.encoder, seed)
+    data.facts["model"] = context.folder.fingerprint
+    if config.model.adapter is not None:
+        data.facts["start"] = folder_fingerprint(Path(config.model.adapter))
+    if context.replay:
+        data.facts["replay"] = rows_fingerprint(context.replay)
+    check_data(config, data)
+    if config.scoring.answers == "candidates" and context.task.candidates is not None:
+        check_candidates(context.encoder, data.pool[0], context.task.candidates)
+    if data.facts["duplicate_prompts"] or data.facts["test_overlap"]:
+        progress.log(
+            f"seed {seed}: {data.facts['duplicate_prompts']} pool prompts repeat an earlier one, "
+            f"{data.facts['test_overlap']} are also in the test set"
+        )
+    if data.unlabelled:
+        progress.log(f"seed {seed}: {data.unlabelled} of {len(data.pool)} pool prompts have no response yet")
+    return data
+
+
+def experiment_shapes(context: ExperimentContext, data: Sequence[RunData]) -> Shapes:
+    """Shapes for the data of all seeds, so that all runs share their programs.
+
+    Responses of the pool are hidden; those of the test set, which all seeds have, tell how long they are.
+    """
+    config, limits, test = context.config, context.encoder.limits, data[0].test
+    pools = {one.facts["pool"]: one.tokens for one in data}  # seeds may have the same one
+    prompts = [len(tokens) for part in (*pools.values(), test.prompts) for tokens in part]
+    known, longest = [len(row.tokens) for row in test.rows], limits.prompt + limits.response
+    sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
+    replay = [len(row.tokens) for row in context.replay]
+    shapes = choose_shapes(prompts, known, longest, sizes)
+    return shapes._replace(training=training_shapes(known, replay, longest, config.training))
+
+
+def make_problem(context: ExperimentContext, data: RunData, shapes: Shapes) -> Problem:
+    """What the loop works on."""
+    encoder, scoring = context.encoder, context.config.scoring
+    pool: Pool
+    if scoring.answers == "candidates":
+        assert context.task.candidates is not None
+        pool = candidate_pool(encoder, data.pool, context.task.candidates, scoring.batch_size)
+    elif scoring.answers == "reference":
+        pool = proposed_pool(encoder.examples(gold_examples(data.labels, data.pool), counted=True), shapes.sequences)
+    else:
+        pool = generated_pool(encoder, data.tokens, shapes)
+    annotator = _annotator(context, data)
+    model, replay, start = context.model, context.replay, context.start
+    return Problem(model, encoder, data.pool, data.tokens, pool, shapes, annotator, replay, start)
+
+
+def _annotator(context: ExperimentContext, data: RunData) -> Annotator:
+    """Who labels what is picked: the file that the pool is from, and a person where it has no responses.
+
+    A person's labels serve all runs of the experiment.
+    """
+    name = context.config.annotator
+    if name == "auto":
+        name = "csv" if data.unlabelled else "oracle"
+    folder = Path(context.config.output_dir)
+    known = AnnotatorContext(data.labels, data.ids, folder, context.task, lambda one: context.encoder.examples([one]))
+    annotator: Annotator = ANNOTATORS.get(name, "annotator")(known)
+    return annotator
+
+
 def _place_of_work(model: LanguageModel) -> str:
     """Where programs run, in words."""
     devices, shape = jax.local_devices(), model.config
-    attention = choose_implementation(
-        jnp.dtype(shape.dtype), shape.head_dim, softcap=shape.attention_softcap, devices=1
-    )
+    dtype, softcap = jnp.dtype(shape.dtype), shape.attention_softcap
+    attention = choose_implementation(dtype, shape.head_dim, softcap=softcap, devices=1)
     reason = f": {attention.reason}" if attention.reason else ""
     return f"runs on {len(devices)} x {devices[0].device_kind}; attention by {attention.kernel}{reason}"
 

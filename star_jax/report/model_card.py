@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from star_jax import __version__
-from star_jax.acquisition.strategies import get_strategy
+from star_jax.acquisition.strategy import get_strategy
 from star_jax.checkpoints.hub import EMBEDDED
 from star_jax.config import ExperimentConfig, TrainingConfig
 
@@ -95,7 +95,7 @@ def model_card(
     text = environment.get_template(TEMPLATE).render(
         config=config,
         base=base,
-        strategy=get_strategy(strategy),
+        strategy=get_strategy(strategy, config.acquisition),
         seed=seed,
         metrics=metrics,
         facts=facts,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from star_jax.active.loop import LoopState, Query
 from star_jax.active.pool import PoolState
+from star_jax.active.state import Choice, LoopState
 from star_jax.models.lora import Adapter
 from star_jax.runs.files import full_disk_named, write_bytes_atomic
 from star_jax.tracking.timing import Seconds
@@ -25,6 +25,9 @@ FOLDER = "state"
 
 CHOICE = "choice-{:03d}.npz"
 """Name of the file that keeps a round's choice while its labels are waited for."""
+
+_ARRAYS = ("picked", "scores", "base", "full", "response_tokens")
+"""What is kept of a choice. The base model's measures are kept by the score store."""
 
 _SECONDS = "seconds."
 """Beginning of the names in it of the seconds of a phase."""
@@ -65,7 +68,7 @@ def load_state(folder: Path) -> LoopState | None:
     # Bound to no device, as in a run that was not interrupted.
     tree = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored)
     adapter = Adapter(tree["weights"], tree["scale"])
-    return LoopState(round_number, PoolState(tree["labelled_in"]), {}, adapter, tree.get("base"))
+    return LoopState(round_number, PoolState(tree["labelled_in"]), {}, adapter, _base(tree.get("base")))
 
 
 def _to_tree(state: LoopState) -> dict[str, Any]:
@@ -75,7 +78,12 @@ def _to_tree(state: LoopState) -> dict[str, Any]:
         "weights": state.adapter.weights,
         "scale": state.adapter.scale,
     }
-    return tree if state.base is None else tree | {"base": jnp.asarray(state.base)}
+    return tree | ({"base": {name: jnp.asarray(values) for name, values in state.base.items()}} if state.base else {})
+
+
+def _base(kept: Any) -> dict[str, jax.Array]:
+    """The base model's measures by name; former states have one without its name, found anew."""
+    return kept if isinstance(kept, dict) else {}
 
 
 def _metadata(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:
@@ -87,31 +95,33 @@ def _finished(folder: Path) -> list[tuple[int, Path]]:
     return [(int(path.name), path) for path in (folder / FOLDER).glob("*") if path.name.isdigit()]
 
 
-class Choice(NamedTuple):
+class KeptChoice(NamedTuple):
     """What a round chose, and the seconds that it took, by phase."""
 
-    query: Query
+    choice: Choice
     seconds: Seconds
 
 
-def save_choice(folder: Path, number: int, choice: Choice, origin: str) -> None:
+def save_choice(folder: Path, number: int, kept: KeptChoice, origin: str) -> None:
     """Keeps what round `number` chose, so that whoever labels it is not asked for something else later.
 
     Args:
       folder: of the run.
       number: of the round.
-      choice: to keep.
+      kept: the choice.
       origin: stands for the settings and the data that it was made with.
     """
-    leaves = {name: np.asarray(leaf) for name, leaf in choice.query._asdict().items() if leaf is not None}
-    seconds = {f"{_SECONDS}{phase}": np.asarray(value) for phase, value in choice.seconds.items()}
+    leaves = {
+        name: np.asarray(leaf) for name, leaf in kept.choice._asdict().items() if leaf is not None and name in _ARRAYS
+    }
+    seconds = {f"{_SECONDS}{phase}": np.asarray(value) for phase, value in kept.seconds.items()}
     arrays: dict[str, Any] = leaves | seconds | {"origin": np.asarray(origin)}
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_bytes_atomic(folder / CHOICE.format(number), content.getvalue())
 
 
-def load_choice(folder: Path, number: int, origin: str) -> Choice | None:
+def load_choice(folder: Path, number: int, origin: str) -> KeptChoice | None:
     """What round `number` chose before it was interrupted; None where it has not chosen yet, or from something else."""
     file = folder / CHOICE.format(number)
     if not file.is_file():
@@ -119,9 +129,10 @@ def load_choice(folder: Path, number: int, origin: str) -> Choice | None:
     with np.load(file) as arrays:
         if str(arrays["origin"]) != origin:
             return None
-        query = Query(**{name: jnp.asarray(arrays[name]) for name in arrays.files if name in Query._fields})
+        leaves: dict[str, Any] = {name: jnp.asarray(arrays[name]) for name in arrays.files if name in _ARRAYS}
+        choice = Choice(**leaves)
         spent = [name for name in arrays.files if name.startswith(_SECONDS)]
-        return Choice(query, {name.removeprefix(_SECONDS): float(arrays[name]) for name in spent})
+        return KeptChoice(choice, {name.removeprefix(_SECONDS): float(arrays[name]) for name in spent})
 
 
 def forget_choices(folder: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from star_jax.active.loop import Problem, RoundInfo
+from star_jax.active.state import Problem, RoundInfo
+from star_jax.annotators.annotator import Answer
 from star_jax.data.tasks.task import Task
 from star_jax.evaluation.curves import aubc
 from star_jax.tracking.timing import total_seconds
@@ -27,10 +28,17 @@ def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[
             "full_uncertainty": at(info.full, index),
             "rank": rank,
             "group": task.group(problem.prompts[index]),
-            "response": labels[index],
+            "response": labels.get(index),
+            **_given_by(answer),
         }
-        for rank, index in enumerate(info.picked.tolist())
+        for rank, (index, answer) in enumerate(zip(info.picked.tolist(), info.answers, strict=True))
     ]
+
+
+def _given_by(answer: Answer) -> dict[str, Any]:
+    """Whether an example was skipped, who labelled it and when, as far as that was said."""
+    said = {"skipped": answer.skipped or None, "annotator": answer.annotator, "labelled_at": answer.labelled_at}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def group_counts(groups: Sequence[str]) -> dict[str, int]:

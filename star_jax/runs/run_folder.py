@@ -7,6 +7,7 @@ can be read and continued, and a report may be built while a run is under way.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from star_jax.config import ExperimentConfig
+from star_jax.config_file import without_former_settings
 from star_jax.errors import ConfigError
 from star_jax.runs.files import (
     JsonObject,
@@ -55,10 +58,11 @@ FINGERPRINTS = {
     "model": "the files of model.path",
     "start": "the files of model.adapter",
     "replay": "the rows of training.replay",
+    "plugins": "the files of plugins",
 }
 """Entries of data.json that a run must find again, and what has changed where it does not."""
 
-NOT_COMPARED = ("output_dir", "strategies", "seeds")
+NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track")
 """Configuration keys that do not change what one strategy and seed compute."""
 
 FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise")
@@ -79,12 +83,19 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> JsonObject:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ -> (old, new), `"absent"` for a key one side lacks.
 
-    `NOT_COMPARED` keys are left out. Both sides are compared as written (`plain`).
+    `NOT_COMPARED` keys are left out. Both sides are compared as written (`plain`). A setting that `old` lacks counts as
+    its default, for it may be from a release that did not have it; one of a former name counts as that of today.
     """
-    flat_old, flat_new = flatten(plain(old)), flatten(plain(new))
+    flat_old, flat_new = flatten(plain(without_former_settings(old))), flatten(plain(new))
+    flat_old = {name: value for name, value in _defaults().items() if name in flat_new} | flat_old
     keys = [key for key in {**flat_new, **flat_old} if key not in NOT_COMPARED]
     pairs = {key: (flat_old.get(key, "absent"), flat_new.get(key, "absent")) for key in keys}
     return {key: (before, now) for key, (before, now) in pairs.items() if before != now}
+
+
+@functools.cache
+def _defaults() -> JsonObject:
+    return flatten(plain(ExperimentConfig().to_dict()))
 
 
 def environment(device: str) -> JsonObject:

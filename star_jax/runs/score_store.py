@@ -20,7 +20,7 @@ import numpy as np
 
 from star_jax import __version__
 from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, Pool
-from star_jax.checkpoints.hub import folder_fingerprint, resolve_folder, weight_files
+from star_jax.checkpoints.hub import folder_fingerprint, weight_files
 from star_jax.config import ExperimentConfig
 from star_jax.runs.files import write_bytes_atomic
 
@@ -28,7 +28,7 @@ FOLDER = "base-scores"
 """Name of the folder in OUTPUT_DIR."""
 
 _WITHOUT_EFFECT = (
-    *("output_dir", "strategies", "seeds", "data", "format"),
+    *("output_dir", "strategies", "seeds", "data", "format", "plugins", "annotator", "track"),
     *("lora", "training", "acquisition", "loop", "evaluation"),
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
@@ -38,12 +38,12 @@ _CODE = ("acquisition", "checkpoints", "inference", "models", "ops", "parallel",
 
 _HASH_BYTES = hashlib.sha256().digest_size
 
-Measures = dict[str, np.ndarray]
+StoredScores = dict[str, np.ndarray]
 """Measure -> `N`, one figure an example."""
 
 
 class BaseScores:
-    """Measures of the base model, kept in a folder.
+    """StoredScores of the base model, kept in a folder.
 
     Args:
       folder: where the files are; made when the first one is written.
@@ -56,7 +56,7 @@ class BaseScores:
         self._origin = json.dumps(origin, sort_keys=True).encode()
         self._log = log
 
-    def measures(self, pool: Pool, compute: Callable[[], Mapping[str, Any]]) -> Measures:
+    def measures(self, pool: Pool, compute: Callable[[], Mapping[str, Any]]) -> StoredScores:
         """The base model's measures of tokenised examples: read where they are known, else computed and kept.
 
         Args:
@@ -84,12 +84,13 @@ class BaseScores:
         return digest.hexdigest()
 
 
-def scores_origin(config: ExperimentConfig) -> dict[str, Any]:
+def scores_origin(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     """What determines the base model's scores besides the examples: model, starting adapter, limits, software, device.
 
-    Settings that change nothing may be among them: computing twice is a smaller mistake than taking stale scores.
+    `folder` is the model's. Settings that change nothing may be among them: computing twice is a smaller mistake than
+    taking stale scores.
     """
-    folders = [resolve_folder(config.model.path)]
+    folders = [folder]
     if config.model.adapter is not None:
         folders.append(Path(config.model.adapter))
     settings = {name: value for name, value in config.to_dict().items() if name not in _WITHOUT_EFFECT}
@@ -150,7 +151,7 @@ def _digest(update: Callable[[bytes], object], value: Any) -> None:
         raise TypeError(f"{type(value).__name__} is no part of tokenised examples")
 
 
-def _read(file: Path) -> Measures | None:
+def _read(file: Path) -> StoredScores | None:
     """The measures in a file; None where it is damaged."""
     try:
         whole = file.read_bytes()

@@ -63,6 +63,20 @@ class TrainInfo(NamedTuple):
     tokens: Array
 
 
+class FitResult(NamedTuple):
+    """What a training gives.
+
+    Attributes:
+      adapter: the trained one.
+      loss: mean cross-entropy of the last epoch, nats a token.
+      step_losses: cross-entropy of each step, nats a token, `steps` float32.
+    """
+
+    adapter: Adapter
+    loss: float
+    step_losses: np.ndarray
+
+
 class TrainBatch(NamedTuple):
     """Rows of one step: inputs, a mask `B` of rows that are real, and their numbers `B`, which pick their dropout."""
 
@@ -175,7 +189,7 @@ def fit(
     config: TrainingConfig,
     start: Adapter | None = None,
     on_step: Callable[[int], None] = lambda rows: None,
-) -> tuple[Adapter, float]:
+) -> FitResult:
     """Trains an adapter on `rows`.
 
     Args:
@@ -190,7 +204,7 @@ def fit(
       on_step: told the number of labelled rows of each step.
 
     Returns:
-      The adapter, and the mean cross-entropy of the last epoch, nats a token.
+      The adapter, and its losses.
 
     Raises:
       FloatingPointError: the loss is not finite.
@@ -206,26 +220,27 @@ def fit(
     total = jnp.asarray(steps_an_epoch * config.epochs, jnp.int32)
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)
     running: deque[TrainInfo] = deque()
-    epoch: deque[TrainInfo] = deque(maxlen=steps_an_epoch)
+    steps: list[TrainInfo] = []
     for chosen in epoch_batches(order_key, len(rows), config.batch_size, config.epochs):
         batch_rows = [rows[i] for i in chosen] + [replay[i] for i in next(extra)]
         batch = make_batch(batch_rows, range(len(batch_rows)), shapes, data_mesh().size)
         inputs = train_batch(batch), dropout_key, total
         state, info = train_step(model, scale, state, *inputs, capacity=batch.capacity, lora=lora, config=config)
-        epoch.append(info)
+        steps.append(info)
         running.append(info)
         if len(running) > STEPS_AHEAD:
             # Waits for the device, so that what is counted has been done and the queue stays short.
             jax.block_until_ready(running.popleft())
         on_step(len(chosen))
-    final = jax.device_get(list(epoch))
+    done = jax.device_get(steps)
+    final = done[-steps_an_epoch:]
     # Steps weigh by their tokens: the last of an epoch may be short.
     last = float(np.average([info.cross_entropy for info in final], weights=[info.tokens for info in final]))
     if not math.isfinite(last):
         raise FloatingPointError(
             f"the training loss is {last} after {int(total)} steps; lower training.learning_rate or use float32"
         )
-    return Adapter(state.weights, scale), last
+    return FitResult(Adapter(state.weights, scale), last, np.asarray([info.cross_entropy for info in done], np.float32))
 
 
 def train_batch(batch: Batch) -> TrainBatch:

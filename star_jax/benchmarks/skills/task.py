@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from star_jax.benchmarks.skills.generator import EOS, skill_of
-from star_jax.data.examples import Prompt
+from star_jax.benchmarks.skills.generator import EOS, pool_examples, skill_of, test_examples
+from star_jax.config import DataConfig
+from star_jax.data.examples import Example, Prompt
 from star_jax.data.tasks.fields import invalid_field, optional_text_field, text_field
 from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError
@@ -55,4 +56,9 @@ def group(example: Prompt) -> str:
     return skill_of(example.text)
 
 
-SKILLS = Task(name="skills", prompt=prompt, response=response, parse=parse, group=group)
+def generate(config: DataConfig, seed: int) -> tuple[list[Example], list[Example]]:
+    """Pool of the regime and size in the data section, drawn with the seed, and the test set, always the same."""
+    return pool_examples(config.regime, seed, config.pool_size), test_examples()
+
+
+SKILLS = Task(name="skills", prompt=prompt, response=response, parse=parse, group=group, generate=generate)

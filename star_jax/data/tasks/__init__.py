@@ -1,43 +1,56 @@
-"""The registry of tasks: one file a task, one line here."""
+"""Tasks: one file each, by name in the registry."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
-from star_jax.benchmarks.skills.task import SKILLS
 from star_jax.config import FormatConfig
-from star_jax.data.tasks.boolq import BOOLQ, BOOLQ_PASSAGE
-from star_jax.data.tasks.generic import NAME as GENERIC
-from star_jax.data.tasks.generic import generic_task
-from star_jax.data.tasks.gsm8k import GSM8K
-from star_jax.data.tasks.openbookqa import OPENBOOKQA
-from star_jax.data.tasks.released import RELEASED
 from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError
+from star_jax.registry import TASKS
 
-__all__ = ["TASKS", "Task", "get_task"]
-
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {task.name: task for task in (GSM8K, BOOLQ, BOOLQ_PASSAGE, OPENBOOKQA, SKILLS, RELEASED)},
-)
-"""Name -> task, of those that need no more than a name."""
+__all__ = ["Task", "get_task", "register_task"]
 
 
 def get_task(name: str, format: FormatConfig | None = None, tokenizer: Any = None) -> Task:
     """The task of that name.
 
     Args:
-      name: of `TASKS`, or `generic`.
-      format: what the generic task is; the other tasks need none.
+      name: in the registry.
+      format: the format section, for a task that is made from it.
       tokenizer: the model's, for a format with a chat template.
 
     Raises:
       ConfigError: no task has the name, and the message lists those there are; or the format cannot be used.
     """
-    if name == GENERIC:
-        return generic_task(format or FormatConfig(), tokenizer)
-    if name not in TASKS:
-        raise ConfigError(f"data.task is '{name}'; choose from {', '.join([*TASKS, GENERIC])}")
-    return TASKS[name]
+    found = TASKS.get(name, "data.task")
+    task = found if isinstance(found, Task) else found(format or FormatConfig(), tokenizer)
+    if not isinstance(task, Task):
+        raise ConfigError(f"data.task is {name}, which gives a {type(task).__name__} instead of a Task")
+    return task
+
+
+def register_task(name: str) -> Callable[[Any], Any]:
+    """Decorator: registers a function of the format section and the tokenizer that makes a `Task`.
+
+    Raises:
+      ConfigError: the package has a task of that name.
+
+    Example:
+      >>> import star_jax as sj
+      >>> @register_task("capitals")
+      ... def capitals(format, tokenizer):
+      ...     return sj.Task(
+      ...         name="capitals",
+      ...         prompt=lambda row: f"The capital of {row['country']} is",
+      ...         response=lambda row: row.get("capital") and f" {row['capital']}",
+      ...         parse=lambda text: text.strip().lower() or None,
+      ...     )
+    """
+
+    def register(factory: Any) -> Any:
+        TASKS.register(name, factory)
+        return factory
+
+    return register

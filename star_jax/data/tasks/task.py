@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from star_jax.data.examples import Prompt
+from star_jax.config import DataConfig
+from star_jax.data.examples import Example, Prompt
 from star_jax.data.tasks.fields import FieldError
 from star_jax.errors import DataError
 
@@ -40,6 +41,8 @@ class Task:
       id_field: the field of a row that names it. Any but `id` must be there.
       group_field: the field of a row that becomes `Prompt.group`, or None.
       sparse: whether a field that only some rows of a source have is an empty one in the others.
+      generate: pool and test set of the task's own, from the data section and the seed, for a configuration that
+        names neither; None where files are needed.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Task:
     id_field: str = "id"
     group_field: str | None = None
     sparse: bool = False
+    generate: Callable[[DataConfig, int], tuple[list[Example], list[Example]]] | None = None
 
     def written(self, text: str) -> str:
         """The response that a person's answer stands for: that of a row of the pool with this answer.

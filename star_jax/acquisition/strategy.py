@@ -1,0 +1,304 @@
+"""What a strategy is: the features it needs, and a function that picks from them. The protocol, and no strategy.
+
+A strategy sees arrays over the pool and the mask of what is unlabelled, never a response. The driver computes the
+features, calls the strategy inside `jit`, and takes the picks. Feature classes are keys: a strategy names
+`Measure("token_entropy")` among its `needs` and reads `pool[Measure("token_entropy")]`.
+
+Shapes: `N` pool, `D` width of an embedding, `k` picks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from star_jax.acquisition.uncertainty import MEASURES
+from star_jax.config import AcquisitionConfig
+from star_jax.errors import ConfigError, ScoreError
+from star_jax.registry import STRATEGIES
+
+Which = Literal["base", "full"]
+"""The model without the adapter of the last round, or with it."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An uncertainty measure, `N` float32; larger is more uncertain.
+
+    Attributes:
+      name: one of `acquisition.uncertainty.MEASURES`.
+      model: `full` is the fine-tuned model, `base` the one before.
+      samples: whether it is averaged over Monte-Carlo dropout samples; of the full model only.
+
+    Raises:
+      ConfigError: there is no such measure, or samples of the base model were asked for.
+
+    Example:
+      >>> Measure("token_entropy").model
+      'full'
+    """
+
+    name: str
+    model: Which = "full"
+    samples: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in MEASURES:
+            raise ConfigError(f"{self.name!r} is no measure; choose from {', '.join(MEASURES)}")
+        if self.model not in ("base", "full"):
+            raise ConfigError(f"a measure of model {self.model!r}; choose base or full")
+        if self.samples and self.model == "base":
+            raise ConfigError("dropout acts on the adapter, so the base model has no samples; ask for the full model's")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A vector for each prompt, `N×D` float32: hidden states of the last layer, after its norm.
+
+    Only the prompt is read, so an embedding knows no response, the model's own included.
+
+    Attributes:
+      model: `base`, whose embeddings stay the same over a run, or `full`.
+      pooling: `mean` over the prompt's tokens, or that of its `last` token.
+      projection: width of a random Gaussian projection (Johnson & Lindenstrauss 1984); None keeps the model's width.
+
+    Raises:
+      ConfigError: a value that is none of these.
+
+    Example:
+      >>> Embedding(projection=64).pooling
+      'mean'
+    """
+
+    model: Which = "base"
+    pooling: Literal["mean", "last"] = "mean"
+    projection: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.model not in ("base", "full") or self.pooling not in ("mean", "last"):
+            raise ConfigError(
+                f"an embedding of model {self.model!r} with pooling {self.pooling!r}; choose base or full, mean or last"
+            )
+        if self.projection is not None and self.projection < 1:
+            raise ConfigError(f"an embedding's projection is {self.projection}; it must be at least 1, or None")
+
+
+Feature = Measure | Embedding
+
+
+@dataclass(frozen=True)
+class PoolFeatures:
+    """What a strategy sees of the pool.
+
+    Attributes:
+      unlabelled: `N` bool, True where an example may be picked. What stands elsewhere in a feature means nothing.
+      features: an array for each feature of the strategy's `needs`.
+    """
+
+    unlabelled: Array
+    features: Mapping[Feature, Array]
+
+    def __getitem__(self, feature: Any) -> Array:
+        """The array of a feature.
+
+        Raises:
+          ConfigError: the strategy does not name it among its needs.
+        """
+        if feature not in self.features:
+            raise ConfigError(f"a strategy reads {feature}, which is not among its needs; add it there")
+        return self.features[feature]
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.unlabelled.shape[0]
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which query this is.
+
+    Attributes:
+      index: scalar t = 0, 1, …, the queries made before; traced, so that one program serves a run.
+      total: T, the queries that the run makes altogether; static.
+      count: k, examples to pick; static. At least as many are unlabelled.
+    """
+
+    index: Array | int
+    total: int
+    count: int
+
+
+class Picks(NamedTuple):
+    """What a strategy returns.
+
+    Attributes:
+      indices: `k` int32, first pick first; each unlabelled and named once.
+      scores: `N` float32 it was picked by, for the reports; 0 where labelled; None where there are none.
+    """
+
+    indices: Array
+    scores: Array | None = None
+
+
+PickFunction = Callable[[Array, PoolFeatures, Query], Any]
+"""(key, pool, query) -> `Picks`, or `k` indices alone. Pure, and traceable by `jit`."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How the next examples are chosen.
+
+    Attributes:
+      name: in the registry.
+      description: one line for people.
+      needs: the features that the driver computes for it.
+      pick: takes key, pool and query, and returns `Picks` or indices.
+    """
+
+    name: str
+    description: str
+    needs: tuple[Feature, ...]
+    pick: PickFunction
+
+    def measures(self, model: Which) -> list[Measure]:
+        """The measures it needs of one of the two models, in the order of its needs."""
+        return [need for need in self.needs if isinstance(need, Measure) and need.model == model]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it needs Monte-Carlo dropout samples."""
+        return any(isinstance(need, Measure) and need.samples for need in self.needs)
+
+
+StrategyFactory = Callable[[AcquisitionConfig], Strategy]
+
+
+def register_strategy(
+    name: str, *, needs: Sequence[Feature] = (), description: str | None = None
+) -> Callable[[PickFunction], PickFunction]:
+    """Decorator: registers a function as the strategy `name`.
+
+    Args:
+      name: what configurations call it.
+      needs: features that the function reads.
+      description: one line for people; the first line of the function's docstring where None.
+
+    Raises:
+      ConfigError: the package has a strategy of that name.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> @register_strategy("least_entropy", needs=[Measure("token_entropy")])
+      ... def least_entropy(key, pool, query):
+      ...     "The prompts the model is surest of."
+      ...     return jnp.argsort(jnp.where(pool.unlabelled, pool[Measure("token_entropy")], jnp.inf))[: query.count]
+      >>> get_strategy("least_entropy").description
+      'The prompts the model is surest of.'
+    """
+
+    def register(function: PickFunction) -> PickFunction:
+        said = description or (function.__doc__ or "").strip().partition("\n")[0] or "no description"
+        STRATEGIES.register(name, Strategy(name, said, tuple(needs), function))
+        return function
+
+    return register
+
+
+def get_strategy(name: str, options: AcquisitionConfig | None = None) -> Strategy:
+    """The strategy of that name, with the settings of the `acquisition` section applied where it has such a part.
+
+    Raises:
+      ConfigError: there is no such strategy, or it has no such part.
+    """
+    found = STRATEGIES.get(name, "strategies")
+    made = found
+    if not isinstance(found, Strategy):
+        made = _made(found, options or AcquisitionConfig()) if callable(found) else None
+    if not isinstance(made, Strategy):
+        raise ConfigError(f"the strategy {name} is a {type(found).__name__}; register a Strategy, or a function")
+    return made if made.name == name else dataclasses.replace(made, name=name)
+
+
+@cache
+def _made(factory: StrategyFactory, options: AcquisitionConfig) -> Strategy:
+    """One object for the same settings, so that `jit` knows it again."""
+    return factory(options)
+
+
+def pick(
+    strategy: Strategy, key: Array, features: Sequence[Array], unlabelled: Array, query: Query
+) -> tuple[Array, Array | None]:
+    """The strategy's picks. Pure; jit with `strategy`, `query.total` and `query.count` static.
+
+    Args:
+      strategy: from `get_strategy`.
+      key: PRNG key.
+      features: the arrays of `strategy.needs`, in that order.
+      unlabelled: `N` bool.
+      query: which query this is.
+
+    Returns:
+      `k` int32 indices and `N` scores, or None.
+
+    Raises:
+      ConfigError: the strategy does not return k whole numbers, or N scores.
+    """
+    if len(features) != len(strategy.needs):
+        raise ValueError(f"strategy {strategy.name} needs {len(strategy.needs)} features, not {len(features)}")
+    pool = PoolFeatures(unlabelled, dict(zip(strategy.needs, features, strict=True)))
+    found = strategy.pick(key, pool, query)
+    indices, scores = found if isinstance(found, tuple) else (found, None)
+    indices = jnp.asarray(indices)
+    if indices.shape != (query.count,) or not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ConfigError(
+            f"strategy {strategy.name} returned {indices.dtype}{list(indices.shape)}; it must return {query.count} "
+            "whole numbers, query.count of them"
+        )
+    if scores is not None and jnp.shape(scores) != unlabelled.shape:
+        raise ConfigError(
+            f"strategy {strategy.name} returned scores of shape {list(jnp.shape(scores))}; there must be one for each "
+            f"of the {unlabelled.shape[0]} examples of the pool"
+        )
+    return indices.astype(jnp.int32), scores
+
+
+def check_picks(strategy: Strategy, indices: np.ndarray, unlabelled: np.ndarray) -> None:
+    """Refuses picks that are labelled already, out of the pool, or named twice, on the host.
+
+    Raises:
+      ConfigError: naming the strategy.
+    """
+    inside = (indices >= 0) & (indices < len(unlabelled))
+    if not inside.all() or not unlabelled[indices].all():
+        raise ConfigError(f"strategy {strategy.name} picked an example that is not in the unlabelled pool")
+    if len(np.unique(indices)) != len(indices):
+        raise ConfigError(f"strategy {strategy.name} picked an example twice")
+
+
+def check_finite(scores: np.ndarray | jax.Array, ids: Sequence[str]) -> None:
+    """Refuses scores that are not numbers, on the host.
+
+    Args:
+      scores: `N`, or `N×D`.
+      ids: the N names.
+
+    Raises:
+      ScoreError: naming the examples, ten at most.
+    """
+    finite = np.isfinite(np.asarray(scores))
+    bad = np.flatnonzero(~finite.reshape(len(ids), -1).all(axis=1)) if len(ids) else np.zeros(0, int)
+    if bad.size:
+        named = ", ".join(ids[i] for i in bad[:10]) + (f" and {bad.size - 10} more" if bad.size > 10 else "")
+        raise ScoreError(
+            f"{bad.size} of {len(ids)} examples have a score that is not finite: {named}; "
+            "training has diverged (try a lower training.learning_rate), or the model's weights are broken"
+        )

@@ -1,0 +1,151 @@
+"""The annotator protocol: requests go in, the answers that there are so far come out.
+
+Not every request needs an answer yet: a person may have labelled half of a batch. An answer may also say that an
+example cannot be labelled; it is then never asked for or trained on again. Asking twice for the same thing is harmless:
+the driver asks again whenever a run is taken up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from star_jax.data.examples import Example, Prompt
+from star_jax.data.tasks.task import Task
+from star_jax.errors import LabelsNeeded
+from star_jax.registry import ANNOTATORS
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An example that somebody is to label.
+
+    Attributes:
+      prompt: what the model reads.
+      rank: 0 for the one that was picked first.
+      score: what it was picked by; None where the strategy has no scores.
+      strategy: which strategy asks; None where nobody says.
+
+    Example:
+      >>> Request(Prompt("a-1", "2 + 2 =")).id
+      'a-1'
+    """
+
+    prompt: Prompt
+    rank: int = 0
+    score: float | None = None
+    strategy: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The prompt's id."""
+        return self.prompt.id
+
+    @property
+    def text(self) -> str:
+        """The prompt's text."""
+        return self.prompt.text
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back for a request.
+
+    Attributes:
+      id: of the prompt.
+      response: the label; None where the example was skipped.
+      annotator: who gave it; None where nobody says.
+      labelled_at: when, ISO 8601; None where nobody says.
+
+    Example:
+      >>> Answer("a-1", None).skipped
+      True
+    """
+
+    id: str
+    response: str | None
+    annotator: str | None = None
+    labelled_at: str | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the example cannot be labelled."""
+        return self.response is None
+
+
+class Annotator(Protocol):
+    """Gives answers to requests: a person, a model, or a file."""
+
+    def annotate(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answers that there are so far, in any order; a request without one is still open.
+
+        Raises:
+          DataError: what was written cannot be used; the place is named.
+        """
+        ...
+
+    def instructions(self, open_requests: Sequence[Request]) -> str:
+        """One sentence for the person who has to go on: what to do about open requests, and where."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnnotatorContext:
+    """What an annotator may need to know of a run.
+
+    Attributes:
+      labels: id -> response, of the pool's rows that have one.
+      ids: of all rows that a pool of the experiment may be drawn from.
+      folder: the experiment's output folder.
+      task: what a response must be.
+      check: raises `DataError` for a labelled example that cannot be trained on, such as one that is too long.
+    """
+
+    labels: Mapping[str, str]
+    ids: Collection[str]
+    folder: Path
+    task: Task
+    check: Callable[[Example], object] = lambda example: None
+
+
+AnnotatorFactory = Callable[[AnnotatorContext], Annotator]
+
+
+def register_annotator(name: str) -> Callable[[Any], Any]:
+    """Decorator: registers a function of an `AnnotatorContext` that makes an annotator.
+
+    Raises:
+      ConfigError: the package has an annotator of that name.
+
+    Example:
+      >>> @register_annotator("parrot")
+      ... class Parrot:
+      ...     def __init__(self, context):
+      ...         pass
+      ...     def annotate(self, requests):
+      ...         return [Answer(request.id, request.text, annotator="parrot") for request in requests]
+      ...     def instructions(self, open_requests):
+      ...         return "a parrot answers at once"
+    """
+
+    def register(factory: Any) -> Any:
+        ANNOTATORS.register(name, factory)
+        return factory
+
+    return register
+
+
+def collect(annotator: Annotator, requests: Sequence[Request]) -> list[Answer]:
+    """An answer to every request, in their order.
+
+    Raises:
+      LabelsNeeded: some are open; the annotator says how to go on.
+      DataError: as `Annotator.annotate`.
+    """
+    answers = {answer.id: answer for answer in annotator.annotate(requests)}
+    still_open = [request for request in requests if request.id not in answers]
+    if still_open:
+        raise LabelsNeeded(annotator.instructions(still_open))
+    return [answers[request.id] for request in requests]

@@ -1,0 +1,61 @@
+"""What every command ends in: an exit code, and one line on stderr for what the user can put right."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from star_jax.errors import ConfigError, DataError, LabelsNeeded
+
+
+def guarded_main(
+    main: Callable[[Sequence[str]], int],
+    argv: Sequence[str] | None = None,
+    when_interrupted: str = "interrupted",
+) -> int:
+    """Runs a command; what the user can put right becomes one line on stderr.
+
+    Args:
+      main: takes the arguments after the program's name and returns an exit code.
+      argv: those arguments; the process's own when None.
+      when_interrupted: what to say after Ctrl-C.
+
+    Returns:
+      The exit code: what `main` returned, 2 after a `ConfigError`, a `DataError`, a `FloatingPointError` (training
+      or scores diverged), where memory is full or a file cannot be written, 3 where a person has to label first,
+      130 after Ctrl-C, 141 when the reader of stdout went away.
+    """
+    try:
+        code = main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except (ConfigError, DataError, FloatingPointError) as error:
+        print(f"star_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"star_jax: error: out of memory ({error}); lower the batch sizes", file=sys.stderr)
+        return 2
+    except LabelsNeeded as needed:
+        print(f"star_jax: {needed}")
+        return 3
+    except KeyboardInterrupt:
+        print(f"star_jax: {when_interrupted}", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        # What JAX raises when an accelerator's memory is full; its own class would need JAX imported here.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        print(
+            f"star_jax: error: out of device memory; lower the batch sizes or token limits ({first})", file=sys.stderr
+        )
+        return 2
+    except BrokenPipeError:
+        # `| head` has seen enough. What is still buffered goes nowhere, or the flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"star_jax: error: {error.strerror or error}{place}; what was finished is kept", file=sys.stderr)
+        return 2

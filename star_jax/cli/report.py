@@ -1,0 +1,40 @@
+"""`star-jax report`: builds a report again from run folders, or compares several experiments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from star_jax.cli.guard import guarded_main
+
+PROGRAM = "star-jax report"
+
+
+def main(argv: Sequence[str], program: str = PROGRAM) -> int:
+    """Builds the report and prints its path; of several folders, compares them on the screen first."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Write report.html and learning_curve.png from the run folders of an experiment. Of several "
+        "experiments, write each one's and print a table that compares them.",
+    )
+    parser.add_argument(
+        "directories", metavar="DIR", nargs="+", help="folder that holds STRATEGY/seed-N (a run's --output-dir)"
+    )
+    directories = parser.parse_args(argv).directories
+    # Imported after parsing: drawing takes a while to load.
+    from star_jax.report.page import build_report
+
+    pages = [build_report(directory) for directory in directories]
+    if len(directories) > 1:
+        from star_jax.report.compare import print_comparison
+
+        print_comparison(directories)
+    for page in pages:
+        print(page)
+    return 0
+
+
+def command() -> None:
+    """`python -m star_jax.report`."""
+    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.report")))

@@ -1,0 +1,100 @@
+"""`star-jax run`: active-learning experiments from a config file and flags."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from star_jax.cli import flags
+from star_jax.cli.guard import guarded_main
+from star_jax.config import ExperimentConfig
+from star_jax.config_file import config_from_mapping, load_yaml
+from star_jax.errors import ConfigError
+from star_jax.registry import load_plugins
+
+PROGRAM = "star-jax run"
+WHEN_INTERRUPTED = "interrupted; the same command continues after the last finished round"
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+DEFAULT_CONFIG = _PACKAGE / "configs" / "quickstart.yaml"
+"""What `run` does without `--config`; the folder `configs` of the repository is part of the package."""
+
+
+@dataclass(frozen=True)
+class Arguments(ExperimentConfig):
+    """Runs active-learning experiments: every strategy with every seed."""
+
+    config: Annotated[str, tyro.conf.arg(metavar="FILE")] = str(DEFAULT_CONFIG)
+    """YAML file of the experiment. Every other flag replaces one of its values; the defaults shown are the file's."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for a trace of this run, for TensorBoard or Perfetto; no part of the experiment."""
+
+
+def parse_experiment(argv: Sequence[str]) -> ExperimentConfig:
+    """The experiment that `star-jax run ARGV` asks for; errors as in `parse_run`."""
+    return parse_run(argv)[0]
+
+
+def parse_run(argv: Sequence[str], program: str = PROGRAM) -> tuple[ExperimentConfig, str | None]:
+    """What `star-jax run ARGV` asks for: the YAML file, then the flags over it; and where to trace to.
+
+    Plug-ins that the file or `--plugins` names are imported on the way, so that their names are known.
+
+    Raises:
+      ConfigError: the file or a plug-in cannot be used, or the values contradict each other.
+      SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be read, explained on stderr.
+    """
+    argv = flags.without_former_names(argv)
+    early = flags.given(program, argv, "config", "plugins")
+    loaded = config_from_mapping(*load_yaml(early["config"] or _default_config()))
+    load_plugins(loaded.plugins if early["plugins"] is None else flags.separated(early["plugins"]))
+    flags.describe_names(Arguments)
+    parsed = flags.parse(program, Arguments, argv, Arguments(**flags.shallow(loaded)))
+    settings = {name: value for name, value in flags.shallow(parsed).items() if name not in ("config", "profile")}
+    return ExperimentConfig(**settings), parsed.profile
+
+
+def _default_config() -> Path:
+    # A checkout that could not keep the link has the folder beside the package.
+    for place in (DEFAULT_CONFIG, _PACKAGE.parent / "configs" / DEFAULT_CONFIG.name):
+        if place.is_file():
+            return place
+    raise ConfigError(f"no --config was given and {DEFAULT_CONFIG} is not there; pass --config FILE")
+
+
+def main(argv: Sequence[str], program: str = PROGRAM) -> int:
+    """Runs the experiment that `argv` describes; prints a row a strategy, a row a run, and the path of the report."""
+    began = time.monotonic()
+    config, profile = parse_run(argv, program)
+    # Imported after parsing: JAX takes seconds to load, and `--help` or a mistyped flag should not wait for it.
+    from star_jax.environment import configure_jax, configure_logging
+    from star_jax.experiment.runner import run_experiment
+    from star_jax.tracking.console import Progress, print_tables
+    from star_jax.tracking.profiling import profiled
+    from star_jax.tracking.tracker import open_trackers
+
+    configure_logging()
+    configure_jax()
+    progress = Progress()
+    tracking = open_trackers(config.track, progress.log)
+    with profiled(profile, progress.log):
+        summaries = run_experiment(config, progress, began, tracking)
+    print_tables(summaries)
+    # Imported last: drawing is not needed before the first batch.
+    from star_jax.report.page import build_report
+
+    report = build_report(config.output_dir)
+    tracking.report(report)
+    print(f"report: {report}")
+    return 0
+
+
+def command() -> None:
+    """`python -m star_jax.run`."""
+    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.run"), None, WHEN_INTERRUPTED))

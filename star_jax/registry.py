@@ -1,0 +1,207 @@
+"""Names of strategies, tasks, annotators and trackers: built in, from a user's own module, or from entry points.
+
+A name is looked up among what has been registered, then among what the package brings, then among the entry points of
+what is installed. What the package brings is named by its place, so that looking a name up imports that and no more.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from star_jax.errors import ConfigError
+
+
+class Registry:
+    """Values by name.
+
+    Args:
+      kind: what the values are, in the singular, for messages.
+      group: entry points of this group are looked up too.
+      built_in: name -> `module:attribute` of what the package brings.
+
+    Example:
+      >>> colours = Registry("colour", "example.colours", {})
+      >>> colours.register("red", "#f00")
+      >>> colours.get("red")
+      '#f00'
+    """
+
+    def __init__(self, kind: str, group: str, built_in: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.group = group
+        self._built_in = dict(built_in)
+        self._registered: dict[str, Any] = {}
+
+    def register(self, name: str, value: Any) -> None:
+        """Gives `value` a name; registering under the same name again replaces what was registered before.
+
+        Raises:
+          ConfigError: the name is empty, or one that the package itself uses.
+        """
+        if not name or name != name.strip() or any(mark in name for mark in "/\\,:"):
+            raise ConfigError(f"{name!r} is no name for a {self.kind}; use letters, digits and underscores")
+        if name in self._built_in:
+            raise ConfigError(f"there is a {self.kind} {name} that comes with the package; choose another name")
+        self._registered[name] = value
+
+    def names(self) -> list[str]:
+        """Every name there is: the package's own first, in their order, then the others, sorted."""
+        others = {*self._registered, *self._entry_points()} - set(self._built_in)
+        return [*self._built_in, *sorted(others)]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._registered or name in self._built_in or name in self._entry_points()
+
+    def get(self, name: str, where: str | None = None) -> Any:
+        """The value of that name.
+
+        Args:
+          name: of it.
+          where: the setting that has the name, for the message; the kind where None.
+
+        Raises:
+          ConfigError: there is none, and the message lists those there are; or an entry point cannot be loaded.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._built_in:
+            module, _, attribute = self._built_in[name].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        point = self._entry_points().get(name)
+        if point is None:
+            near = difflib.get_close_matches(name, self.names(), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(
+                f"{where or self.kind} names {name}, which does not exist{hint}; choose from {', '.join(self.names())}"
+            )
+        try:
+            value = point.load()
+        except Exception as error:  # whatever an installed package does when it is imported
+            raise ConfigError(
+                f"the {self.kind} {name} of the installed package {_package(point)} cannot be loaded: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        # An entry point may name a module that registers, or the value itself.
+        return self._registered.setdefault(name, value)
+
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+        return {point.name: point for point in metadata.entry_points(group=self.group)}
+
+
+def _package(point: metadata.EntryPoint) -> str:
+    return "it came with" if point.dist is None else point.dist.name
+
+
+_STRATEGIES = "star_jax.acquisition.strategies"
+_TASKS = "star_jax.data.tasks"
+
+STRATEGIES = Registry(
+    "strategy",
+    "star_jax.strategies",
+    {
+        name: f"{_STRATEGIES}:{name}"
+        for name in (
+            *("random", "entropy", "pe", "entropy_subtract", "pe_subtract", "entropy_dynamic", "pe_dynamic"),
+            *("star", "star_constant", "star_reversed", "base_only", "bald", "least_confidence", "margin"),
+        )
+    },
+)
+"""Name -> `acquisition.strategy.Strategy`, or a function of the acquisition settings that makes one."""
+
+TASKS = Registry(
+    "task",
+    "star_jax.tasks",
+    {
+        "gsm8k": f"{_TASKS}.gsm8k:GSM8K",
+        "boolq": f"{_TASKS}.boolq:BOOLQ",
+        "boolq_passage": f"{_TASKS}.boolq:BOOLQ_PASSAGE",
+        "openbookqa": f"{_TASKS}.openbookqa:OPENBOOKQA",
+        "skills": "star_jax.benchmarks.skills.task:SKILLS",
+        "released": f"{_TASKS}.released:RELEASED",
+        "generic": f"{_TASKS}.generic:generic_task",
+    },
+)
+"""Name -> `data.tasks.task.Task`, or a function of the format section and the tokenizer that makes one."""
+
+ANNOTATORS = Registry(
+    "annotator",
+    "star_jax.annotators",
+    {"oracle": "star_jax.annotators.oracle:oracle", "csv": "star_jax.annotators.csv_file:csv_file"},
+)
+"""Name -> function of an `annotators.annotator.AnnotatorContext` that makes an `Annotator`."""
+
+TRACKERS = Registry(
+    "tracker",
+    "star_jax.trackers",
+    {
+        "tensorboard": "star_jax.tracking.tensorboard:TensorBoardTracker",
+        "trackio": "star_jax.tracking.wandb_like:trackio_tracker",
+        "wandb": "star_jax.tracking.wandb_like:wandb_tracker",
+    },
+)
+"""Name -> function without arguments that makes a `tracking.tracker.Tracker`."""
+
+
+def load_plugins(plugins: Iterable[str]) -> None:
+    """Imports modules that register what they bring.
+
+    Args:
+      plugins: paths of Python files, or dotted names of modules that can be imported. A file is imported once a
+        process, whatever the number of times that it is named.
+
+    Raises:
+      ConfigError: there is no such file or module, or it fails when it is imported; the line is named.
+    """
+    for plugin in plugins:
+        _load_file(plugin) if plugin.endswith(".py") or "/" in plugin else _load_module(plugin)
+
+
+def _load_file(plugin: str) -> None:
+    path = Path(plugin).expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"plugins names {plugin}; there is no such file, check the path")
+    name = f"star_jax_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"plugins names {plugin}, which is no Python file; name one that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code runs in there, and can fail in any way
+        del sys.modules[name]
+        raise ConfigError(_failed(plugin, str(path), error)) from error
+
+
+def _load_module(plugin: str) -> None:
+    try:
+        importlib.import_module(plugin)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (plugin == error.name or plugin.startswith(f"{error.name}.")):
+            raise ConfigError(_failed(plugin, plugin, error)) from error
+        raise ConfigError(
+            f"plugins names {plugin}; there is no such module, name a file that ends in .py or install the module"
+        ) from error
+    except Exception as error:  # as in a file
+        raise ConfigError(_failed(plugin, plugin, error)) from error
+
+
+def _failed(plugin: str, path: str, error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return f"{plugin}: {error}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    line = f", line {lines[-1]}" if lines else ""
+    return f"{plugin}{line}: the plug-in cannot be imported: {type(error).__name__}: {error}"
