@@ -63,7 +63,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The adapter: W x + (alpha / rank) B A dropout(x)."""
+    """The adapter: W x + (alpha / rank) B A dropout(x).
+
+    Example:
+      >>> LoraConfig(rank=8, targets=("q_proj", "v_proj")).alpha
+      16.0
+    """
 
     rank: int = 64
     """Inner width r of the two factors."""
@@ -95,7 +100,12 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Fine-tuning of one fresh adapter on everything labelled so far."""
+    """Fine-tuning of one fresh adapter on everything labelled so far.
+
+    Example:
+      >>> TrainingConfig(epochs=1, confidence_penalty=0.1).learning_rate
+      0.00015
+    """
 
     learning_rate: float = 1.5e-4
     """Peak rate of AdamW."""
@@ -170,7 +180,12 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """How the pool is scored."""
+    """How the pool is scored.
+
+    Example:
+      >>> ScoringConfig(mc_samples=5).answers
+      'generated'
+    """
 
     answers: Answers = "generated"
     """What is scored: the model's own greedy response, a closed answer set, or gold (an oracle)."""
@@ -200,7 +215,12 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class AcquisitionConfig:
-    """Overrides of the parts of a strategy; none keeps the strategy's own."""
+    """Overrides of the parts of a strategy; none keeps the strategy's own.
+
+    Example:
+      >>> AcquisitionConfig(schedule="linear", selection="power").power
+      1.0
+    """
 
     reduction: Reduction = "sum"
     """Over the tokens of a response: sum as in the paper, mean or max."""
@@ -282,7 +302,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class FormatConfig:
-    """Prompt and response of data.task generic, from the columns of a row; the other tasks have their own."""
+    """Prompt and response of data.task generic, from the columns of a row; the other tasks have their own.
+
+    Example:
+      >>> FormatConfig(prompt="{{ question }}\\n", answers=("yes", "no")).match
+      'exact'
+    """
 
     prompt: str = "{{ prompt }}\n"
     """Jinja template over the row's columns; row['A name'] is a column whose name is no single word. It should end in a

@@ -101,7 +101,7 @@ Pool = GeneratedPool | CandidatePool | ProposedPool
 
 @dataclass(frozen=True)
 class PoolScores:
-    """dict[str, Array] of a pool, and the answers they were taken on.
+    """Measures of a pool, and the answers they were taken on.
 
     Attributes:
       measures: name -> `N`.

@@ -10,7 +10,7 @@ round, so a run can be taken up after any round and goes on bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -26,7 +26,7 @@ from star_jax.annotators.annotator import Request, collect
 from star_jax.config import ExperimentConfig
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.splits import hold_out
-from star_jax.training.trainer import fit
+from star_jax.training.trainer import FitResult, fit
 
 Array = jax.Array
 
@@ -79,8 +79,9 @@ def choose(
     """
     select_key, score_key, _ = _round_keys(key, state)
     if state.round == 0:
-        return Choice(_initial(select_key, available(state.pool), count=config.loop.initial_labels))
-    return _query(config, strategy, problem, state, (select_key, score_key), observer or Unobserved())
+        return initial(select_key, state, config.loop.initial_labels)
+    query = Query(jnp.asarray(state.round - 1), config.loop.rounds - 1, config.loop.labels_per_round)
+    return score_and_pick(config, strategy, problem, state, (select_key, score_key), query, observer)
 
 
 def learn(
@@ -104,7 +105,7 @@ def learn(
     _, _, train_key = _round_keys(key, state)
     # 1. Labels for what was chosen; what was skipped leaves the pool without one.
     picked = np.asarray(choice.picked)
-    answers = collect(problem.annotator, _requests(problem, choice))
+    answers = collect(problem.annotator, requests_of(problem, choice))
     skipped = np.asarray([answer.skipped for answer in answers], bool)
     # From the host, so that no program of a later round is compiled again for where the scores lie.
     pool = label(state.pool, jnp.asarray(picked), state.round)
@@ -115,11 +116,43 @@ def learn(
     }
     labels = dict(sorted([*state.labels.items(), *bought.items()]))
     # 2. A training on all labels so far.
+    fitted, validation = train(config, problem, labels, train_key, observer)
+    # 3. What the next round needs, and what a person wants to see.
+    scores, base, full, tokens = (None if leaf is None else np.asarray(leaf) for leaf in choice[1:5])
+    info = RoundInfo(
+        picked, len(labels), fitted.loss, scores, base, full, tokens, validation, answers, fitted.step_losses
+    )
+    return LoopState(state.round + 1, pool, labels, fitted.adapter, {**state.base, **choice.base_measures}), info
+
+
+def train(
+    config: ExperimentConfig,
+    problem: Problem,
+    labels: Mapping[int, str],
+    key: Array,
+    observer: Observer | None = None,
+) -> tuple[FitResult, list[Example]]:
+    """Trains a fresh adapter on all labels, but for the share that is held out.
+
+    Args:
+      config: the experiment.
+      problem: pool, model, replay rows.
+      labels: index in the pool -> response.
+      key: PRNG key of the training.
+      observer: told how far it is.
+
+    Returns:
+      The training's result, and the examples that were held out.
+
+    Raises:
+      ConfigError: nothing is left to train on.
+      FloatingPointError: training diverged.
+    """
     examples = [Example(problem.prompts[index], response) for index, response in labels.items()]
     training, validation = hold_out(examples, config.training.validation_fraction)
     with (observer or Unobserved()).phase("train", len(training) * config.training.epochs, "examples") as tick:
         fitted = fit(
-            train_key,
+            key,
             problem.model,
             problem.encoder.examples(training),
             problem.replay,
@@ -129,15 +162,11 @@ def learn(
             start=problem.start,
             on_step=tick,
         )
-    # 3. What the next round needs, and what a person wants to see.
-    scores, base, full, tokens = (None if leaf is None else np.asarray(leaf) for leaf in choice[1:5])
-    info = RoundInfo(
-        picked, len(examples), fitted.loss, scores, base, full, tokens, validation, answers, fitted.step_losses
-    )
-    return LoopState(state.round + 1, pool, labels, fitted.adapter, {**state.base, **choice.base_measures}), info
+    return fitted, validation
 
 
-def _requests(problem: Problem, choice: Choice) -> list[Request]:
+def requests_of(problem: Problem, choice: Choice) -> list[Request]:
+    """What a choice asks to be labelled, first pick first."""
     picked, scores = np.asarray(choice.picked).tolist(), choice.scores
     values = [None] * len(picked) if scores is None else [float(value) for value in np.asarray(scores)[picked]]
     return [
@@ -151,19 +180,37 @@ def _round_keys(key: Array, state: LoopState) -> Array:
     return jax.random.split(jax.random.fold_in(key, state.round), 3)
 
 
-def _query(
+def initial(key: Array, state: LoopState, count: int) -> Choice:
+    """A random choice of `count` unlabelled examples."""
+    return Choice(_initial(key, available(state.pool), count=count))
+
+
+def score_and_pick(
     config: ExperimentConfig,
     strategy: Strategy,
     problem: Problem,
     state: LoopState,
     keys: tuple[Array, Array],
-    observer: Observer,
+    query: Query,
+    observer: Observer | None = None,
 ) -> Choice:
-    """Computes the features that the strategy needs, and picks; nothing is read back before the end."""
+    """Computes the features that the strategy needs, and picks; nothing is read back before the end.
+
+    Args:
+      config: the experiment.
+      strategy: from the registry.
+      problem: pool and model.
+      state: with the adapter of a training.
+      keys: PRNG keys of the selection and of the dropout masks.
+      query: which query this is.
+      observer: told how far the scoring is.
+
+    Raises:
+      ConfigError, ScoreError: as `choose`.
+    """
     select_key, score_key = keys
-    computed = compute_features(config, strategy, problem, state, score_key, observer)
+    computed = compute_features(config, strategy, problem, state, score_key, observer or Unobserved())
     unlabelled = available(state.pool)
-    query = Query(jnp.asarray(state.round - 1), config.loop.rounds - 1, config.loop.labels_per_round)
     features = tuple(computed.arrays[need] for need in strategy.needs)
     picked, scores = select(strategy, select_key, features, unlabelled, query)
     check(strategy, problem.prompts, computed, np.asarray(unlabelled), picked)

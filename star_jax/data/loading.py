@@ -14,7 +14,7 @@ import numpy as np
 
 from star_jax.config import DataConfig, OnBadRow
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.readers import Numbered, Record, base_name, place, read_rows, unit
+from star_jax.data.readers import Numbered, Record, Source, base_name, place, read_rows, unit
 from star_jax.data.tasks.fields import field_names
 from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError, DataError
@@ -90,7 +90,7 @@ def load_pool_and_test(config: DataConfig, task: Task, seed: int) -> LoadedData:
     )
 
 
-def load_examples(task: Task, source: str, split: str, on_bad_row: OnBadRow = "error") -> list[Example]:
+def load_examples(task: Task, source: Source, split: str, on_bad_row: OnBadRow = "error") -> list[Example]:
     """All rows of a source as labelled examples, in the source's order.
 
     An example's id is its row's field `task.id_field`, or else the source's name and the line number. Where
@@ -103,7 +103,32 @@ def load_examples(task: Task, source: str, split: str, on_bad_row: OnBadRow = "e
     return _usable(task, source, split, on_bad_row, _labelled(task)).items
 
 
-def load_prompts(task: Task, source: str, split: str, on_bad_row: OnBadRow = "error") -> list[Prompt]:
+class PoolRows(NamedTuple):
+    """Rows of a pool, some of which may have a response.
+
+    Attributes:
+      prompts: in the source's order.
+      labels: id -> response of those that have one.
+      bad: rows that were left out because they could not be used.
+    """
+
+    prompts: list[Prompt]
+    labels: dict[str, str]
+    bad: int
+
+
+def load_pool(task: Task, source: Source, on_bad_row: OnBadRow = "error") -> PoolRows:
+    """All rows of a source, labelled or not.
+
+    Raises:
+      DataError: as `load_examples`, but a row without a response is fine.
+    """
+    found = _usable(task, source, "train", on_bad_row, lambda prompt, row: (prompt, task.response(row)))
+    labels = {prompt.id: response for prompt, response in found.items if response is not None}
+    return PoolRows([prompt for prompt, _ in found.items], labels, found.bad)
+
+
+def load_prompts(task: Task, source: Source, split: str, on_bad_row: OnBadRow = "error") -> list[Prompt]:
     """All rows of a source as unlabelled prompts, in the source's order; responses, if any, are not looked at.
 
     Raises:
@@ -130,7 +155,7 @@ def _labelled(task: Task) -> Callable[[Prompt, Record], Example]:
 
 
 def _usable(
-    task: Task, source: str, split: str, on_bad_row: OnBadRow, build: Callable[[Prompt, Record], Item]
+    task: Task, source: Source, split: str, on_bad_row: OnBadRow, build: Callable[[Prompt, Record], Item]
 ) -> _Usable[Item]:
     items: list[Item] = []
     lines: dict[str, int] = {}
@@ -169,12 +194,13 @@ def _filled(rows: Numbered) -> Numbered:
         yield number, row | {name: None for name in names if name not in row} if isinstance(row, dict) else row
 
 
-def _report(source: str, shown: Sequence[str], bad: int, good: int) -> None:
+def _report(source: Source, shown: Sequence[str], bad: int, good: int) -> None:
+    named = source if isinstance(source, str) else "the rows"
     if not good:
-        raise DataError(f"{source}: none of its {bad} rows can be used; the first: {shown[0]}")
+        raise DataError(f"{named}: none of its {bad} rows can be used; the first: {shown[0]}")
     more = f"; and {bad - len(shown)} more" if bad > len(shown) else ""
     _log.warning(
-        "%s: %d of %d rows cannot be used and are left out: %s%s", source, bad, bad + good, "; ".join(shown), more
+        "%s: %d of %d rows cannot be used and are left out: %s%s", named, bad, bad + good, "; ".join(shown), more
     )
 
 

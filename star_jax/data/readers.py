@@ -11,7 +11,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,11 @@ LONGEST_CELL = 2**31 - 1
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 
 
-def read_rows(source: str, split: str, *, may_be_empty: bool = False) -> Numbered:
+Source = str | Sequence[Mapping[str, Any]]
+"""Where rows come from: a file's path or a hub name, or rows that are in memory already."""
+
+
+def read_rows(source: Source, split: str, *, may_be_empty: bool = False) -> Numbered:
     """Raw rows with their numbers, counted from 1: lines of a JSONL or CSV file, rows of anything else.
 
     A row that cannot be read comes as the `DataError` that says why, for the caller to raise or to count.
@@ -34,12 +38,16 @@ def read_rows(source: str, split: str, *, may_be_empty: bool = False) -> Numbere
     Args:
       source: a .jsonl, .json (one object a line), .csv or .parquet file, or a hub name,
         `NAME[:CONFIG][@SPLIT]`, such as `openai/gsm8k:main` or `google/boolq@validation`. A `~` is the user's home.
+        Or the rows themselves, a sequence of mappings.
       split: the hub data set's split, unless `source` names one; a file is read whole.
       may_be_empty: whether no row at all is fine.
 
     Raises:
       DataError: no such file or data set, an unknown format, a file that cannot be taken apart into rows, or no row.
     """
+    if not isinstance(source, str):
+        yield from _read_memory(source)
+        return
     path = Path(os.path.expanduser(source))
     reader = _READERS.get(path.suffix.lower())
     if reader is None and path.exists():
@@ -56,21 +64,30 @@ def read_rows(source: str, split: str, *, may_be_empty: bool = False) -> Numbere
         raise DataError(f"{source}: holds no rows; it needs at least one")
 
 
-def base_name(source: str, split: str) -> str:
+def _read_memory(rows: Sequence[Mapping[str, Any]]) -> Numbered:
+    if not rows:
+        raise DataError("there are no rows; give at least one")
+    for number, row in enumerate(rows, start=1):
+        yield number, dict(row) if isinstance(row, Mapping) else _no_object(row)
+
+
+def base_name(source: Source, split: str) -> str:
     """What rows without an id of their own are named after: the file's name, or that of the data set and its split."""
+    if not isinstance(source, str):
+        return "row"
     is_file = Path(source).suffix.lower() in _READERS
     match = None if is_file else _HUB_NAME.fullmatch(source)
     return Path(source).stem if match is None else f"{Path(match['name']).name}-{match['split'] or split}"
 
 
-def unit(source: str) -> str:
+def unit(source: Source) -> str:
     """What the numbers of `read_rows` count: `line` or `row`."""
-    return "line" if Path(source).suffix.lower() in _LINE_FORMATS else "row"
+    return "line" if isinstance(source, str) and Path(source).suffix.lower() in _LINE_FORMATS else "row"
 
 
-def place(source: str, number: int) -> str:
+def place(source: Source, number: int) -> str:
     """Where a row stands, for messages."""
-    return f"{source}, {unit(source)} {number}"
+    return f"{source}, {unit(source)} {number}" if isinstance(source, str) else f"row {number}"
 
 
 # JSONL and CSV are read here and not through `datasets`: it would lose the line numbers, and a malformed row in the

@@ -43,7 +43,7 @@ StoredScores = dict[str, np.ndarray]
 
 
 class BaseScores:
-    """StoredScores of the base model, kept in a folder.
+    """Scores of the base model, kept in a folder.
 
     Args:
       folder: where the files are; made when the first one is written.

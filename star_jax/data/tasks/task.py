@@ -43,6 +43,16 @@ class Task:
       sparse: whether a field that only some rows of a source have is an empty one in the others.
       generate: pool and test set of the task's own, from the data section and the seed, for a configuration that
         names neither; None where files are needed.
+
+    Example:
+      >>> doubling = Task(
+      ...     name="doubling",
+      ...     prompt=lambda row: f"twice {row['number']} is ",
+      ...     response=lambda row: str(2 * row["number"]),
+      ...     parse=lambda text: text.strip() or None,
+      ... )
+      >>> doubling.is_correct(" 8", "8")
+      True
     """
 
     name: str

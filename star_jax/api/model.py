@@ -1,0 +1,135 @@
+"""A model with its tokenizer, and adapters that know which model they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from star_jax.checkpoints.hub import ModelFolder, open_folder
+from star_jax.checkpoints.huggingface import load_model as load_weights
+from star_jax.checkpoints.peft import load_adapter as read_adapter
+from star_jax.checkpoints.peft import save_adapter
+from star_jax.errors import ConfigError
+from star_jax.models.lora import Adapter
+from star_jax.models.transformer import LanguageModel
+from star_jax.parallel.mesh import replicated_sharding
+from star_jax.runs.files import replace_folder_atomic
+
+
+@dataclass(frozen=True)
+class Model:
+    """A frozen base model with its tokenizer.
+
+    Attributes:
+      weights: decoder and parameters, for the functional core.
+      folder: that it is from.
+      tokenizer: of transformers.
+    """
+
+    weights: LanguageModel = field(repr=False)
+    folder: ModelFolder
+    tokenizer: Any = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What it was loaded by."""
+        return self.folder.name
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    quantization: Literal["none", "int8", "nf4"] = "none",
+    max_tokens: int | None = None,
+    ignored_fields: Collection[str] = (),
+) -> Model:
+    """Loads an open-weights model onto every local device.
+
+    Args:
+      path: Hugging Face folder or hub name, or `embedded:skills` for the small model that ships with the package.
+      dtype: of the frozen weights and of products.
+      quantization: of the frozen projections.
+      max_tokens: of a prompt with its response; matters for models with LongRoPE alone, which have two sets of factors.
+      ignored_fields: fields of config.json that are not known here and known to you to be harmless.
+
+    Raises:
+      ConfigError: the folder cannot be used; the file and the field are named.
+
+    Example:
+      >>> import star_jax as sj
+      >>> sj.load_model("embedded:skills").name
+      'embedded:skills'
+    """
+    folder = open_folder(path)
+    tokenizer = folder.tokenizer()
+    weights = load_weights(
+        folder.path,
+        dtype,
+        quantization=quantization,
+        longest=max_tokens,
+        ignored_fields=ignored_fields,
+        placement=lambda name, shape: replicated_sharding(),
+    )
+    return Model(weights, folder, tokenizer)
+
+
+@dataclass(frozen=True)
+class TunedAdapter:
+    """A LoRA adapter, and what its folder has to say besides the weights.
+
+    Attributes:
+      weights: factors and scales, for the functional core.
+      base_model: name of the model that it is for.
+      dropout: that it was trained with.
+      rslora: whether its scale is alpha / √r.
+    """
+
+    weights: Adapter = field(repr=False)
+    base_model: str
+    dropout: float = 0.0
+    rslora: bool = False
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes a PEFT folder, which PEFT, Transformers and vLLM read; one that is there already is replaced.
+
+        Raises:
+          ConfigError: something else is there.
+        """
+        path = Path(folder).expanduser()
+        if path.exists() and not (path / "adapter_config.json").is_file() and (path.is_file() or any(path.iterdir())):
+            raise ConfigError(f"{folder} is there already and holds no adapter; name a folder that is new or empty")
+        replace_folder_atomic(path, self._write)
+        return path
+
+    def _write(self, folder: Path) -> None:
+        save_adapter(self.weights, folder, base_model=self.base_model, dropout=self.dropout, rslora=self.rslora)
+
+
+def load_adapter(folder: str | Path, model: Model) -> TunedAdapter:
+    """Reads a LoRA adapter from a PEFT folder.
+
+    Args:
+      folder: holds adapter_config.json and adapter_model.safetensors.
+      model: that it is for.
+
+    Raises:
+      ConfigError: the folder cannot be read, or its adapter does not fit the model.
+
+    Example:
+      >>> import star_jax as sj
+      >>> from tempfile import mkdtemp
+      >>> model = sj.load_model("embedded:skills")
+      >>> rows = [{"question": "rev 3 1 4 =", "answer": "4 1 3"}]
+      >>> adapter = sj.fit(model, sj.read_pool(rows, "skills"), training=sj.TrainingConfig(epochs=1))
+      >>> path = adapter.save(mkdtemp())
+      >>> sj.load_adapter(path, model).base_model
+      'embedded:skills'
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"{folder} is no folder; name one that holds adapter_config.json")
+    weights, raw = read_adapter(path, model.weights.config)
+    return TunedAdapter(weights, model.name, float(raw.get("lora_dropout", 0.0)), bool(raw.get("use_rslora")))

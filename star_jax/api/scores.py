@@ -1,0 +1,208 @@
+"""Scores of a pool by name, and batches selected by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from star_jax.acquisition.pool_scoring import Sampling, generated_texts
+from star_jax.acquisition.pool_scoring import score_pool as score_batches
+from star_jax.acquisition.strategy import (
+    Embedding,
+    Feature,
+    Measure,
+    Query,
+    check_finite,
+    check_picks,
+    get_strategy,
+)
+from star_jax.acquisition.uncertainty import MEASURES
+from star_jax.active.loop import select
+from star_jax.api.model import Model, TunedAdapter
+from star_jax.api.pool import ExamplePool, OnBatch, TokenLimits, tokenize, unwatched
+from star_jax.config import AcquisitionConfig, DropoutMode
+from star_jax.errors import ConfigError
+from star_jax.inference.features import embed_prompts
+
+
+@dataclass(frozen=True)
+class Scores(Mapping[str, np.ndarray]):
+    """Uncertainty measures of a pool by name, each `N` float32, as a mapping: `scores["token_entropy"]`.
+
+    Attributes:
+      ids: names of the N examples, in order.
+      responses: text that each example was scored on.
+      measures: of the model with its adapter, or of the base model where there is none.
+      base: measures of the base model; the same where there is no adapter.
+      samples: whether the measures are averages over Monte-Carlo dropout samples.
+      embeddings: vectors that were asked for, `N×D`.
+    """
+
+    ids: Sequence[str] = field(repr=False)
+    responses: Sequence[str] = field(repr=False)
+    measures: Mapping[str, np.ndarray] = field(repr=False)
+    base: Mapping[str, np.ndarray] = field(repr=False)
+    samples: bool = False
+    embeddings: Mapping[Embedding, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.measures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.measures)
+
+    def __len__(self) -> int:
+        return len(self.measures)
+
+    def to_pandas(self) -> Any:
+        """A data frame: a row an example, its id as the index, the response and every measure."""
+        import pandas
+
+        columns = {"response": list(self.responses)} | {name: np.asarray(self[name]) for name in self}
+        return pandas.DataFrame(columns, index=pandas.Index(list(self.ids), name="id"))
+
+
+def score_pool(
+    model: Model,
+    pool: ExamplePool,
+    adapter: TunedAdapter | None = None,
+    *,
+    mc_samples: int = 1,
+    dropout: DropoutMode = "shared",
+    embeddings: Sequence[Embedding] = (),
+    limits: TokenLimits | None = None,
+    batch_size: int = 16,
+    key: int = 0,
+    on_batch: OnBatch = unwatched,
+) -> Scores:
+    """How uncertain a model is about each example; labels, where there are some, are not looked at.
+
+    A closed answer set is scored exactly, as a distribution over the answers; else the model's own greedy answer is.
+
+    Args:
+      model: the base model.
+      pool: examples.
+      adapter: a LoRA on top; the base model alone where None.
+      mc_samples: Monte-Carlo dropout passes over the adapter; 1 is a single pass without dropout.
+      dropout: masks of the passes: one a pass (`shared`), one an example (`tied`), or one a token (`per_token`).
+      embeddings: vectors that are wanted besides the measures.
+      limits: of tokens.
+      batch_size: prompts that a device scores at once.
+      key: seed of the dropout masks.
+      on_batch: told the number of examples of each batch.
+
+    Raises:
+      ConfigError: samples without an adapter, or with one that was trained without dropout.
+      ScoreError: a score is not finite; the examples are named.
+
+    Example:
+      >>> import star_jax as sj
+      >>> rows = [{"question": "rev 3 1 4 ="}, {"question": "desc 2 7 5 ="}]
+      >>> scores = sj.score_pool(sj.load_model("embedded:skills"), sj.read_pool(rows, "skills"))
+      >>> scores.responses[0]
+      '4 1 3'
+      >>> bool(scores["token_entropy"][1] > scores["token_entropy"][0])
+      True
+    """
+    sampling = None
+    if mc_samples > 1:
+        if adapter is None:
+            raise ConfigError(
+                f"mc_samples is {mc_samples} and there is no adapter: dropout acts on the adapter's input, and without "
+                "one all passes are the same; pass adapter=, or leave mc_samples out"
+            )
+        sampling = Sampling(mc_samples, adapter.dropout, dropout)
+    tokens = tokenize(model, pool, limits, batch_size)
+    batches, names = tokens.batches(pool), pool.ids
+    weights = None if adapter is None else adapter.weights
+    found = score_batches(
+        model.weights, weights, batches, key=jax.random.key(key), sampling=sampling, on_batch=on_batch
+    )
+    of_base = found if adapter is None else score_batches(model.weights, None, batches, on_batch=on_batch)
+    for scored in (found, of_base):
+        check_finite(scored.measures["token_entropy"], names)
+    if tokens.answers == "candidates":
+        assert pool.task.candidates is not None
+        assert found.responses is not None
+        responses = [pool.task.candidates[choice].strip() for choice in np.asarray(found.responses)]
+    else:
+        responses = generated_texts(found, tokens.encoder)
+    vectors = {
+        wanted: np.asarray(
+            embed_prompts(
+                model.weights,
+                weights if wanted.model == "full" else None,
+                tokens.prompts,
+                tokens.shapes.prompts,
+                wanted.pooling,
+                projection=wanted.projection,
+                on_batch=on_batch,
+            )
+        )
+        for wanted in embeddings
+    }
+    measures, base = ({name: np.asarray(one.measures[name]) for name in MEASURES} for one in (found, of_base))
+    return Scores(names, responses, measures, base, sampling is not None, vectors)
+
+
+def select_batch(
+    scores: Scores,
+    *,
+    count: int,
+    strategy: str = "star",
+    query: int = 0,
+    queries: int = 9,
+    labelled: Sequence[str] = (),
+    key: int = 0,
+    acquisition: AcquisitionConfig | None = None,
+) -> list[str]:
+    """The examples to label next.
+
+    Args:
+      scores: of the pool, from `score_pool`.
+      count: how many.
+      strategy: name of a strategy, the package's own or a registered one.
+      query: t, the number of queries made before; the weight of the base model falls with it.
+      queries: T, how many there will be; read by the schedules `linear` and `cosine`.
+      labelled: ids that are not to be picked, because they have a label already.
+      key: seed of what is left to chance.
+      acquisition: parts of the strategy to replace.
+
+    Returns:
+      Ids, the first pick first.
+
+    Raises:
+      ConfigError: there is no such strategy, it needs what was not scored, or there are fewer unlabelled examples.
+
+    Example:
+      >>> import star_jax as sj
+      >>> rows = [{"question": "rev 3 1 4 ="}, {"question": "desc 2 7 5 ="}]
+      >>> scores = sj.score_pool(sj.load_model("embedded:skills"), sj.read_pool(rows, "skills"))
+      >>> sj.select_batch(scores, strategy="entropy", count=1)
+      ['row-000002']
+    """
+    chosen = get_strategy(strategy, acquisition)
+    taken = set(labelled)
+    unlabelled = np.asarray([name not in taken for name in scores.ids])
+    if not 1 <= count <= unlabelled.sum():
+        raise ConfigError(f"count is {count} and {unlabelled.sum()} examples are unlabelled; ask for 1 to that many")
+    features = tuple(jnp.asarray(_feature(need, scores, strategy)) for need in chosen.needs)
+    indices, _ = select(
+        chosen, jax.random.key(key), features, jnp.asarray(unlabelled), Query(jnp.asarray(query), queries, count)
+    )
+    picked = np.asarray(indices)
+    check_picks(chosen, picked, unlabelled)
+    return [scores.ids[place] for place in picked.tolist()]
+
+
+def _feature(need: Feature, scores: Scores, strategy: str) -> np.ndarray:
+    if isinstance(need, Measure):
+        return scores.base[need.name] if need.model == "base" else scores.measures[need.name]
+    if need not in scores.embeddings:
+        raise ConfigError(f"strategy {strategy} needs {need}; pass embeddings=[...] with it to score_pool")
+    return scores.embeddings[need]
