@@ -1,4 +1,4 @@
-"""What all tests share: the CPU, fresh seeds that are told when a test fails, and a tiny model of random weights."""
+"""What all tests share: the CPU, seeds that their names give, and a tiny model of random weights."""
 
 import os
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import seeds
 from random_models import random_adapter, random_model
 
 from star_jax.models.dropout import Dropout
@@ -16,6 +17,7 @@ from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.models.rotary import Rope
 from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.registry import ANNOTATORS, STRATEGIES, TASKS, TRACKERS
 
 # In the environment too, for the commands that tests start as processes of their own.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -31,20 +33,31 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole runs come first, so that no worker is left with a long one at the end."""
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+    first = {Path(__file__).parent, Path(__file__).parent / "cli"}
+    items.sort(key=lambda item: item.path.parent not in first)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seed", type=int, help="seed of all random inputs, to repeat a failure; fresh ones by default")
+    seeds.add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Before the plugin of Hypothesis looks at its seed."""
+    seeds.configure(config)
 
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """A fresh seed; pytest shows the printed line where the test fails."""
-    given = request.config.getoption("--seed")
-    value = int.from_bytes(os.urandom(4), "big") if given is None else given
-    print(f"repeat with: pytest {request.node.nodeid} --seed {value}")
-    return value
+    """Pinned by the test's name; `--fuzz` and `--seed` give another one."""
+    return seeds.seed_of(request)
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets at the end what a test has registered."""
+    for registry in (STRATEGIES, TASKS, ANNOTATORS, TRACKERS):
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
 @pytest.fixture

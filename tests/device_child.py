@@ -16,7 +16,6 @@ import numpy as np
 from star_jax.acquisition.pool_scoring import (
     BatchSizes,
     Pool,
-    PoolShapes,
     Sampling,
     candidate_pool,
     generated_pool,
@@ -38,6 +37,7 @@ from star_jax.config import (
     TrainingConfig,
 )
 from star_jax.data.batching import Shape
+from star_jax.data.bucketing import Shapes
 from star_jax.data.tasks import get_task
 from star_jax.data.tokenization import Encoder, Limits
 from star_jax.experiment import runner as experiment
@@ -50,7 +50,7 @@ POOL = 50
 
 SIZES = BatchSizes(prompts=6, sequences=4)
 LIMITS = Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
-SHAPES = PoolShapes(
+SHAPES = Shapes(
     prompts=(Shape(SIZES.prompts, LIMITS.prompt, 5 * LIMITS.prompt),),
     sequences=(Shape(SIZES.sequences, LIMITS.prompt + LIMITS.response, 4 * LIMITS.prompt),),
 )

@@ -2,10 +2,10 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import pytest
+from seeds import seed_of
 
 from star_jax import run, score
 from star_jax.acquisition import pool_scoring
@@ -35,10 +35,9 @@ def write(path, examples, labelled):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
-    seed = int.from_bytes(os.urandom(2))
-    print(f"pool seed {seed}")
+    seed = seed_of(request)
     pool = skills.pool_examples("R1", seed, 24)
     write(folder / "pool.csv", pool, 24)
     write(folder / "open.csv", pool, 15)

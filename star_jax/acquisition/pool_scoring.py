@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.uncertainty import sequence_measures
-from star_jax.config import DropoutMode
 from star_jax.data.batching import Batch, Shape, grouped_batches, prompt_batches, sequence_batches
 from star_jax.data.bucketing import Shapes, budget_shapes, prompt_shapes
 from star_jax.data.examples import Prompt
 from star_jax.data.tokenization import Encoder, TokenizedExample
 from star_jax.inference.batched import map_batches
-from star_jax.inference.generation import generate
-from star_jax.inference.mc_dropout import mc_score_responses
+from star_jax.inference.generation import PromptBatch, Stop, generate
+from star_jax.inference.mc_dropout import Sampling, mc_score_responses, sample_keys
 from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
 from star_jax.models.lora import Adapter
 from star_jax.models.merged import merge_adapter
@@ -39,14 +38,6 @@ Array = jax.Array
 PROMPT_SHAPES, SEQUENCE_SHAPES, CANDIDATE_SHAPES = 2, 2, 2
 """Shapes of batches of prompts, of prompts with a response, and of prompts with all candidates: each is a program more
 to compile for every kind of pass over them, and leaves less padding."""
-
-
-class Sampling(NamedTuple):
-    """Monte-Carlo dropout of a scoring pass: K samples at a rate; masks shared by all, tied to a row, or per token."""
-
-    samples: int
-    rate: float
-    mode: DropoutMode
 
 
 class BatchSizes(NamedTuple):
@@ -291,17 +282,8 @@ def _answer(
     def answer(shared: Any, rows: Any) -> tuple[dict[str, Array], Array, Array]:
         model, adapter = shared
         prompts, lengths, row_mask = rows
-        written = generate(
-            model,
-            adapter,
-            prompts,
-            lengths,
-            capacity=capacity,
-            width=width,
-            eos_id=end_ids,
-            row_mask=row_mask,
-            scored=True,
-        )
+        batch = PromptBatch(prompts, lengths, row_mask)
+        written = generate(model, adapter, batch, Stop(width, end_ids), capacity=capacity, scored=True)
         assert written.statistics is not None
         mask = jnp.arange(width)[None] < written.lengths[:, None]
         return sequence_measures(written.statistics, mask), written.tokens, written.lengths
@@ -330,4 +312,4 @@ def _statistics(shared: Any, rows: Any, capacity: int, sampling: Sampling | None
     (model, adapter, key), (inputs, index) = shared, rows
     if sampling is None or adapter is None:
         return score_responses(model, adapter, inputs, capacity)
-    return mc_score_responses(model, adapter, inputs, capacity, key=key, index=index, **sampling._asdict())
+    return mc_score_responses(model, adapter, inputs, sample_keys(key, index, sampling), sampling, capacity)

@@ -29,6 +29,6 @@ def check_has_released_form(strategy: str, scale: str, asked: str | None) -> Non
     """
     if asked == RELEASED:
         raise ConfigError(
-            f"strategy {strategy} blends on a {scale} scale, which the released code does not have; set "
-            "acquisition.arithmetic to standard, or choose entropy_dynamic or pe_dynamic"
+            f"strategy {strategy} blends on a {scale} scale, which the released code does not have; leave out "
+            "acquisition.normaliser released (formerly acquisition.arithmetic), or choose entropy_dynamic or pe_dynamic"
         )

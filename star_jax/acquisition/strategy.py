@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 
 from star_jax.acquisition.uncertainty import MEASURES
@@ -122,7 +123,7 @@ class PoolFeatures:
         return self.unlabelled.shape[0]
 
 
-@dataclass(frozen=True)
+@struct.dataclass
 class Query:
     """Which query this is.
 
@@ -133,8 +134,8 @@ class Query:
     """
 
     index: Array | int
-    total: int
-    count: int
+    total: int = struct.field(pytree_node=False)
+    count: int = struct.field(pytree_node=False)
 
 
 class Picks(NamedTuple):
@@ -256,7 +257,9 @@ def pick(
         raise ValueError(f"strategy {strategy.name} needs {len(strategy.needs)} features, not {len(features)}")
     pool = PoolFeatures(unlabelled, dict(zip(strategy.needs, features, strict=True)))
     found = strategy.pick(key, pool, query)
-    indices, scores = found if isinstance(found, tuple) else (found, None)
+    if found is None:
+        raise ConfigError(f"strategy {strategy.name} returned nothing; it must return {query.count} indices, or Picks")
+    indices, scores = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     indices = jnp.asarray(indices)
     if indices.shape != (query.count,) or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ConfigError(

@@ -11,15 +11,16 @@ from scipy import stats
 from star_jax.acquisition.dynamic import (
     NORMALISERS,
     SCHEDULES,
+    ReversedSchedule,
     blend,
     cosine_schedule,
     linear_schedule,
-    released_dynamic,
     released_schedule,
-    released_subtract,
-    reversed_schedule,
     subtract,
 )
+from star_jax.acquisition.scores import Blend, Difference, Scaled, Value
+from star_jax.acquisition.strategies import SCALES
+from star_jax.acquisition.strategy import Measure, PoolFeatures, Query
 
 
 def pool(seed: int, size: int = 40, share: float = 0.6):
@@ -60,7 +61,7 @@ def test_schedules_have_the_values_they_say() -> None:
 
 def test_reversed_schedule_runs_backwards() -> None:
     forwards = [float(released_schedule(t, 9)) for t in range(9)]
-    backwards = [float(reversed_schedule(released_schedule)(t, 9)) for t in range(9)]
+    backwards = [float(ReversedSchedule(released_schedule)(t, 9)) for t in range(9)]
     assert backwards == forwards[::-1]
 
 
@@ -120,14 +121,17 @@ def test_released_arithmetic_scales_the_base_alone(seed: int, x64: bool) -> None
     available = rng.random(48) < 0.8
     scaled = np.zeros(48)
     scaled[available] = reference("minmax", base[available])
+    measures = Measure("token_entropy", "base"), Measure("token_entropy")
+    scores = tuple(Scaled(scale, Value(need)) for scale, need in zip(SCALES["released"], measures, strict=True))
     with jax.enable_x64(x64):
-        arrays = jnp.asarray(base), jnp.asarray(full), jnp.asarray(available)
+        arrays = dict(zip(measures, (jnp.asarray(base), jnp.asarray(full)), strict=True))
+        features = PoolFeatures(jnp.asarray(available), arrays)
         for t in range(9):
             lam = 1 - 0.1 * (t + 1)
-            got = np.asarray(released_dynamic(released_schedule(t, 9), *arrays))
+            got = np.asarray(Blend(released_schedule, *scores)(features, Query(t, 9, 1)))
             assert got.dtype == dtype
             want = lam * scaled + (1 - lam) * full.astype(np.float64)
             np.testing.assert_allclose(got[available], want[available], rtol=tolerance)
             assert (np.argsort(-got[available]) == np.argsort(-want[available])).all()
-        got = np.asarray(released_subtract(*arrays))
+        got = np.asarray(Difference(*scores)(features, Query(0, 9, 1)))
         np.testing.assert_allclose(got[available], (full - scaled)[available], rtol=tolerance)

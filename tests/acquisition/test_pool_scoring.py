@@ -14,7 +14,6 @@ from star_jax.acquisition import pool_scoring
 from star_jax.acquisition.pool_scoring import (
     BatchSizes,
     PoolScores,
-    PoolShapes,
     Sampling,
     candidate_pool,
     check_candidates,
@@ -27,11 +26,12 @@ from star_jax.acquisition.pool_scoring import (
 )
 from star_jax.acquisition.uncertainty import MEASURES, sequence_measures
 from star_jax.data.batching import Shape, make_batch, sequence_batches
+from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
 from star_jax.errors import ConfigError, DataError
-from star_jax.inference.mc_dropout import mc_score_responses
+from star_jax.inference.mc_dropout import mc_score_responses, sample_keys
 from star_jax.inference.scoring import score_responses
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs
@@ -42,7 +42,7 @@ CANDIDATES = (" a", " b c", " d e")
 SIZE = 11
 MODES = ("shared", "tied", "per_token")
 SAMPLING = Sampling(3, 0.3, "tied")
-SHAPES = PoolShapes((Shape(4, 3, 12), Shape(4, 8, 32)), (Shape(4, 7, 24), Shape(4, 12, 44)))
+SHAPES = Shapes((Shape(4, 3, 12), Shape(4, 8, 32)), (Shape(4, 7, 24), Shape(4, 12, 44)))
 BATCH_SIZE = 4
 SHAPE = TransformerConfig(
     vocab_size=len(WORDS),
@@ -312,7 +312,7 @@ def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short,
 
 @SAMPLED
 def test_scores_do_not_depend_on_the_shapes(model, adapter, build, kind, mode):
-    pool, other = build(kind), build(kind, shapes=PoolShapes((Shape(6, 10, 50),), (Shape(5, 13, 61),)), batch_size=6)
+    pool, other = build(kind), build(kind, shapes=Shapes((Shape(6, 10, 50),), (Shape(5, 13, 61),)), batch_size=6)
     assert {batch.tokens.shape for batch in pool.batches} - {batch.tokens.shape for batch in other.batches}
     for options in ({}, {"key": jax.random.key(1), "sampling": SAMPLING._replace(mode=mode)}):
         assert_close(score_pool(model, adapter, other, **options), score_pool(model, adapter, pool, **options))
@@ -323,10 +323,12 @@ def test_samples_are_drawn_as_asked_for(model, adapter, build, short, mode):
     """Number, rate, mode, key and the example's place in the pool all reach the sampler."""
     pool, key = build("proposed", short), jax.random.key(6)
     scores = score_pool(model, adapter, pool, key=key, sampling=SAMPLING._replace(mode=mode))
-    sample = jax.jit(mc_score_responses, static_argnames=("samples", "rate", "mode"))
+    sampling = SAMPLING._replace(mode=mode)
+    sample = jax.jit(mc_score_responses, static_argnames=("sampling",))
     for batch in pool.batches:
         inputs = SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths)
-        statistics, mask = sample(model, adapter, inputs, key=key, index=batch.index, samples=3, rate=0.3, mode=mode)
+        keys = sample_keys(key, batch.index, sampling)
+        statistics, mask = sample(model, adapter, inputs, keys, sampling=sampling)
         for name, values in sequence_measures(statistics, mask).items():
             got = scores.measures[name][batch.index[batch.row_mask]]
             np.testing.assert_allclose(got, values[batch.row_mask], rtol=1e-4, atol=1e-5, err_msg=name)

@@ -1,7 +1,6 @@
 """The command as a person uses it: whole runs on a tiny pool of the embedded benchmark."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
+from seeds import seed_of
 
 from star_jax import run
 from star_jax.benchmarks.skills import generator as skills
@@ -46,10 +46,10 @@ def write_rows(path, examples):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(request, tmp_path_factory):
     """A config, a pool, a test file and a few replay rows. Programs are optimised and kept, as they are for a person.
 
-    DropoutMask in a folder of their own, from which the processes that are started here read them.
+    Kept in a folder of their own, from which the processes that are started here read them.
     """
     folder = tmp_path_factory.mktemp("run")
     names = ("jax_disable_most_optimizations", "jax_enable_compilation_cache", "jax_compilation_cache_dir")
@@ -64,8 +64,7 @@ def workplace(tmp_path_factory):
     configure_jax()
     compilation_cache.reset_cache()  # Whether there is one is looked up once, for the first program.
     (folder / "tiny.yaml").write_text(CONFIG.replace("FEW_ROWS", str(folder / "replay.jsonl")))
-    seed = int.from_bytes(os.urandom(2))
-    print(f"pool seed {seed}")
+    seed = seed_of(request)
     write_rows(folder / "pool.jsonl", skills.pool_examples("R1", seed, 120))
     write_rows(folder / "test.jsonl", skills.test_examples())
     replay = (resolve_folder("embedded:skills") / "replay.jsonl").read_text().splitlines(keepends=True)

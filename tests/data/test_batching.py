@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_jax.data.batching import Batch, Shape, grouped_batches, pack, prompt_batches, sequence_batches
+from star_jax.data.batching import Batch, Shape, grouped_batches, make_batch, prompt_batches, sequence_batches
 from star_jax.data.tokenization import TokenizedExample
 
 LONGEST = 40
@@ -158,7 +158,7 @@ def test_packed_rows_are_dealt_out_from_the_longest_down(shapes, data, devices, 
     whole = Shape(4, LONGEST, 4 * LONGEST)
     lengths = data.draw(st.lists(st.integers(1, LONGEST), min_size=1, max_size=4 * devices))
     rows, names = draw_rows(seed, lengths), np.random.default_rng(seed).permutation(1000)[: len(lengths)]
-    batch = pack(rows, names, (*shapes, whole), devices)
+    batch = make_batch(rows, names, (*shapes, whole), devices)
     hands: list[list[int]] = [[] for _ in range(devices)]
     for number in longest_first(lengths):
         free = [hand for hand in hands if len(hand) < -(-len(lengths) // devices)]
@@ -184,12 +184,14 @@ def test_what_fits_no_shape_is_an_error_that_names_the_sizes():
         ],
         "3 rows of 21 tokens, the longest of 11": [
             lambda: list(grouped_batches(rows, 3, shapes)),
-            lambda: pack(rows, [0, 1, 2], shapes),
+            lambda: make_batch(rows, [0, 1, 2], shapes),
         ],
         # Each row fits, but not together: too many tokens, too many rows, on the fuller of two devices.
-        "3 rows of 24 tokens, the longest of 8": [lambda: pack([full_row(8)] * 3, [0, 1, 2], shapes)],
-        "5 rows of 5 tokens, the longest of 1": [lambda: pack([full_row(1)] * 5, range(5), shapes)],
-        "2 rows of 16 tokens, the longest of 9": [lambda: pack([full_row(9), *[full_row(8)] * 2], range(3), shapes, 2)],
+        "3 rows of 24 tokens, the longest of 8": [lambda: make_batch([full_row(8)] * 3, [0, 1, 2], shapes)],
+        "5 rows of 5 tokens, the longest of 1": [lambda: make_batch([full_row(1)] * 5, range(5), shapes)],
+        "2 rows of 16 tokens, the longest of 9": [
+            lambda: make_batch([full_row(9), *[full_row(8)] * 2], range(3), shapes, 2)
+        ],
         "2 rows of 18 tokens, the longest of 9": [lambda: list(grouped_batches([full_row(9)] * 2, 2, shapes, 4))],
         "4 rows of 16 tokens, the longest of 4": [lambda: list(grouped_batches([full_row(4)] * 4, 4, shapes))],
     }

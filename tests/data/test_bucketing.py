@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from star_jax.acquisition import pool_scoring
 from star_jax.acquisition.pool_scoring import BatchSizes, candidate_pool, choose_shapes
 from star_jax.config import TrainingConfig
-from star_jax.data.batching import Batch, Shape, grouped_batches, pack, sequence_batches
-from star_jax.data.bucketing import budget_shapes, choose_sizes, prompt_shapes, random_steps, step_shapes
+from star_jax.data.batching import Batch, Shape, grouped_batches, make_batch, sequence_batches
+from star_jax.data.bucketing import Shapes, budget_shapes, choose_sizes, prompt_shapes, random_steps, step_shapes
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.training import trainer
 
@@ -220,10 +220,10 @@ def test_steps_hold_whatever_comes(lengths, rows, most, devices):
     assert 1 <= len(set(shapes)) == len(shapes) <= most + 1
     assert all(shape.rows == -(-rows // devices) for shape in shapes)
     for step in [*steps, later[:rows], [longest] * rows, [longest], [1], [1] * rows]:
-        batch = pack(rows_of(step), range(len(step)), shapes, devices)
+        batch = make_batch(rows_of(step), range(len(step)), shapes, devices)
         assert tokens_of([batch]) == sum(step)
     for step in steps:  # What is like the steps before needs no shape of rows that are all of the longest.
-        held = pack(rows_of(step), range(rows), shapes[:most], devices)
+        held = make_batch(rows_of(step), range(rows), shapes[:most], devices)
         fullest = held.lengths.reshape(devices, -1).sum(axis=1).max()
         assert held.capacity == min(shape.capacity for shape in shapes if shape.capacity >= fullest)
 
@@ -244,7 +244,7 @@ def test_nothing_known():
     assert budget_shapes([], 16, 2, 70) == (Shape(16, 70, 1120),)
     assert step_shapes([], 8, 3, 70) == (Shape(8, 70, 560),)
     shapes = choose_shapes([7], [], 12, BatchSizes(4, 3))
-    assert shapes == ((Shape(1, 7, 7),), (Shape(3, 12, 36),))
+    assert shapes == Shapes((Shape(1, 7, 7),), (Shape(3, 12, 36),), ())
 
 
 def test_a_last_batch_of_few_rows_does_not_hold_later_ones_down():
@@ -269,7 +269,7 @@ def test_training_steps_on_any_number_of_devices(monkeypatch, devices, batch_siz
         assert len(shapes) <= trainer.STEP_SHAPES + 1
         steps = [rng.integers(1, 201, rng.integers(1, size + 1)).tolist() for _ in range(30)]
         for step in [*steps, [200] * size, [1]]:
-            batch = pack(rows_of(step), range(len(step)), shapes, devices)
+            batch = make_batch(rows_of(step), range(len(step)), shapes, devices)
             assert tokens_of([batch]) == sum(step)
             assert len(batch.tokens) == devices * -(-size // devices)
 
@@ -284,7 +284,7 @@ def test_each_shape_of_steps_is_used_on_many_devices(monkeypatch):
         used = []
         for seed in range(400):
             chosen = np.random.default_rng(seed).choice(300, 8)
-            used.append(pack([rows[i] for i in chosen], range(8), shapes, devices).capacity)
+            used.append(make_batch([rows[i] for i in chosen], range(8), shapes, devices).capacity)
         for shape in shapes[: trainer.STEP_SHAPES]:
             assert used.count(shape.capacity) > 20
 
@@ -370,7 +370,7 @@ def test_padding_of_real_steps(gsm8k, devices, share):
     for _ in range(5):
         order = rng.permutation(len(lengths))
         for start in range(0, len(order), 8):
-            batch = pack([rows[i] for i in order[start : start + 8]], range(8), shapes, devices)
+            batch = make_batch([rows[i] for i in order[start : start + 8]], range(8), shapes, devices)
             capacity, tokens = capacity + devices * batch.capacity, tokens + int(batch.lengths.sum())
     assert tokens == 5 * sum(lengths)
     assert 1 - tokens / capacity < share

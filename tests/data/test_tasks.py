@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star_jax.data.examples import Prompt
-from star_jax.data.tasks import TASKS, get_task
+from star_jax.data.tasks import get_task
 from star_jax.data.tasks.boolq import BOOLQ, BOOLQ_PASSAGE
 from star_jax.data.tasks.gsm8k import GSM8K
 from star_jax.data.tasks.openbookqa import OPENBOOKQA
 from star_jax.data.tasks.released import RELEASED
 from star_jax.errors import ConfigError, DataError
+from star_jax.registry import TASKS
 
 GSM8K_ROW = {
     "question": "Tom packs 48 pens, half of them on Monday. How many are left?",
@@ -48,9 +49,10 @@ ROWS = [
 
 
 def test_registry_finds_each_task_by_its_name():
-    assert set(TASKS) == {"gsm8k", "boolq", "boolq_passage", "openbookqa", "skills", "released"}
-    assert all(get_task(name).name == name for name in TASKS)
-    with pytest.raises(ConfigError, match=r"data\.task is 'obqa'; choose from gsm8k, boolq, boolq_passage, openbookqa"):
+    assert TASKS.names() == ["gsm8k", "boolq", "boolq_passage", "openbookqa", "skills", "released", "generic"]
+    assert all(get_task(name).name == name for name in TASKS.names())
+    said = r"data\.task names obqa, which does not exist; choose from gsm8k, boolq, boolq_passage, openbookqa, skills, "
+    with pytest.raises(ConfigError, match=said):
         get_task("obqa")
 
 

@@ -27,13 +27,13 @@ def judged():
     tokens = tokenize_examples(encoder, examples)
     lengths = [len(row.tokens) for row in tokens.rows]
     shapes = choose_shapes([*map(len, tokens.prompts)], lengths, max(lengths), BatchSizes(64, 32))
-    test = prepare_test_set(encoder, tokens, shapes)
+    test = prepare_test_set(task, encoder, tokens, shapes)
     base = np.asarray(score_pool(model, None, test.prompts).measures[UNCERTAINTY])
     config, done = EvaluationConfig(), []
-    plain = evaluate(model, None, test, task, encoder, config, base=base, on_batch=done.append)
+    plain = evaluate(model, None, test, config, base=base, on_batch=done.append)
     assert sum(done) == PASSES * len(examples)
     fresh = init_adapter(jax.random.key(0), model.params, LoraConfig(rank=2, targets=("v_proj",)))
-    adapted = evaluate(model, fresh, test, task, encoder, config, base=base)
+    adapted = evaluate(model, fresh, test, config, base=base)
     return examples, plain, adapted
 
 

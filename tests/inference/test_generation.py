@@ -10,13 +10,21 @@ import pytest
 from random_models import random_model
 
 from star_jax.inference import generation
-from star_jax.inference.generation import generate
+from star_jax.inference.generation import PromptBatch, Stop
+from star_jax.inference.generation import generate as generate_batch
 from star_jax.inference.scoring import TokenStatistics, score_responses
 from star_jax.models.merged import merge_adapter
 from star_jax.models.sequences import SequenceInputs
 
 WIDTH, LENGTHS = 6, (5, 1, 3, 4, 2)
 NEVER = 99
+
+
+def generate(model, adapter, tokens, lengths, *, width, eos_id, row_mask=None, **options):
+    """`generate` with everything by name, for `jit`."""
+    return generate_batch(model, adapter, PromptBatch(tokens, lengths, row_mask), Stop(width, eos_id), **options)
+
+
 run = jax.jit(generate, static_argnames=("capacity", "width", "scored"))
 
 
@@ -128,8 +136,8 @@ def test_no_step_is_taken_that_no_row_waits_for(small_model, small_adapter, nump
         jax.debug.callback(lambda: seen.append(1))
         return step(*arguments)
 
-    step = generation.step
-    monkeypatch.setattr(generation, "step", counted)
+    step = generation.decode_step
+    monkeypatch.setattr(generation, "decode_step", counted)
     fresh = jax.jit(partial(generate, width=WIDTH, eos_id=eos_id))  # a function of its own, that is traced again
     _, lengths, _ = fresh(small_model, small_adapter, prompts, np.array(LENGTHS), row_mask=np.isin(np.arange(5), real))
     jax.effects_barrier()
@@ -166,8 +174,8 @@ def test_rows_that_go_on_are_moved_to_a_smaller_batch_as_soon_as_they_fit(
         jax.debug.callback(lambda: seen.append(len(tokens)))
         return step(model, layers, tokens, *rest)
 
-    step = generation.step
-    monkeypatch.setattr(generation, "step", counted)
+    step = generation.decode_step
+    monkeypatch.setattr(generation, "decode_step", counted)
     halve_whatever_can_be(monkeypatch)
     fresh = jax.jit(partial(generate, width=WIDTH, eos_id=ends))  # a function of its own, that is traced again
     tokens, lengths, _ = fresh(small_model, small_adapter, prompts, np.array(LENGTHS))

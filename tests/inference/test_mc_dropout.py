@@ -10,7 +10,7 @@ import pytest
 from random_models import PROJECTIONS
 
 from star_jax.errors import ConfigError
-from star_jax.inference.mc_dropout import mc_score_responses
+from star_jax.inference.mc_dropout import Sampling, mc_score_responses, sample_keys
 from star_jax.inference.scoring import TokenStatistics, score_responses, statistics_of
 from star_jax.models.dropout import Dropout, draw_mask, row_keys
 from star_jax.models.lm_head import output_head
@@ -27,16 +27,15 @@ READ_BY = {
 }
 """Projection -> the name under which the mask of its input is drawn."""
 
-mc_score = jax.jit(mc_score_responses, static_argnames=("capacity", "samples", "rate", "mode"))
+mc_score = jax.jit(mc_score_responses, static_argnames=("capacity", "sampling"))
 score = jax.jit(score_responses)
 
 
 def sampled(model, adapter, inputs, *, key: int = 0, index=None, mode: str = "tied", capacity: int | None = None):
     index = np.arange(len(inputs.lengths)) if index is None else np.asarray(index)
-    return mc_score(
-        model, adapter, inputs, capacity=capacity, key=jax.random.key(key), index=index,
-        samples=SAMPLES, rate=RATE, mode=mode,
-    )  # fmt: skip
+    sampling = Sampling(SAMPLES, RATE, mode)
+    keys = sample_keys(jax.random.key(key), index, sampling)
+    return mc_score(model, adapter, inputs, keys, sampling=sampling, capacity=capacity)
 
 
 def dropout_of(key, index, mode: str) -> Dropout:
@@ -85,11 +84,9 @@ def test_variance_over_samples_is_exactly_0_without_dropout(small_model, small_a
 
 
 def test_rate_0_is_refused(small_model, small_adapter, draw_sequences):
+    keys, sampling = jax.random.split(jax.random.key(0), (3, 5)), Sampling(3, 0.0, "tied")
     with pytest.raises(ConfigError, match=r"3 Monte-Carlo samples .* at dropout 0.* set a dropout above 0"):
-        mc_score(
-            small_model, small_adapter, draw_sequences(1, 5, 6, 4), key=jax.random.key(0),
-            index=jnp.arange(5), samples=3, rate=0.0, mode="tied",
-        )  # fmt: skip
+        mc_score(small_model, small_adapter, draw_sequences(1, 5, 6, 4), keys, sampling=sampling)
 
 
 @pytest.mark.parametrize("mode", MODES)

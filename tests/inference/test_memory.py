@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from star_jax.config import LoraConfig
-from star_jax.inference.mc_dropout import mc_score_responses
+from star_jax.inference.mc_dropout import Sampling, mc_score_responses, sample_keys
 from star_jax.inference.scoring import score_responses
 from star_jax.models.lora import init_adapter
 from star_jax.models.sequences import SequenceInputs
@@ -51,9 +51,8 @@ def test_no_more_than_a_quarter_of_the_logits_beside_the_arguments(
     inputs = SequenceInputs(integers(ROWS, WIDTH), integers(ROWS), integers(ROWS))
 
     def sampled(model, adapter, inputs, key, index):
-        return mc_score_responses(
-            model, adapter, inputs, capacity, key=key, index=index, samples=samples, rate=0.1, mode="shared"
-        )
+        sampling = Sampling(samples, 0.1, "shared")
+        return mc_score_responses(model, adapter, inputs, sample_keys(key, index, sampling), sampling, capacity)
 
     if samples == 1:
         lowered = jax.jit(partial(score_responses, capacity=capacity)).lower(model, adapter, inputs)

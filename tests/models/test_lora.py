@@ -184,7 +184,7 @@ def test_the_scale_is_not_rounded_to_the_models_type(rng: np.random.Generator, k
         "lora": {"a": np.float32(240 * np.eye(8, 8)), "b": np.eye(8, 4, dtype=np.float32)},
         "lora_scale": {"scale": np.float32(scale)},
     }
-    got = jax.jit(partial(LoraDense(4, jnp.bfloat16).apply, kept=None))(variables, x)
+    got = jax.jit(partial(LoraDense(4, jnp.bfloat16).apply, mask=None))(variables, x)
     want = (np.asarray(x[..., :4], np.float32) * 240 * np.float32(scale)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(got, np.float32), want.astype(np.float32))
 

@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 
 from star_jax.ops import attention
-from star_jax.ops.attention import attend_cache, packed_attention, self_attention
+from star_jax.ops.attention import AttentionOptions, PackedRows, attend_cache, packed_attention, self_attention
+
+
+def self_attend(*parts: jax.Array, kernel: Any = None, **options: Any) -> jax.Array:
+    """`self_attention`, its options by name."""
+    return self_attention(*parts, AttentionOptions(**options), kernel=kernel)
+
+
+def packed_attend(*parts: jax.Array, starts: Any, lengths: Any, width: int, **options: Any) -> jax.Array:
+    """`packed_attention`, rows and options by name."""
+    return packed_attention(*parts, PackedRows(starts, lengths, width), AttentionOptions(**options))
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, *positions: jax.Array, **options: Any) -> jax.Array:
     """`attend_cache` with keys and values of `B×S×G×d`."""
-    return attend_cache(query, key.swapaxes(1, 2), value.swapaxes(1, 2), *positions, **options)
+    return attend_cache(query, key.swapaxes(1, 2), value.swapaxes(1, 2), *positions, AttentionOptions(**options))
 
 
 def attend_by_loops(
@@ -150,7 +160,7 @@ def test_whole_rows_equal_loops(
     positions = np.tile(np.arange(length), (2, 1))
     want = attend_by_loops(query, key, value, positions, positions, **options)
     arrays = [jnp.asarray(part) for part in (query, key, value)]
-    got = jax.jit(partial(self_attention, **options, kernel="xla"))(*arrays)
+    got = jax.jit(partial(self_attend, **options, kernel="xla"))(*arrays)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -201,7 +211,7 @@ def test_gradients_of_whole_rows_are_those_of_the_formula(
     monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
     query, weight = rng.normal(size=(2, 2, 8, 4, 6)).astype(np.float32)
     key, value = rng.normal(size=(2, 2, 8, groups, 6)).astype(np.float32)
-    got = value_and_slopes(partial(self_attention, kernel="xla", **options), [query, key, value], weight)
+    got = value_and_slopes(partial(self_attend, kernel="xla", **options), [query, key, value], weight)
     want = value_and_slopes(partial(naive, **options), [query, key, value], weight)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.shape == theirs.shape
@@ -227,7 +237,7 @@ def test_gradients_of_whole_rows_equal_those_of_the_library(
     key, value = jnp.asarray(rng.normal(size=(2, 2, 8, 2, 6)), jnp.float32)
 
     def ours(query: jax.Array, key: jax.Array, value: jax.Array, window: jax.Array) -> jax.Array:
-        return jnp.sum(weight * self_attention(query, key, value, window=window, kernel="xla"))
+        return jnp.sum(weight * self_attention(query, key, value, AttentionOptions(window=window), kernel="xla"))
 
     def library(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True, local_window_size=(2, 0))
@@ -294,7 +304,7 @@ def test_rows_of_a_line_are_rows_by_themselves(
     *parts, weight = line_inputs(rng, sum(lengths) + spare)
     window = {"window": jnp.asarray(options["window"])} if "window" in options else {}
     places = {"starts": jnp.asarray(starts_of(lengths)), "lengths": jnp.asarray(lengths), "width": 8}
-    run, reference = partial(packed_attention, **places, **options | window), partial(naive, **options)
+    run, reference = partial(packed_attend, **places, **options | window), partial(naive, **options)
     rows = [in_rows(part, lengths) for part in parts]
     got, want = value_and_slopes(run, parts, weight), value_and_slopes(reference, rows, in_rows(weight, lengths))
     for ours, theirs in zip(got, want, strict=True):
@@ -311,7 +321,7 @@ def test_a_row_with_large_scores_does_not_reach_its_neighbours(rng: np.random.Ge
     *parts, weight = line_inputs(rng, sum(lengths) + 2)
     starts = starts_of(lengths)
     parts[1][starts[steep] : starts[steep] + lengths[steep]] *= 300
-    run = partial(packed_attention, starts=jnp.asarray(starts), lengths=jnp.asarray(lengths), width=8)
+    run = partial(packed_attend, starts=jnp.asarray(starts), lengths=jnp.asarray(lengths), width=8)
     got = value_and_slopes(run, parts, weight)
     want = value_and_slopes(naive, [in_rows(part, lengths) for part in parts], in_rows(weight, lengths))
     for ours, theirs in zip(got, want, strict=True):
@@ -328,7 +338,7 @@ def test_a_row_that_is_not_finite_does_not_reach_its_neighbours(
     lengths = [3, 2, 3]
     *parts, weight = line_inputs(rng, sum(lengths) + 2)
     starts = starts_of(lengths)
-    run = partial(packed_attention, starts=jnp.asarray(starts), lengths=jnp.asarray(lengths), width=8)
+    run = partial(packed_attend, starts=jnp.asarray(starts), lengths=jnp.asarray(lengths), width=8)
     want = value_and_slopes(run, parts, weight)
     spoiled = [np.copy(one) for one in (*parts, weight)]
     spoiled[part][starts[1] + 1] = bad
@@ -349,7 +359,7 @@ def test_a_line_in_bfloat16_is_close(
     monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
     narrow = [jnp.asarray(part, jnp.bfloat16) for part in line_inputs(rng, sum(RAGGED) + 2)]
     places = {"starts": jnp.asarray(starts_of(RAGGED)), "lengths": jnp.asarray(RAGGED), "width": 8}
-    got = value_and_slopes(partial(packed_attention, **places, **options), narrow[:3], narrow[3])
+    got = value_and_slopes(partial(packed_attend, **places, **options), narrow[:3], narrow[3])
     *rows, weight = (in_rows(np.asarray(part, np.float32), RAGGED) for part in narrow)
     want = value_and_slopes(partial(naive, **options), rows, weight)
     real = np.arange(8) < np.asarray(RAGGED)[:, None]
@@ -365,8 +375,10 @@ def test_a_window_has_room_for_the_query_itself(rng: np.random.Generator, window
     rows = query[None], key[None], value[None]
     places = jnp.arange(8)[None]
     calls = (
-        lambda: self_attention(*rows, window=window),
-        lambda: packed_attention(query, key, value, jnp.zeros(1, int), jnp.full(1, 8), width=8, window=window),
+        lambda: self_attention(*rows, AttentionOptions(window=window)),
+        lambda: packed_attention(
+            *(query, key, value), PackedRows(jnp.zeros(1, int), jnp.full(1, 8), 8), AttentionOptions(window=window)
+        ),
         lambda: attend(*rows, places, places, window=window),
     )
     for call in calls:
@@ -384,7 +396,7 @@ def test_a_line_under_vmap_is_the_loop(rng: np.random.Generator, monkeypatch: py
     places = {"starts": jnp.asarray(starts_of(lengths)), "lengths": jnp.asarray(lengths), "width": width}
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, weight: jax.Array) -> list[jax.Array]:
-        mixed, pull = jax.vjp(partial(packed_attention, **places), query, key, value)
+        mixed, pull = jax.vjp(partial(packed_attend, **places), query, key, value)
         return [mixed, *pull(weight)]
 
     together, alone = jax.jit(jax.vmap(run))(*(np.stack(part) for part in zip(*samples, strict=True))), jax.jit(run)

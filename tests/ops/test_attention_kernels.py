@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,16 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import Mesh, PartitionSpec
 
 from star_jax.ops import attention_kernels
-from star_jax.ops.attention import self_attention
+from star_jax.ops.attention import AttentionOptions, self_attention
 from star_jax.ops.attention_kernels import IMPLEMENTATIONS, choose_implementation, cudnn, splash
 
 Array = jax.Array
 Arrays = tuple[Array, Array, Array]
+
+
+def self_attend(*parts: jax.Array, kernel: Any = None, **options: Any) -> jax.Array:
+    """`self_attention`, its options by name."""
+    return self_attention(*parts, AttentionOptions(**options), kernel=kernel)
 
 
 def random_parts(rng: np.random.Generator, shape: tuple[int, ...], groups: int) -> Arrays:
@@ -52,8 +58,8 @@ def test_splash_equals_xla_in_value_and_gradient(
     parts = random_parts(rng, (2, length, 4, 16), groups)
     real = np.arange(length)[:, None, None] < np.asarray([length, length - 60])[:, None, None, None]
     weight = np.where(real, rng.normal(size=parts[0].shape), 0).astype(np.float32)
-    got = value_and_gradients(partial(self_attention, **options, kernel="splash"), parts, weight)
-    want = value_and_gradients(partial(self_attention, **options, kernel="xla"), parts, weight)
+    got = value_and_gradients(partial(self_attend, **options, kernel="splash"), parts, weight)
+    want = value_and_gradients(partial(self_attend, **options, kernel="xla"), parts, weight)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-5)
 
@@ -65,7 +71,7 @@ def test_layers_of_two_windows_share_one_program(rng: np.random.Generator) -> No
 
     def stack(query: Array, key: Array, value: Array, kernel: str) -> Array:
         def layer(hidden: Array, window: Array) -> tuple[Array, None]:
-            mixed = self_attention(hidden, key, value, window=window, windows=windows, kernel=kernel)
+            mixed = self_attention(hidden, key, value, AttentionOptions(window=window), windows=windows, kernel=kernel)
             return hidden + mixed, None
 
         sizes = jnp.asarray([np.iinfo(np.int32).max if window is None else window for window in windows])
@@ -95,7 +101,7 @@ def test_splash_under_vmap(rng: np.random.Generator) -> None:
 def test_an_array_window_needs_its_values(rng: np.random.Generator) -> None:
     parts = random_parts(rng, (1, 8, 2, 8), 2)
     with pytest.raises(ValueError, match="pass the windows that there are"):
-        self_attention(*parts, window=jnp.asarray(3), kernel="splash")
+        self_attention(*parts, AttentionOptions(window=jnp.asarray(3)), kernel="splash")
 
 
 def lowered_for_cuda(function: Callable[..., Array], *shapes: tuple[int, ...]) -> str:
@@ -113,7 +119,9 @@ def with_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("window", [None, 50])
 def test_cudnn_is_called_forward_and_backward(window: int | None) -> None:
     def total(query: Array, key: Array, value: Array) -> Array:
-        return jnp.sum(self_attention(query, key, value, window=window, kernel="cudnn").astype(jnp.float32) ** 2)
+        return jnp.sum(
+            self_attention(query, key, value, AttentionOptions(window=window), kernel="cudnn").astype(jnp.float32) ** 2
+        )
 
     text = lowered_for_cuda(jax.grad(total, argnums=(0, 1, 2)), (2, 200, 8, 64), (2, 200, 2, 64), (2, 200, 2, 64))
     assert "__cudnn$fmhaSoftmax(" in text

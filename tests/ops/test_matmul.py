@@ -92,7 +92,7 @@ def test_a_masked_input_equals_float64(rng: np.random.Generator, shape: tuple[in
     arguments, direction = draw(rng), rng.normal(size=(3, 4, FEATURES)).astype(np.float32)
     mask = draw_mask(rng, *shape)
     got = with_gradients(adapted_by(mask), 5)(direction, *arguments)
-    assert_close(got, partial(exact_adapted, kept=mask), direction, *arguments)
+    assert_close(got, partial(exact_adapted, mask=mask), direction, *arguments)
 
 
 def test_bfloat16_is_rounded_once_forwards_and_backwards(rng: np.random.Generator) -> None:
@@ -121,7 +121,7 @@ def test_an_adapted_bfloat16_sum_is_rounded_once(rng: np.random.Generator, maske
     mask = draw_mask(rng, tokens, width) if masked else None
     arguments = (x, kernel, a.astype(jnp.float32), b.astype(jnp.float32), jnp.float32(scale))
     got = with_gradients(adapted_by(mask), 5)(direction, *arguments)
-    want, base = exact_adapted(direction, *arguments, kept=mask), exact_product(direction, x, kernel)
+    want, base = exact_adapted(direction, *arguments, mask=mask), exact_product(direction, x, kernel)
     assert [part.dtype for part in got] == 3 * ["bfloat16"] + 3 * ["float32"]
     steps = 2 if masked else 1
     parts = [want[0] - base[0], want[1] - base[1], 0, *want[3:]]

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from random_models import FAMILIES
 
-from star_jax.models import attention, transformer
+from star_jax.models import transformer
 from star_jax.models.dropout import Dropout, row_keys
 from star_jax.models.lora import Adapter, Factors
 from star_jax.models.sequences import SequenceInputs, hidden_states
 from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.ops import attention
 from star_jax.ops.packing import make_packing, pack_rows, unpack_rows
 
 MakeModel = Callable[[TransformerConfig], LanguageModel]

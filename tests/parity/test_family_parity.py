@@ -29,7 +29,7 @@ from tiny_models import (
 
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.huggingface import load_model
-from star_jax.inference.generation import generate
+from star_jax.inference.generation import PromptBatch, Stop, generate
 from star_jax.models.merged import merge_adapter
 from star_jax.models.transformer import TransformerConfig
 
@@ -115,8 +115,8 @@ def test_family(
     expected = real_logits(theirs, tokens, lengths)
     got = np.asarray(forward(ours, None, tokens, lengths))[np.arange(tokens.shape[1]) < lengths[:, None]]
     error = np.abs(got - expected).max()
-    run = jax.jit(partial(generate, capacity=int(lengths.sum()), width=NEW_TOKENS))
-    responses, counts, _ = run(*merge_adapter(ours, None), tokens, lengths, eos_id=-1)
+    run = jax.jit(partial(generate, stop=Stop(NEW_TOKENS, -1), capacity=int(lengths.sum())))
+    responses, counts, _ = run(*merge_adapter(ours, None), PromptBatch(tokens, lengths))
     equal = [np.array_equal(row, response) for row, response in zip(responses, want, strict=True)]
     cells = (name, f"{error:.1e}", f"{sum(equal)}/{PROMPTS}", f"--seed {seed}")
     record_property(FAMILY_ROW, (list(FAMILIES).index(name), *cells))

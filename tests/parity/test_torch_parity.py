@@ -25,7 +25,7 @@ from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens
 from star_jax.models.transformer import LanguageModel, TransformerConfig
 from star_jax.training.losses import objective, token_losses
 from star_jax.training.optimizers import direction
-from star_jax.training.trainer import TrainBatch, TrainState, train_step
+from star_jax.training.trainer import Fixed, TrainBatch, TrainState, train_step
 
 if TYPE_CHECKING:
     import torch
@@ -323,12 +323,9 @@ def test_steps_of_training(
         optimizer.step()
         schedule.step()
         state, info = train_step(
-            model,
-            adapter.scale,
+            Fixed(model, adapter.scale, jax.random.key(0), jnp.asarray(steps)),
             state,
             batch,
-            jax.random.key(0),
-            jnp.asarray(steps),
             capacity=int(inputs.lengths.sum()),
             lora=lora,
             config=config,

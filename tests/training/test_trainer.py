@@ -14,7 +14,16 @@ from star_jax.data.tokenization import TokenizedExample
 from star_jax.errors import ConfigError
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.training import trainer
-from star_jax.training.trainer import epoch_batches, fit, init_state, train_batch, train_step, training_shapes
+from star_jax.training.trainer import (
+    Fixed,
+    TrainingRows,
+    epoch_batches,
+    fit,
+    init_state,
+    train_batch,
+    train_step,
+    training_shapes,
+)
 
 EOS, LONGEST = 1, 8
 ANY_STEP = (Shape(6, LONGEST, 6 * LONGEST),)
@@ -51,7 +60,7 @@ def draw_rows(seed: int, count: int, vocabulary: int = 13) -> list[TokenizedExam
 
 
 def train(key: int, model, rows, replay=(), *, lora=LORA, config=CONFIG, shapes=ANY_STEP, **options):
-    return fit(jax.random.key(key), model, rows, replay, shapes=shapes, lora=lora, config=config, **options)
+    return fit(jax.random.key(key), model, TrainingRows(rows, replay, shapes), lora, config, **options)
 
 
 def assert_same(one, other):
@@ -73,7 +82,7 @@ def padded(rows: list[TokenizedExample]) -> np.ndarray:
 
 
 def response_places(rows: list[TokenizedExample]) -> list[tuple[int, int, int]]:
-    """TokenizedExample, place of the prediction, and token predicted, of every response token."""
+    """Row, place of the prediction, and token predicted, of every response token."""
     return [
         (number, place - 1, int(row.tokens[place]))
         for number, row in enumerate(rows)
@@ -87,9 +96,11 @@ def response_places(rows: list[TokenizedExample]) -> list[tuple[int, int, int]]:
 def test_a_small_mapping_is_learnt(small_model):
     rows = draw_rows(0, 6)
     seen: list[int] = []
-    adapter, loss = train(0, small_model, rows, on_step=seen.append)
+    adapter, loss, steps = train(0, small_model, rows, on_step=seen.append)
     assert loss < 0.2  # dropout is on in training
     assert seen == [4, 2] * CONFIG.epochs
+    assert steps.shape == (2 * CONFIG.epochs,)
+    assert steps[:2].mean() > 2 > 0.2 > steps[-2:].mean()
 
     log_probs = jax.jit(all_log_probs)
     before, after = (np.asarray(log_probs(small_model, full, padded(rows))) for full in (None, adapter))
@@ -101,7 +112,7 @@ def test_a_small_mapping_is_learnt(small_model):
 
 def test_frozen_weights_stay_and_the_scales_too(small_model):
     before = jax.tree.map(np.array, small_model.params)
-    adapter, _ = train(0, small_model, draw_rows(0, 6))
+    adapter = train(0, small_model, draw_rows(0, 6)).adapter
     assert_same(small_model.params, before)
     assert set(adapter.weights["layers"]) == set(LORA.targets)
     for factors in adapter.weights["layers"].values():
@@ -123,7 +134,7 @@ def one_step(model, rows, *, size: int = 4, seed: int = 3, config=CONFIG, lora=L
     batch = batch if row_mask is None else batch._replace(row_mask=row_mask)
     start = Adapter(jax.tree.map(jnp.copy, weights), scale)  # the state is donated
     after, info = train_step(
-        model, scale, state._replace(weights=weights), batch, jax.random.key(9), jnp.int32(10),
+        Fixed(model, scale, jax.random.key(9), jnp.int32(10)), state._replace(weights=weights), batch,
         capacity=capacity, lora=lora, config=config,
     )  # fmt: skip
     return start, after, info
@@ -186,7 +197,8 @@ def test_first_step_from_a_fresh_adapter_moves_b_alone(small_model):
     state, scale = init_state(jax.random.key(4), small_model, LORA, CONFIG)
     before = jax.tree.map(np.array, state.weights)
     batch = batch_of(draw_rows(3, 4))
-    after, _ = train_step(small_model, scale, state, batch, jax.random.key(0), jnp.int32(1), lora=LORA, config=CONFIG)
+    fixed = Fixed(small_model, scale, jax.random.key(0), jnp.int32(1))
+    after, _ = train_step(fixed, state, batch, lora=LORA, config=CONFIG)
     assert int(after.step) == 1
     for name, factors in after.weights["layers"].items():
         np.testing.assert_array_equal(factors["a"], before["layers"][name]["a"])  # A's gradient is 0 while B is
@@ -203,13 +215,14 @@ def test_loss_reported_is_the_mean_over_tokens_of_the_last_epoch(small_model, mo
 
     monkeypatch.setattr(trainer, "train_step", recording)
     rows = draw_rows(4, 5)  # steps of four rows and of one
-    _, loss = train(0, small_model, rows, **REPLAYED)
+    _, loss, steps = train(0, small_model, rows, **REPLAYED)
     assert len(infos) == 6
     assert len({int(info.tokens) for info in infos}) > 1
     last = infos[-2:]
     assert sum(int(info.tokens) for info in last) == len(response_places(rows))
     want = sum(float(info.cross_entropy) * int(info.tokens) for info in last) / sum(int(info.tokens) for info in last)
     np.testing.assert_allclose(loss, want, rtol=1e-6)
+    np.testing.assert_array_equal(steps, [float(info.cross_entropy) for info in infos])
 
 
 # Keys and programs
@@ -217,9 +230,10 @@ def test_loss_reported_is_the_mean_over_tokens_of_the_last_epoch(small_model, mo
 
 def test_same_key_same_bits_other_key_other_adapter(small_model):
     rows = draw_rows(5, 5)
-    (one, loss), (again, same), (other, _) = (train(key, small_model, rows) for key in (1, 1, 2))
+    (one, loss, steps), (again, same, same_steps), (other, _, _) = (train(key, small_model, rows) for key in (1, 1, 2))
     assert_same(one, again)
     assert loss == same
+    np.testing.assert_array_equal(steps, same_steps)
     assert differs(one.weights, other.weights)
 
 
@@ -231,9 +245,8 @@ def test_dropout_draws_anew_each_step_and_for_each_key(small_model, mode):
         state, scale = init_state(jax.random.key(0), small_model, lora, CONFIG)
         weights = {"layers": {n: f | {"b": f["b"] + 0.1} for n, f in state.weights["layers"].items()}}
         state = state._replace(weights=weights, step=jnp.asarray(number, jnp.int32))
-        _, info = train_step(
-            small_model, scale, state, batch, jax.random.key(key), jnp.int32(30), lora=lora, config=CONFIG
-        )
+        fixed = Fixed(small_model, scale, jax.random.key(key), jnp.int32(30))
+        _, info = train_step(fixed, state, batch, lora=lora, config=CONFIG)
         return float(info.loss)
 
     assert loss(0, 0) == loss(0, 0)
@@ -362,7 +375,7 @@ def test_more_replay_rows_a_step_than_there_are(small_model, packed):
 
 def test_replay_rows_are_trained_on(small_model):
     rows = draw_rows(14, 3)
-    (one, loss), (other, other_loss) = (
+    (one, loss, _), (other, other_loss, _) = (
         train(0, small_model, rows, draw_rows(seed, 3), **REPLAYED) for seed in (15, 16)
     )
     assert loss != other_loss

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from seeds import seed_of
 
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.benchmarks.skills.task import SKILLS
@@ -98,8 +99,8 @@ def reference(text):
 
 
 @pytest.fixture(scope="module")
-def seed():
-    return int(np.random.default_rng().integers(1, 2**31))
+def seed(request):
+    return seed_of(request)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +181,7 @@ def test_a_prompt_without_an_answer_is_refused(text):
         skills.solve(text)
 
 
-def test_trivial_and_held_out_pairs_are_those_the_docstrings_name():
-    rng = np.random.default_rng()
+def test_trivial_and_held_out_pairs_are_those_the_docstrings_name(rng):
     lists = [rng.integers(10, size=rng.integers(3, 6)).tolist() for _ in range(300)]
 
     def same(first, second):
@@ -242,13 +242,12 @@ def test_no_set_shares_a_prompt_with_the_test_set(corpus, labels, held_out, seed
         assert excluded.isdisjoint(texts(skills.pool_examples(regime, seed, 1_500)))
 
 
-def test_a_crowded_skill_still_stays_out_of_the_test_set(held_out, monkeypatch):
+def test_a_crowded_skill_still_stays_out_of_the_test_set(held_out, monkeypatch, rng):
     """With lists of one length there are 1,000 prompts, and a draw meets a test prompt all the time."""
     monkeypatch.setattr(skills, "LIST_LENGTHS", (3,))
     excluded = set(texts(held_out))
     short = {text for text in excluded if text.startswith("rev ") and len(text.split()) == 5}
     assert short
-    rng = np.random.default_rng()
     drawn = skills._draw_distinct(rng, {"rev": 990 - len(short)}, excluded)["rev"]
     assert len(set(drawn)) == 990 - len(short)
     assert excluded.isdisjoint(drawn)
