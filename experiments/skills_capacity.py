@@ -23,7 +23,7 @@ from star_jax.data.tokenization import Encoder, Limits
 from star_jax.environment import configure_jax
 from star_jax.evaluation.evaluator import UNCERTAINTY, evaluate, prepare_test_set
 from star_jax.experiment.setup import load_base, load_replay
-from star_jax.training.trainer import fit, training_shapes
+from star_jax.training.trainer import TrainingRows, fit, training_shapes
 
 LONGER = ("--training.epochs", "30", "--training.learning-rate", "2.5e-3", "--training.replay-rows", "24")
 
@@ -47,11 +47,11 @@ def main() -> None:
     )
     sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
     lengths = [len(row.tokens) for row in tokens.rows]
-    test = prepare_test_set(encoder, tokens, choose_shapes([*map(len, tokens.prompts)], lengths, longest, sizes))
+    test = prepare_test_set(task, encoder, tokens, choose_shapes([*map(len, tokens.prompts)], lengths, longest, sizes))
     base = np.asarray(score_pool(model, None, test.prompts).measures[UNCERTAINTY])
 
     def report(title: str, adapter) -> None:
-        figures = evaluate(model, adapter, test, task, encoder, config.evaluation, base=base).metrics
+        figures = evaluate(model, adapter, test, config.evaluation, base=base).metrics
         groups = figures["group_accuracy"]
         known, new = (np.mean([groups[name] for name in names]) for names in (skills.KNOWN_SKILLS, skills.NEW_SKILLS))
         listed = "  ".join(f"{name} {groups[name]:.3f}" for name in skills.TESTED_SKILLS)
@@ -63,15 +63,8 @@ def main() -> None:
     labelled = encoder.examples(skills.balanced_labels(args.seed, args.labels))
     replay = load_replay(config, task, encoder)
     known, old = ([len(row.tokens) for row in some] for some in (labelled, replay))
-    adapter, loss = fit(
-        jax.random.key(args.seed),
-        model,
-        labelled,
-        replay,
-        shapes=training_shapes(known, old, longest, config.training),
-        lora=config.lora,
-        config=config.training,
-    )
+    data = TrainingRows(labelled, replay, training_shapes(known, old, longest, config.training))
+    adapter, loss, _ = fit(jax.random.key(args.seed), model, data, config.lora, config.training)
     seconds = time.monotonic() - began
     report(f"LoRA on {args.labels} balanced labels (loss {loss:.4f}, {seconds:.0f} s)", adapter)
 

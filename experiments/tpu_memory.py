@@ -31,12 +31,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from star_jax.acquisition import pool_scoring
 from star_jax.config import LoraConfig, ScoringConfig, TrainingConfig
-from star_jax.models import attention, devices, head, transformer
+from star_jax.models import lm_head, transformer
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.ops import attention
 from star_jax.ops.quantization import quantize
-from star_jax.training.trainer import TrainBatch, init_state, train_step
+from star_jax.parallel import mesh as devices
+from star_jax.training.trainer import Fixed, TrainBatch, init_state, train_step
 
 LLAMA_7B = TransformerConfig(
     vocab_size=32000,
@@ -66,7 +68,7 @@ def use_chips(count: int) -> Mesh:
     attention.choose_implementation = transformer.choose_implementation = partial(
         attention.choose_implementation, device=chips[0]
     )
-    head.LOGITS_AT_ONCE = {}
+    lm_head.LOGITS_AT_ONCE = {}
     return mesh
 
 
@@ -126,7 +128,8 @@ def training(mesh: Mesh, kind: Any, rows: int, width: int, rematerialise: bool) 
     state, scale = placed(mesh, jax.eval_shape(start, jax.random.key(0), model))
     key, total = placed(mesh, (jax.random.key(0), jnp.zeros((), jnp.int32)))
     batch = TrainBatch(*shaped_rows(mesh, rows, width))
-    return train_step.lower(model, scale, state, batch, key, total, capacity=rows * width, lora=lora, config=config)
+    fixed = Fixed(model, scale, key, total)
+    return train_step.lower(fixed, state, batch, capacity=rows * width, lora=lora, config=config)
 
 
 def memory(lowered: Any) -> str:

@@ -20,19 +20,19 @@ from star_jax.acquisition.pool_scoring import (
     proposed_pool,
     score_pool,
 )
-from star_jax.acquisition.strategies import acquire, get_strategy
+from star_jax.acquisition.strategy import Query, get_strategy, pick
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.checkpoints.peft import load_adapter
-from star_jax.config import AcquisitionConfig, LoraConfig, TrainingConfig
+from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.data.batching import Batch, prompt_batches
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.environment import configure_jax
-from star_jax.inference.generation import generate
+from star_jax.inference.generation import PromptBatch, Stop, generate
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.merged import merge_adapter
 from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
 from star_jax.parallel.mesh import by_rows, replicated
-from star_jax.training.trainer import fit, training_shapes
+from star_jax.training.trainer import TrainingRows, fit, training_shapes
 
 Array = jax.Array
 
@@ -140,10 +140,9 @@ class Bench:
         return {"picked": picked}
 
     def _fit(self, rows: list[TokenizedExample]) -> tuple[Adapter, float]:
-        adapter, loss = fit(
-            jax.random.key(2), self.model, rows, [], shapes=self.steps, lora=self.lora, config=self.training
-        )
-        return jax.block_until_ready(adapter), loss
+        data = TrainingRows(rows, [], self.steps)
+        fitted = fit(jax.random.key(2), self.model, data, self.lora, self.training)
+        return jax.block_until_ready(fitted.adapter), fitted.loss
 
     def _answers(self, batches: list[Batch], count: int, adapter: Adapter) -> np.ndarray:
         """Greedy answers `count×new_tokens`, in the order of the prompts."""
@@ -229,8 +228,8 @@ def _measures(measures: dict[str, Array]) -> dict[str, list[float]]:
 def _generate(model: LanguageModel, adapter: Adapter | None, rows: Any, *, capacity: int, width: int) -> Array:
     def answers(shared: Any, rows: Any) -> Array:
         prompts, lengths, row_mask = rows
-        options = {"width": width, "eos_id": NEVER, "row_mask": row_mask, "capacity": capacity}
-        return generate(*shared, prompts, lengths, **options).tokens
+        batch = PromptBatch(prompts, lengths, row_mask)
+        return generate(*shared, batch, Stop(width, NEVER), capacity=capacity).tokens
 
     return by_rows(answers, (model, adapter), rows)
 
@@ -240,7 +239,7 @@ def _pick(base: Array, full: Array, *, count: int) -> Array:
     """STAR's blend in the midst of a run of ten queries, and its top k."""
     everything = jnp.ones(base.shape, bool)
     key = jax.random.key(3)
-    return acquire(get_strategy("star"), AcquisitionConfig(), key, base, full, everything, 4, 10, count)[0]
+    return pick(get_strategy("star"), key, (base, full), everything, Query(4, 10, count))[0]
 
 
 @jax.jit

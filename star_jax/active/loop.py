@@ -26,7 +26,7 @@ from star_jax.annotators.annotator import Request, collect
 from star_jax.config import ExperimentConfig
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.splits import hold_out
-from star_jax.training.trainer import FitResult, fit
+from star_jax.training.trainer import FitResult, TrainingRows, fit
 
 Array = jax.Array
 
@@ -154,11 +154,9 @@ def train(
         fitted = fit(
             key,
             problem.model,
-            problem.encoder.examples(training),
-            problem.replay,
-            shapes=problem.shapes.training,
-            lora=config.lora,
-            config=config.training,
+            TrainingRows(problem.encoder.examples(training), problem.replay, problem.shapes.training),
+            config.lora,
+            config.training,
             start=problem.start,
             on_step=tick,
         )
@@ -222,11 +220,12 @@ def score_and_pick(
     return Choice(picked, scores, base, full, computed.response_tokens, computed.base)
 
 
+@partial(jax.jit, static_argnames=("strategy",))
 def select(
     strategy: Strategy, key: Array, features: tuple[Array, ...], unlabelled: Array, query: Query
 ) -> tuple[Array, Array | None]:
-    """The strategy's picks by one jitted program; arguments and errors as those of `acquisition.strategy.pick`."""
-    return _select(strategy, key, features, unlabelled, query.index, total=query.total, count=query.count)
+    """The strategy's picks by one program; arguments and errors as those of `acquisition.strategy.pick`."""
+    return pick(strategy, key, features, unlabelled, query)
 
 
 def check(
@@ -254,17 +253,3 @@ def check(
 @partial(jax.jit, static_argnames=("count",))
 def _initial(key: Array, mask: Array, *, count: int) -> Array:
     return uniform(key, mask, count)
-
-
-@partial(jax.jit, static_argnames=("strategy", "total", "count"))
-def _select(
-    strategy: Strategy,
-    key: Array,
-    features: tuple[Array, ...],
-    unlabelled: Array,
-    index: Array,
-    *,
-    total: int,
-    count: int,
-) -> tuple[Array, Array | None]:
-    return pick(strategy, key, features, unlabelled, Query(index, total, count))

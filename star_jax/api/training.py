@@ -18,8 +18,8 @@ from star_jax.data.run_data import tokenize_examples
 from star_jax.errors import DataError
 from star_jax.evaluation.evaluator import UNCERTAINTY, prepare_test_set
 from star_jax.evaluation.evaluator import evaluate as judge
+from star_jax.training.trainer import TrainingRows, training_shapes
 from star_jax.training.trainer import fit as train
-from star_jax.training.trainer import training_shapes
 
 
 def fit(
@@ -67,17 +67,8 @@ def fit(
     lengths, limit = [len(row.tokens) for row in rows], tokens.encoder.limits
     shapes = training_shapes(lengths, [], limit.prompt + limit.response, training)
     weights = None if start is None else start.weights
-    fitted = train(
-        jax.random.key(key),
-        model.weights,
-        rows,
-        (),
-        shapes=shapes,
-        lora=lora,
-        config=training,
-        start=weights,
-        on_step=on_step,
-    )
+    data = TrainingRows(rows, (), shapes)
+    fitted = train(jax.random.key(key), model.weights, data, lora, training, start=weights, on_step=on_step)
     return TunedAdapter(fitted.adapter, model.name, lora.dropout, lora.rslora if start is None else start.rslora)
 
 
@@ -147,13 +138,11 @@ def evaluate(
         missing = next(name for name in test.ids if name not in test.labels)
         raise DataError(f"{len(test) - len(examples)} examples of the test set have no label, {missing} among them")
     tokens = tokenize(model, test, limits, batch_size, closed=False)
-    prepared = prepare_test_set(tokens.encoder, tokenize_examples(tokens.encoder, examples), tokens.shapes)
+    prepared = prepare_test_set(test.task, tokens.encoder, tokenize_examples(tokens.encoder, examples), tokens.shapes)
     found = judge(
         model.weights,
         None if adapter is None else adapter.weights,
         prepared,
-        test.task,
-        tokens.encoder,
         settings or EvaluationConfig(),
         base=np.zeros(len(examples)),
         on_batch=on_batch,

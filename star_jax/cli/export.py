@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
 from star_jax.errors import ConfigError
@@ -41,7 +39,7 @@ def parse_export(argv: Sequence[str], program: str = PROGRAM) -> ExportConfig:
     Raises:
       SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be used, explained on stderr.
     """
-    return flags.parse(program, ExportConfig, argv, tyro.MISSING)
+    return flags.parse(program, ExportConfig, argv)
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:

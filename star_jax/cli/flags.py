@@ -29,14 +29,16 @@ _REGISTRY = ConstructorRegistry()
 _TYRO = (tyro.conf.FlagConversionOff,)  # `_switch` takes a value too, as every other flag does
 
 
-def parse(program: str, kind: Any, argv: Sequence[str], default: Any, description: str | None = None) -> Any:
+def parse(
+    program: str, kind: Any, argv: Sequence[str], default: Any = tyro.MISSING_NONPROP, description: str | None = None
+) -> Any:
     """An instance of the dataclass `kind` from flags.
 
     Args:
       program: name of the command, for `--help` and messages.
       kind: the dataclass.
       argv: arguments after the program's name.
-      default: values of the flags that are not given.
+      default: values of the flags that are not given; the dataclass's own when left out.
       description: for `--help`; the dataclass's own docstring when None.
 
     Raises:
@@ -82,25 +84,38 @@ def separated(text: str | None) -> tuple[str, ...]:
     return tuple(item.strip() for item in (text or "").split(",") if item.strip())
 
 
-def without_former_names(argv: Sequence[str]) -> list[str]:
+def without_former_names(argv: Sequence[str], normaliser: str | None = None) -> list[str]:
     """Flags of former releases as those of today.
 
-    `--acquisition.arithmetic released` is `--acquisition.normaliser released`, and `standard` says nothing.
+    `--acquisition.arithmetic released` is `--acquisition.normaliser released`; `standard` takes that of a file back.
+
+    Args:
+      argv: as given.
+      normaliser: `acquisition.normaliser` of the file that the flags are laid over.
 
     Raises:
-      ConfigError: a value that the flag never took.
+      ConfigError: a value that the flag never took, or one that contradicts its successor.
     """
-    kept, rest = [], list(argv)
+    kept, rest, former, asked = [], list(argv), None, None
     while rest:
         name, equals, value = rest.pop(0).partition("=")
-        if name != "--acquisition.arithmetic":
-            kept.append(name + equals + value)
+        if name == "--acquisition.arithmetic":
+            former = value if equals else (rest.pop(0) if rest else "")
+            if former not in ("standard", "released"):
+                raise ConfigError(f"--acquisition.arithmetic is {former!r}; it must be one of standard, released")
             continue
-        value = value if equals else (rest.pop(0) if rest else "")
-        if value not in ("standard", "released"):
-            raise ConfigError(f"--acquisition.arithmetic is {value!r}; it must be one of standard, released")
-        if value == "released":
-            kept += ["--acquisition.normaliser", "released"]
+        if name == "--acquisition.normaliser":
+            asked = value if equals else (rest[0] if rest else "")
+        kept.append(name + equals + value)
+    if former == "released" and asked not in (None, "none", "released"):
+        raise ConfigError(
+            f"--acquisition.normaliser is {asked}, but --acquisition.arithmetic released scales the base by min-max "
+            "and the full model not at all; pass one of the two"
+        )
+    if former == "released":
+        kept += ["--acquisition.normaliser", "released"]
+    elif former == "standard" and asked is None and normaliser == "released":
+        kept += ["--acquisition.normaliser", "none"]
     return kept
 
 

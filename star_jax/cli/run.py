@@ -50,9 +50,12 @@ def parse_run(argv: Sequence[str], program: str = PROGRAM) -> tuple[ExperimentCo
       ConfigError: the file or a plug-in cannot be used, or the values contradict each other.
       SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be read, explained on stderr.
     """
-    argv = flags.without_former_names(argv)
     early = flags.given(program, argv, "config", "plugins")
-    loaded = config_from_mapping(*load_yaml(early["config"] or _default_config()))
+    file = early["config"] or _default_config()
+    if file is None and not {"-h", "--help"} & set(argv):
+        raise ConfigError(f"no --config was given and {DEFAULT_CONFIG} is not there; pass --config FILE")
+    loaded = ExperimentConfig() if file is None else config_from_mapping(*load_yaml(file))
+    argv = flags.without_former_names(argv, loaded.acquisition.normaliser)
     load_plugins(loaded.plugins if early["plugins"] is None else flags.separated(early["plugins"]))
     flags.describe_names(Arguments)
     parsed = flags.parse(program, Arguments, argv, Arguments(**flags.shallow(loaded)))
@@ -60,12 +63,10 @@ def parse_run(argv: Sequence[str], program: str = PROGRAM) -> tuple[ExperimentCo
     return ExperimentConfig(**settings), parsed.profile
 
 
-def _default_config() -> Path:
+def _default_config() -> Path | None:
     # A checkout that could not keep the link has the folder beside the package.
-    for place in (DEFAULT_CONFIG, _PACKAGE.parent / "configs" / DEFAULT_CONFIG.name):
-        if place.is_file():
-            return place
-    raise ConfigError(f"no --config was given and {DEFAULT_CONFIG} is not there; pass --config FILE")
+    places = (DEFAULT_CONFIG, _PACKAGE.parent / "configs" / DEFAULT_CONFIG.name)
+    return next((place for place in places if place.is_file()), None)
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:

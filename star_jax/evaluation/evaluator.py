@@ -43,6 +43,8 @@ class TestSet:
     """Test examples in batches, made once for all rounds.
 
     Attributes:
+      task: parser and correctness.
+      encoder: tokenizer.
       examples: with gold responses.
       prompts: for generation.
       gold: the gold responses, for their NLL.
@@ -50,6 +52,8 @@ class TestSet:
 
     __test__ = False  # The name is the field's; it is no test case.
 
+    task: Task
+    encoder: Encoder
     examples: Sequence[Example]
     prompts: GeneratedPool
     gold: ProposedPool
@@ -68,18 +72,16 @@ class Evaluation(NamedTuple):
     predictions: list[dict[str, Any]]
 
 
-def prepare_test_set(encoder: Encoder, test: TokenizedSet, shapes: Shapes) -> TestSet:
+def prepare_test_set(task: Task, encoder: Encoder, test: TokenizedSet, shapes: Shapes) -> TestSet:
     """Batches prompts and gold responses."""
     gold = proposed_pool(test.rows, shapes.sequences)
-    return TestSet(test.examples, generated_pool(encoder, test.prompts, shapes), gold)
+    return TestSet(task, encoder, test.examples, generated_pool(encoder, test.prompts, shapes), gold)
 
 
 def evaluate(
     model: LanguageModel,
     adapter: Adapter | None,
     test: TestSet,
-    task: Task,
-    encoder: Encoder,
     config: EvaluationConfig,
     *,
     base: np.ndarray,
@@ -91,8 +93,6 @@ def evaluate(
       model: decoder and frozen weights.
       adapter: the fine-tuned adapter; None judges the base model.
       test: the test set.
-      task: parser and correctness.
-      encoder: tokenizer.
       config: confidence and bins.
       base: `N`, the base model's `UNCERTAINTY` on its own greedy responses, nats, for `auroc_base`.
       on_batch: told the number of examples of each batch, in each of the `PASSES`.
@@ -104,14 +104,14 @@ def evaluate(
     gold = score_pool(model, adapter, test.gold, on_batch=on_batch).measures
     for measures in (scores.measures, gold):
         check_finite(measures["sequence_nll"], [example.id for example in test.examples])
-    texts = generated_texts(scores, encoder)
-    correct = judge(task, texts, [example.response for example in test.examples])
+    texts = generated_texts(scores, test.encoder)
+    correct = judge(test.task, texts, [example.response for example in test.examples])
 
     suffix = "_mean" if config.confidence == "mean_token" else ""
     nll = np.asarray(scores.measures[f"sequence_nll{suffix}"], np.float64)
     confidence = np.exp(-nll)
     uncertainty = np.asarray(scores.measures[UNCERTAINTY])
-    groups = [task.group(example.prompt) for example in test.examples]
+    groups = [test.task.group(example.prompt) for example in test.examples]
     metrics = {
         "accuracy": accuracy(correct),
         "nll": _total(gold["sequence_nll"]) / _total(gold["response_tokens"]),

@@ -129,7 +129,7 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
             _drop_unfinished(folder, 0 if state is None else state.round)
             folder.record()
             problem = make_problem(context, data, shapes)
-            test = prepare_test_set(context.encoder, data.test, shapes)
+            test = prepare_test_set(context.task, context.encoder, data.test, shapes)
             run = Run(context, strategy, seed, data, problem, test, folder, title)
             resumed = state is not None
             if state is None:
@@ -229,16 +229,7 @@ def _judge(run: Run, adapter: Adapter, timed: Timed) -> tuple[dict[str, Any], li
     context, test = run.context, run.test
     base = _base_measures(context, test.prompts, f"{timed.title}: base model on the test set")[UNCERTAINTY]
     with timed.phase("evaluate", PASSES * len(test.examples), "examples") as tick:
-        return evaluate(
-            context.model,
-            adapter,
-            test,
-            context.task,
-            context.encoder,
-            context.config.evaluation,
-            base=base,
-            on_batch=tick,
-        )
+        return evaluate(context.model, adapter, test, context.config.evaluation, base=base, on_batch=tick)
 
 
 def _write_adapter(run: Run, adapter: Adapter, metrics: Mapping[str, Any], path: Path) -> None:
@@ -254,12 +245,11 @@ def _validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: st
     if not examples:
         return {}
     context, config = run.context, run.context.config.evaluation
-    held_out = prepare_test_set(context.encoder, tokenize_examples(context.encoder, examples), run.problem.shapes)
+    tokens = tokenize_examples(context.encoder, examples)
+    held_out = prepare_test_set(context.task, context.encoder, tokens, run.problem.shapes)
     unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
     with context.progress.task(f"{title}: validate", PASSES * len(examples), "examples") as tick:
-        figures, _ = evaluate(
-            context.model, adapter, held_out, context.task, context.encoder, config, base=unasked, on_batch=tick
-        )
+        figures, _ = evaluate(context.model, adapter, held_out, config, base=unasked, on_batch=tick)
     return {"validation_examples": len(examples)} | {
         f"validation_{name}": figures[name] for name in ("accuracy", "nll")
     }

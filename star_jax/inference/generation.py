@@ -48,6 +48,32 @@ class Generated(NamedTuple):
     statistics: TokenStatistics | None = None
 
 
+class PromptBatch(NamedTuple):
+    """Prompts that are answered together.
+
+    Attributes:
+      tokens: `B×P` int32, right-padded.
+      lengths: `B` int32.
+      row_mask: `B` bool; rows that only fill the batch up are not waited for. None where all are real.
+    """
+
+    tokens: Array
+    lengths: Array
+    row_mask: Array | None = None
+
+
+class Stop(NamedTuple):
+    """Where a response ends.
+
+    Attributes:
+      width: R, most new tokens, the one that ends it included.
+      end_ids: the token that ends a row, or several that do; it is part of the response.
+    """
+
+    width: int
+    end_ids: int | Sequence[int] | Array
+
+
 class _Progress(NamedTuple):
     """Behind token `number`: the token chosen last, which rows have ended, what is written, and the cache before it.
 
@@ -65,12 +91,9 @@ class _Progress(NamedTuple):
 def generate(
     model: LanguageModel,
     adapter: Adapter | None,
-    prompts: Array,
-    prompt_lengths: Array,
+    prompts: PromptBatch,
+    stop: Stop,
     *,
-    width: int,
-    eos_id: int | Sequence[int] | Array,
-    row_mask: Array | None = None,
     capacity: int | None = None,
     scored: bool = False,
 ) -> Generated:
@@ -82,16 +105,13 @@ def generate(
     Args:
       model: decoder and frozen weights; `models.merged` makes one that writes faster.
       adapter: None for the base model.
-      prompts: `B×P` int32, right-padded.
-      prompt_lengths: `B` int32.
-      width: R, most new tokens, end-of-sequence included.
-      eos_id: the token that ends a row, or several that do; it is part of the response.
-      row_mask: `B` bool; rows that only fill the batch up are not waited for.
+      prompts: `B` of them.
+      stop: where responses end; known when it is compiled.
       capacity: tokens of the prompts that are computed, at least those of all of them; None for B·P.
       scored: whether the statistics of the tokens are wanted too.
     """
-    batch, prompt_width = prompts.shape
-    layers, head, ends = unstacked(model, adapter), output_head(model), jnp.asarray(eos_id)
+    (batch, prompt_width), width = prompts.tokens.shape, stop.width
+    layers, head, ends = unstacked(model, adapter), output_head(model), jnp.asarray(stop.end_ids)
 
     def choose(at: _Progress, hidden: Array, cache: KVCache) -> _Progress:
         """Writes the token after hidden states `B×D`."""
@@ -115,13 +135,13 @@ def generate(
         chosen = jnp.argsort(at.done, stable=True)[:fewer]
         return _put_back(at.written, chosen, finish(_some(at, chosen), halvings - 1))
 
-    last, cache = prefill(model, adapter, prompts, prompt_lengths, prompt_width + width - 1, capacity)
+    last, cache = prefill(model, adapter, prompts.tokens, prompts.lengths, prompt_width + width - 1, capacity)
     unseen = jnp.zeros((1, batch, width))
     nothing = TokenStatistics(unseen, unseen, unseen, unseen, unseen[0]) if scored else None
     blank = jnp.zeros((batch, width), jnp.int32)
-    done = jnp.zeros(batch, bool) if row_mask is None else ~row_mask
+    done = jnp.zeros(batch, bool) if prompts.row_mask is None else ~prompts.row_mask
     written = Generated(blank, jnp.zeros(batch, jnp.int32), nothing)
-    start = _Progress(jnp.zeros((), jnp.int32), prompt_lengths, blank[:, 0], done, written, cache)
+    start = _Progress(jnp.zeros((), jnp.int32), prompts.lengths, blank[:, 0], done, written, cache)
     return finish(choose(start, last, cache), HALVINGS if width >= LONG_ANSWER else 0)
 
 

@@ -124,7 +124,7 @@ def decode_step(
     kept = []
     for number, (variables, old) in enumerate(zip(layers, cache.layers, strict=True)):
         layer: Layer = jax.tree.map(itemgetter(number), whole)
-        read: Any = Block(config).apply(variables, hidden, layer, angles, None, None, old, slots)
+        read: Any = Block(config).apply(variables, hidden, layer, angles, None, None, (old, slots))
         hidden, new = read
         kept.append(new)
     hidden = final_norm(config).apply({"params": model.params["norm"]}, hidden)

@@ -24,7 +24,14 @@ from star_jax.errors import ConfigError
 from star_jax.models.dropout import Dropout, draw_mask
 from star_jax.models.lora import LoraDense
 from star_jax.models.rotary import Angles, Rope, rotate
-from star_jax.ops.attention import attend_cache, choose_implementation, packed_attention, self_attention
+from star_jax.ops.attention import (
+    AttentionOptions,
+    PackedRows,
+    attend_cache,
+    choose_implementation,
+    packed_attention,
+    self_attention,
+)
 from star_jax.ops.matmul import DropoutMask
 from star_jax.ops.packing import Packing, pack_rows, unpack_rows
 from star_jax.ops.pointwise import RMSNorm, gated
@@ -126,6 +133,10 @@ class Slots(NamedTuple):
     used: Array
 
 
+Cached = tuple[LayerCache, Slots]
+"""One layer's cache, and what its slots hold."""
+
+
 class Layer(NamedTuple):
     """What a block is told about its place: scalars, or `L` of them before the scan takes them apart.
 
@@ -164,8 +175,7 @@ class Block(nn.Module):
         angles: Angles,
         dropout: Dropout | None,
         packing: Packing | None = None,
-        cache: LayerCache | None = None,
-        slots: Slots | None = None,
+        cached: Cached | None = None,
     ) -> tuple[Array, LayerCache]:
         """One pass through the layer.
 
@@ -175,14 +185,14 @@ class Block(nn.Module):
           angles: of each kind of rotary positions.
           dropout: masks for the adapter's input; None for off.
           packing: where the tokens of the rows stand, when they are packed.
-          cache: keys and values of earlier tokens; None for whole rows.
-          slots: what the cache holds once the new token is written, at the slot before `used`.
+          cached: keys and values of earlier tokens, and what the cache's slots hold once the new token is written, at
+            the slot before `used`; None for whole rows.
 
         Returns:
           The stream, and the cache with the new token in it, or keys and values of the whole rows, S = T.
         """
         normed = self._norm("pre_attention_norm", hidden)
-        mixed, cache = self._attention(normed, layer, angles, dropout, packing, cache, slots)
+        mixed, cache = self._attention(normed, layer, angles, dropout, packing, cached)
         hidden = hidden + self._norm("post_attention_norm", mixed)
         added = self._mlp(self._norm("pre_mlp_norm", hidden), layer, dropout, packing)
         return hidden + self._norm("post_mlp_norm", added), cache
@@ -207,34 +217,30 @@ class Block(nn.Module):
         angles: Angles,
         dropout: Dropout | None,
         packing: Packing | None,
-        cache: LayerCache | None,
-        slots: Slots | None,
+        cached: Cached | None,
     ) -> tuple[Array, LayerCache]:
         config = self.config
         query, key, value = self._query_key_value(x, layer, dropout, packing)
         if layer.rope is not None:
             angles = (angles[0][layer.rope], angles[1][layer.rope])
         query, key = rotate(query, angles), rotate(key, angles)
-        constants: dict[str, Any] = {
-            "scale": config.attention_scale,
-            "window": layer.window,
-            "softcap": config.attention_softcap,
-        }
-        if cache is not None and slots is not None:
-            cache = write_slot(cache, slots, key, value)
+        options = AttentionOptions(config.attention_scale, layer.window, config.attention_softcap)
+        if cached is not None:
+            old, slots = cached
+            cache = write_slot(old, slots, key, value)
             at = jax.lax.dynamic_slice_in_dim(slots.positions, slots.used - 1, 1, axis=1)
-            mixed = attend_cache(query, *cache, at, slots.positions, **constants)
+            mixed = attend_cache(query, *cache, at, slots.positions, options)
         elif packing is None:
             cache = LayerCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
-            mixed = self_attention(query, key, value, windows=config.windows, **constants)
+            mixed = self_attention(query, key, value, options, windows=config.windows)
         else:
-            mixed, cache = self._packed_attention(query[0], key[0], value[0], packing, constants)
+            mixed, cache = self._packed_attention(query[0], key[0], value[0], packing, options)
         mixed = mixed.reshape(*mixed.shape[:2], -1)
         mask = draw_mask(dropout, layer.number, "o_proj", mixed, packing)
         return self._project("o_proj", x.shape[-1], mixed, mask), cache
 
     def _packed_attention(
-        self, query: Array, key: Array, value: Array, packing: Packing, constants: dict[str, Any]
+        self, query: Array, key: Array, value: Array, packing: Packing, options: AttentionOptions
     ) -> tuple[Array, LayerCache]:
         """`1×M×H×d` of queries, keys and values `M×…`, and keys and values in rows."""
         config = self.config
@@ -244,9 +250,9 @@ class Block(nn.Module):
         width = packing.real.shape[1]
         kernel = choose_implementation(query.dtype, config.head_dim, softcap=config.attention_softcap).kernel
         if kernel == "xla" and width > SHORT_ROW:
-            mixed = packed_attention(query, key, value, packing.starts, packing.lengths, width=width, **constants)
+            mixed = packed_attention(query, key, value, PackedRows(packing.starts, packing.lengths, width), options)
         else:
-            rows = self_attention(unpack_rows(query, packing), keys, values, windows=config.windows, **constants)
+            rows = self_attention(unpack_rows(query, packing), keys, values, options, windows=config.windows)
             mixed = pack_rows(rows, packing)
         return mixed[None], LayerCache(keys.swapaxes(1, 2), values.swapaxes(1, 2))
 

@@ -36,15 +36,46 @@ MOST_BLOCKS = 8
 """Blocks at most, for each is written out in the program."""
 
 
+class AttentionOptions(NamedTuple):
+    """What attention scores are made of besides query and key.
+
+    Attributes:
+      scale: multiplies the products; None for 1 / √d.
+      window: the most recent positions a query sees, its own included, at least 1; None for all. A scalar array is
+        for a scan over layers that differ.
+      softcap: c in c · tanh(product / c), as in Gemma 2 (arXiv 2408.00118, section 2); None for none.
+    """
+
+    scale: float | None = None
+    window: int | Array | None = None
+    softcap: float | None = None
+
+    def scale_for(self, head_dim: int) -> float:
+        """The scale of heads of that width."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+class PackedRows(NamedTuple):
+    """Where the rows of a packed batch lie (`ops.packing`).
+
+    Attributes:
+      starts: `B` first slot of each row; the rows lie one behind another.
+      lengths: `B` tokens of each row.
+      width: tokens of the longest row that there may be; known when it is compiled.
+    """
+
+    starts: Array
+    lengths: Array
+    width: int
+
+
 def self_attention(
     query: Array,
     key: Array,
     value: Array,
+    options: AttentionOptions = AttentionOptions(),  # noqa: B008 (a named tuple of constants)
     *,
-    scale: float | None = None,
-    window: int | Array | None = None,
     windows: Sequence[int | None] = (),
-    softcap: float | None = None,
     kernel: AttentionImplementation | None = None,
 ) -> Array:
     """Causal grouped-query attention within whole rows, padded on the right or not at all.
@@ -59,12 +90,9 @@ def self_attention(
       query: `B×T×H×d`.
       key: `B×T×G×d`, G dividing H.
       value: `B×T×G×d`.
-      scale: multiplies the products; None for 1 / √d.
-      window: the most recent positions a query sees, its own included, at least 1; None for all. A scalar array is
-        for a scan over layers that differ.
+      options: scale, window and cap.
       windows: what an array `window` can be; None is any number from T up. A kernel that is compiled for its window
         takes any other for the next larger one, and unlike XLA cannot tell.
-      softcap: c in c · tanh(product / c), as in Gemma 2 (arXiv 2408.00118, section 2); None for none.
       kernel: None for `choose_implementation`'s.
 
     Returns:
@@ -74,10 +102,10 @@ def self_attention(
       ValueError: `window` is a number below 1; or an array without `windows`, to a kernel that needs to know it when
         it is compiled.
     """
+    window, softcap, scale = options.window, options.softcap, options.scale_for(query.shape[-1])
     _require_window(window)
     if kernel is None:
         kernel = choose_implementation(query.dtype, query.shape[-1], softcap=softcap).kernel
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     if kernel == "xla":
         return _causal(_Constants(scale, softcap, None), _Inputs(query, key, value, window, None, None))
     run = partial(IMPLEMENTATIONS[kernel], scale=scale, softcap=softcap)
@@ -96,13 +124,8 @@ def packed_attention(
     query: Array,
     key: Array,
     value: Array,
-    starts: Array,
-    lengths: Array,
-    *,
-    width: int,
-    scale: float | None = None,
-    window: int | Array | None = None,
-    softcap: float | None = None,
+    rows: PackedRows,
+    options: AttentionOptions = AttentionOptions(),  # noqa: B008 (a named tuple of constants)
 ) -> Array:
     """Causal grouped-query attention within the rows of a line of M slots (`ops.packing`), in XLA.
 
@@ -113,10 +136,8 @@ def packed_attention(
       query: `M×H×d`.
       key: `M×G×d`, G dividing H.
       value: `M×G×d`.
-      starts: `B` first slot of each row; the rows lie one behind another.
-      lengths: `B` tokens of each row.
-      width: tokens of the longest row that there may be.
-      scale, window, softcap: as in `self_attention`.
+      rows: where they lie.
+      options: scale, window and cap.
 
     Returns:
       `M×H×d`; 0 behind the last row.
@@ -124,9 +145,9 @@ def packed_attention(
     Raises:
       ValueError: `window` is a number below 1.
     """
-    _require_window(window)
-    constants = _Constants(query.shape[-1] ** -0.5 if scale is None else scale, softcap, width)
-    return _causal(constants, _Inputs(query, key, value, window, starts, lengths))
+    _require_window(options.window)
+    constants = _Constants(options.scale_for(query.shape[-1]), options.softcap, rows.width)
+    return _causal(constants, _Inputs(query, key, value, options.window, rows.starts, rows.lengths))
 
 
 def attend_cache(
@@ -135,10 +156,7 @@ def attend_cache(
     values: Array,
     query_positions: Array,
     key_positions: Array,
-    *,
-    scale: float | None = None,
-    window: int | Array | None = None,
-    softcap: float | None = None,
+    options: AttentionOptions = AttentionOptions(),  # noqa: B008 (a named tuple of constants)
 ) -> Array:
     """Causal grouped-query attention by position, of queries to the slots of a cache.
 
@@ -148,9 +166,7 @@ def attend_cache(
       values: `B×G×S×d`.
       query_positions: `B×T` positions in the sequence.
       key_positions: `B×S`; a negative position marks a slot that holds nothing.
-      scale: multiplies the products; None for 1 / √d.
-      window: the most recent positions a query sees, its own included; None for all of them.
-      softcap: c in c · tanh(product / c), as in Gemma 2 (arXiv 2408.00118, section 2); None for none.
+      options: scale, window and cap.
 
     Returns:
       `B×T×H×d`. The softmax is taken in float32. A query that may see no key (padding) gets their mean,
@@ -159,6 +175,7 @@ def attend_cache(
     Raises:
       ValueError: `window` is a number below 1.
     """
+    window = options.window
     _require_window(window)
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     visible = (key_positions[:, None, :] >= 0) & (distance >= 0)
@@ -170,7 +187,7 @@ def attend_cache(
     lone = heads.shape[2] * heads.shape[3] == 1 and query.dtype != jnp.float32
     if lone:
         heads = jnp.broadcast_to(heads, (*heads.shape[:2], 2, *heads.shape[3:]))
-    mixed, _ = _weigh(heads, keys, values, hidden, query.shape[-1] ** -0.5 if scale is None else scale, softcap)
+    mixed, _ = _weigh(heads, keys, values, hidden, options.scale_for(query.shape[-1]), options.softcap)
     return _by_token(mixed[:, :, :1] if lone else mixed)
 
 
@@ -289,14 +306,10 @@ def _attend_rows(constants: _Constants, window: int | Array | None, query: Array
 def _slopes_of_rows(
     constants: _Constants,
     window: int | Array | None,
-    query: Array,
-    key: Array,
-    value: Array,
-    mixed: Array,
-    log_total: Array,
-    slope: Array,
+    *arrays: Array,
 ) -> tuple[Array, Array, Array]:
-    """Gradients of query, key and value from that of the result."""
+    """Gradients of query, key and value, from those three, the result, log Σ exp, and the gradient of the result."""
+    query, key, value, mixed, log_total, slope = arrays
     scale, softcap, _ = constants
     count, length = key.shape[2], query.shape[1]
     queries, slopes, mixed, log_total = (_by_group(part, count) for part in (query, slope, mixed, log_total[..., None]))

@@ -85,6 +85,36 @@ class TrainBatch(NamedTuple):
     numbers: Array | np.ndarray
 
 
+class Fixed(NamedTuple):
+    """What all steps of a fit have.
+
+    Attributes:
+      model: decoder and frozen weights.
+      scale: the adapter's scales.
+      key: PRNG key of the dropout; the step number is folded in.
+      total_steps: scalar, steps of the whole fit, for the schedule.
+    """
+
+    model: LanguageModel
+    scale: Factors
+    key: Array
+    total_steps: Array
+
+
+class TrainingRows(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+      labelled: tokenised examples.
+      replay: rows mixed into each step, drawn evenly without replacement until all have been used.
+      shapes: of steps, from `training_shapes`.
+    """
+
+    labelled: Sequence[TokenizedExample]
+    replay: Sequence[TokenizedExample]
+    shapes: Sequence[Shape]
+
+
 def init_state(
     key: Array, model: LanguageModel, lora: LoraConfig, config: TrainingConfig, start: Adapter | None = None
 ) -> tuple[TrainState, Factors]:
@@ -96,12 +126,9 @@ def init_state(
 
 @partial(jax.jit, static_argnames=("capacity", "lora", "config"), donate_argnames=("state",))
 def train_step(
-    model: LanguageModel,
-    scale: Factors,
+    fixed: Fixed,
     state: TrainState,
     batch: TrainBatch,
-    key: Array,
-    total_steps: Array,
     *,
     capacity: int | None = None,
     lora: LoraConfig,
@@ -110,23 +137,20 @@ def train_step(
     """One step of AdamW on the adapter; the frozen weights are constants of the gradient.
 
     Args:
-      model: decoder and frozen weights.
-      scale: the adapter's scales.
+      fixed: what all steps of a fit have.
       state: donated.
       batch: rows of one shape, a multiple of the number of local devices, which share them.
-      key: PRNG key of the run of training; the step number is folded in.
-      total_steps: steps of the whole fit, for the schedule.
       capacity: as `hidden_states` takes them, on each device.
       lora: dropout rate and mode.
       config: loss and optimiser.
     """
-    shared = (model, scale, state.weights, jax.random.fold_in(key, state.step))
+    shared = (fixed.model, fixed.scale, state.weights, jax.random.fold_in(fixed.key, state.step))
     losses, slopes = by_rows(partial(_slopes, capacity, lora, config), shared, batch, summed=True)
     count = jnp.maximum(losses.count, 1)
     loss, penalty = jax.value_and_grad(lambda weights: objective(losses, weights, config))(state.weights)
     gradient = jax.tree.map(lambda slope, extra: slope / count + extra, slopes, penalty)
     updates, optimizer = direction(config).update(gradient, state.optimizer, state.weights)
-    rate = learning_rate(state.step, total_steps, config)
+    rate = learning_rate(state.step, fixed.total_steps, config)
     weights = optax.apply_updates(state.weights, jax.tree.map(lambda update: -rate * update, updates))
     info = TrainInfo(loss, losses.cross_entropy / count, optax.tree.norm(gradient), losses.count)
     return TrainState(weights, optimizer, state.step + 1), info
@@ -181,23 +205,19 @@ def training_shapes(
 def fit(
     key: Array,
     model: LanguageModel,
-    rows: Sequence[TokenizedExample],
-    replay: Sequence[TokenizedExample],
-    *,
-    shapes: Sequence[Shape],
+    data: TrainingRows,
     lora: LoraConfig,
     config: TrainingConfig,
+    *,
     start: Adapter | None = None,
     on_step: Callable[[int], None] = lambda rows: None,
 ) -> FitResult:
-    """Trains an adapter on `rows`.
+    """Trains an adapter on labelled rows.
 
     Args:
       key: PRNG key of adapter, order, replay and dropout.
       model: decoder and frozen weights.
-      rows: the labelled examples, tokenised.
-      replay: rows mixed into each step, drawn evenly without replacement until all have been used.
-      shapes: from `training_shapes`.
+      data: rows, and shapes of steps.
       lora: rank, scale, targets, dropout.
       config: loss, optimiser, epochs.
       start: the adapter to go on from; None for a fresh one.
@@ -211,6 +231,7 @@ def fit(
       ValueError: there are no rows, or a step of them fits no shape.
       ConfigError: the adapter has a target that the model does not have.
     """
+    rows, replay, shapes = data
     if not rows:
         raise ValueError("fit needs at least one labelled row")
     adapter_key, order_key, replay_key, dropout_key = jax.random.split(key, 4)
@@ -218,14 +239,14 @@ def fit(
     state, scale = replicated(init_state(adapter_key, model, lora, config, start))
     steps_an_epoch = math.ceil(len(rows) / config.batch_size)
     total = jnp.asarray(steps_an_epoch * config.epochs, jnp.int32)
+    fixed = Fixed(model, scale, dropout_key, total)
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)
     running: deque[TrainInfo] = deque()
     steps: list[TrainInfo] = []
     for chosen in epoch_batches(order_key, len(rows), config.batch_size, config.epochs):
         batch_rows = [rows[i] for i in chosen] + [replay[i] for i in next(extra)]
         batch = make_batch(batch_rows, range(len(batch_rows)), shapes, data_mesh().size)
-        inputs = train_batch(batch), dropout_key, total
-        state, info = train_step(model, scale, state, *inputs, capacity=batch.capacity, lora=lora, config=config)
+        state, info = train_step(fixed, state, train_batch(batch), capacity=batch.capacity, lora=lora, config=config)
         steps.append(info)
         running.append(info)
         if len(running) > STEPS_AHEAD:

@@ -83,9 +83,7 @@ def test_layers_of_two_windows_share_one_program(rng: np.random.Generator) -> No
     got, want = (jax.jit(jax.value_and_grad(total), static_argnums=1)(parts[0], kernel) for kernel in ("splash", "xla"))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-4)
     np.testing.assert_allclose(got[1], want[1], rtol=1e-3, atol=1e-4)
-    windowed, everywhere = (
-        jax.jit(partial(self_attention, window=window, kernel="xla"))(*parts) for window in (30, None)
-    )
+    windowed, everywhere = (jax.jit(partial(self_attend, window=window, kernel="xla"))(*parts) for window in (30, None))
     assert abs(np.sum(np.square(windowed)) - np.sum(np.square(everywhere))) > 1e-3
 
 
