@@ -28,9 +28,10 @@ from star_jax.data.batching import Shape, make_batch, prompt_batches
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.tokenization import Encoder, Limits
 from star_jax.inference.generation import generate
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lm_head import logits, output_head
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
-from star_jax.models.transformer import Decoder, TransformerConfig
+from star_jax.models.transformer import Decoder
 
 FOLDER = Path(__file__).parent.parent / "star_jax" / "benchmarks" / "skills" / "model"
 LIMITS = Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)

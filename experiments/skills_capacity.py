@@ -15,7 +15,7 @@ import numpy as np
 
 from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, score_pool
 from star_jax.benchmarks.skills import generator as skills
-from star_jax.checkpoints.hub import load_tokenizer
+from star_jax.checkpoints.hub import open_folder
 from star_jax.cli.flags import parse_experiment
 from star_jax.data.run_data import tokenize_examples
 from star_jax.data.tasks import get_task
@@ -37,10 +37,9 @@ def main() -> None:
     configure_jax()
 
     task = get_task("skills")
-    encoder = Encoder(
-        load_tokenizer(config.model.path), task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS)
-    )
-    model = load_base(config)
+    folder = open_folder(config.model.path)
+    encoder = Encoder(folder.tokenizer, task, Limits(skills.MAX_PROMPT_TOKENS, skills.MAX_RESPONSE_TOKENS))
+    model = load_base(config, folder)
     tokens, longest = (
         tokenize_examples(encoder, skills.test_examples()),
         encoder.limits.prompt + encoder.limits.response,
@@ -61,7 +60,7 @@ def main() -> None:
     report("base model", None)
     began = time.monotonic()
     labelled = encoder.examples(skills.balanced_labels(args.seed, args.labels))
-    replay = load_replay(config, task, encoder)
+    replay = load_replay(config, task, encoder, folder)
     known, old = ([len(row.tokens) for row in some] for some in (labelled, replay))
     data = TrainingRows(labelled, replay, training_shapes(known, old, longest, config.training))
     adapter, loss, _ = fit(jax.random.key(args.seed), model, data, config.lora, config.training)

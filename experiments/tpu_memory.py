@@ -32,9 +32,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from star_jax.acquisition import pool_scoring
 from star_jax.config import LoraConfig, ScoringConfig, TrainingConfig
 from star_jax.models import lm_head, transformer
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.sequences import SequenceInputs
-from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel
 from star_jax.ops import attention
 from star_jax.ops.quantization import quantize
 from star_jax.parallel import mesh as devices

@@ -12,11 +12,12 @@ import pytest
 import seeds
 from random_models import random_adapter, random_model
 
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.dropout import Dropout
 from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.models.rotary import Rope
-from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.models.transformer import LanguageModel
 from star_jax.registry import ANNOTATORS, STRATEGIES, TASKS, TRACKERS
 
 # In the environment too, for the commands that tests start as processes of their own.

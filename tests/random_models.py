@@ -9,9 +9,10 @@ import numpy as np
 
 from star_jax.checkpoints.hf_config import BOTH_NORMS, POST_NORMS, norm_paths
 from star_jax.checkpoints.huggingface import norm_width, projection_shapes
+from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.lora import Adapter
 from star_jax.models.rotary import Rope, unrotated
-from star_jax.models.transformer import Architecture, Decoder, LanguageModel, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Of a block without fused projections."""

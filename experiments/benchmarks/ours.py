@@ -28,9 +28,10 @@ from star_jax.data.batching import Batch, prompt_batches
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.environment import configure_jax
 from star_jax.inference.generation import PromptBatch, Stop, generate
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.merged import merge_adapter
-from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel
 from star_jax.parallel.mesh import by_rows, replicated
 from star_jax.training.trainer import TrainingRows, fit, training_shapes
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from star_jax.checkpoints.hub import ModelFolder, open_folder
-from star_jax.checkpoints.huggingface import load_model as load_weights
+from star_jax.checkpoints.huggingface import load_folder
 from star_jax.checkpoints.peft import load_adapter as read_adapter
 from star_jax.checkpoints.peft import save_adapter
 from star_jax.errors import ConfigError
@@ -25,17 +25,20 @@ class Model:
     Attributes:
       weights: decoder and parameters, for the functional core.
       folder: that it is from.
-      tokenizer: of transformers.
     """
 
     weights: LanguageModel = field(repr=False)
-    folder: ModelFolder
-    tokenizer: Any = field(repr=False)
+    folder: ModelFolder = field(repr=False)
 
     @property
     def name(self) -> str:
         """What it was loaded by."""
         return self.folder.name
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
+        return self.folder.tokenizer
 
 
 def load_model(
@@ -64,8 +67,7 @@ def load_model(
       'embedded:skills'
     """
     folder = open_folder(path)
-    tokenizer = folder.tokenizer()
-    weights = load_weights(
+    weights = load_folder(
         folder.path,
         dtype,
         quantization=quantization,
@@ -73,7 +75,7 @@ def load_model(
         ignored_fields=ignored_fields,
         placement=lambda name, shape: replicated_sharding(),
     )
-    return Model(weights, folder, tokenizer)
+    return Model(weights, folder)
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def tokenize(
 
 def _encoder(model: Model, task: Task, limits: Limits) -> Encoder:
     vocabulary = model.weights.config.vocab_size
-    return Encoder(model.tokenizer, task, limits, vocab_size=vocabulary, end_ids=model.folder.end_tokens())
+    return Encoder(model.tokenizer, task, limits, vocab_size=vocabulary, end_ids=model.folder.end_ids)
 
 
 def _response_limit(encoder: Encoder, pool: ExamplePool, candidates: Sequence[str] | None, room: int) -> int:

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from star_jax.checkpoints.hub import on_one_line, read_object
+from star_jax.checkpoints.files import on_one_line, read_object
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
-from star_jax.models.transformer import Architecture, TransformerConfig
 from star_jax.ops.pointwise import ACTIVATIONS
 
 PRE_NORMS = {"pre_attention_norm": "input_layernorm", "pre_mlp_norm": "post_attention_layernorm"}

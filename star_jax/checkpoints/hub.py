@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from star_jax.checkpoints.files import HUB_FILES, folder_fingerprint, on_one_line, read_object
 from star_jax.errors import ConfigError
 
 EMBEDDED = "embedded:"
 """Beginning of the names of models that ship with the package."""
-
-HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-"""What is fetched from the hub: weights, configuration and tokenizer. No pickled weights, no code."""
-
 
 NOT_FETCHED = ("consolidated*.safetensors", "original/*")
 """Of those, the weights that some models bring a second time, in the format of their makers."""
@@ -25,33 +18,31 @@ NOT_FETCHED = ("consolidated*.safetensors", "original/*")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's folder, found once: everything that is read of it goes through here.
+    """A model's folder, opened once: what is read of it besides the weights.
 
     Attributes:
       name: what the user calls it: a path, a hub name, or `embedded:NAME`.
       path: where it is.
+      tokenizer: of transformers.
+      end_ids: the tokens that end what the model writes.
+      fingerprint: hash of its files.
     """
 
     name: str
     path: Path
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of its files, as `folder_fingerprint`."""
-        return folder_fingerprint(self.path)
-
-    def tokenizer(self) -> Any:
-        """Its tokenizer; errors as those of `load_tokenizer`."""
-        return load_tokenizer(self.path)
-
-    def end_tokens(self) -> tuple[int, ...]:
-        """The tokens that end what it writes; errors as those of `end_tokens`."""
-        return end_tokens(self.path)
+    tokenizer: Any
+    end_ids: tuple[int, ...]
+    fingerprint: str
 
 
 def open_folder(name: str) -> ModelFolder:
-    """The folder of a model; errors as those of `resolve_folder`."""
-    return ModelFolder(name, resolve_folder(name))
+    """Opens the folder of a model.
+
+    Raises:
+      ConfigError: there is no such folder, or its tokenizer or a file cannot be read.
+    """
+    path = resolve_folder(name)
+    return ModelFolder(name, path, load_tokenizer(path), end_tokens(path), folder_fingerprint(path))
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -83,54 +74,6 @@ def resolve_folder(path: str | Path) -> Path:
         raise ConfigError(
             f"the model is {path!r}; there is no such folder, and the hub did not give it: {on_one_line(error)}"
         ) from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model or adapter folder, without a second copy of the weights beside them.
-
-    Raises:
-      ConfigError: there are none; pickled weights are named where there are some.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return [file for file in files if not file.name.startswith("consolidated")] or files
-    pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind))
-    found = f"; it has {pickled[0]}, and pickled weights are not read because" if pickled else ", and pickled weights"
-    tail = (
-        " reading them can run any code: convert them with save_pretrained(..., safe_serialization=True)"
-        if pickled
-        else " would not be read because they can run code"
-    )
-    raise ConfigError(f"{folder} has no *.safetensors file{found}{tail}")
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """Hash of the files of `HUB_FILES` in a model or adapter folder; of large ones, their first and last MiB."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in HUB_FILES for file in folder.glob(pattern)}):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(1 << 20))
-            if size > 1 << 20:
-                content.seek(-(1 << 20), os.SEEK_END)
-                digest.update(content.read())
-    return digest.hexdigest()
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`.
-
-    Raises:
-      ConfigError: it does not hold one.
-    """
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{file} holds no JSON object")
-    return raw
 
 
 def end_tokens(path: str | Path) -> tuple[int, ...]:
@@ -175,8 +118,3 @@ def load_tokenizer(path: str | Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{folder}: the tokenizer has no end-of-sequence token, so a response could not end")
     return tokenizer
-
-
-def on_one_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

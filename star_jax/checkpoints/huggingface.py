@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from star_jax.checkpoints.files import on_one_line, read_object, weight_files
 from star_jax.checkpoints.hf_config import norm_paths, read_config
-from star_jax.checkpoints.hub import on_one_line, read_object, resolve_folder, weight_files
+from star_jax.checkpoints.hub import resolve_folder
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.projections import PROJECTION_PATHS, module_path
 from star_jax.models.rotary import Rope
-from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel
 from star_jax.ops.quantization import Quantization, quantize
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -112,8 +114,13 @@ class TensorReader:
         self._handles |= dict.fromkeys(handle.keys(), handle)
 
 
-def load_model(
-    path: str | Path,
+def load_model(path: str | Path, dtype: str = "float32", **options: Any) -> LanguageModel:
+    """Loads the model of a folder, a hub name, or `embedded:NAME`; options and errors as those of `load_folder`."""
+    return load_folder(resolve_folder(path), dtype, **options)
+
+
+def load_folder(
+    folder: Path,
     dtype: str = "float32",
     *,
     quantization: Quantization = "none",
@@ -124,10 +131,10 @@ def load_model(
     """Loads a checkpoint of one of the families in `checkpoints.hf_config`.
 
     Args:
-      path: folder, hub name, or `embedded:NAME`.
+      folder: that the model is in.
       dtype: type the weights are stored and multiplied in.
       quantization: of the projections' kernels; embedding, head, norms and biases keep `dtype`.
-      longest, ignored_fields: see `families.read_config`.
+      longest, ignored_fields: see `hf_config.read_config`.
       placement: where parameters are put; None for the default device.
 
     Returns:
@@ -136,7 +143,6 @@ def load_model(
     Raises:
       ConfigError: a file or a tensor is missing, has the wrong shape, or is one that the family does not have.
     """
-    folder = resolve_folder(path)
     config = read_config(folder, dtype, longest, ignored_fields)
     place: Placement = placement or (lambda name, shape: None)
     width, depth = config.hidden_size, config.num_hidden_layers

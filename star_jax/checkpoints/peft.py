@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.checkpoints.hub import on_one_line, read_object
+from star_jax.checkpoints.files import on_one_line, read_object
 from star_jax.checkpoints.huggingface import projection_shapes
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter
 from star_jax.models.projections import matches, module_path
-from star_jax.models.transformer import TransformerConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 

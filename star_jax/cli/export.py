@@ -48,7 +48,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     # Imported after parsing, for the same reason as in run.py.
     from safetensors import SafetensorError
 
-    from star_jax.checkpoints.hub import on_one_line
+    from star_jax.checkpoints.files import on_one_line
     from star_jax.checkpoints.merge import plan_merge, write_merged
     from star_jax.checkpoints.peft import read_peft
     from star_jax.environment import configure_logging

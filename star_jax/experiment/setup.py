@@ -24,8 +24,9 @@ from star_jax.acquisition.strategy import Strategy
 from star_jax.active.state import Problem
 from star_jax.annotators.annotator import Annotator, AnnotatorContext
 from star_jax.annotators.oracle import gold_examples
-from star_jax.checkpoints.hub import EMBEDDED, ModelFolder, folder_fingerprint, open_folder, resolve_folder
-from star_jax.checkpoints.huggingface import load_model
+from star_jax.checkpoints.files import folder_fingerprint
+from star_jax.checkpoints.hub import EMBEDDED, ModelFolder, open_folder
+from star_jax.checkpoints.huggingface import load_folder
 from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import ExperimentConfig
 from star_jax.data.bucketing import Shapes
@@ -107,13 +108,12 @@ def open_experiment(
       ConfigError, DataError: something the user can put right.
     """
     folder = open_folder(config.model.path)
-    tokenizer = folder.tokenizer()
-    task = get_task(config.data.task, config.format, tokenizer)
+    task = get_task(config.data.task, config.format, folder.tokenizer)
     check_experiment(config, strategies, task)
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
     model = load_base(config, folder)
     check_model(config, model)
-    encoder = Encoder(tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=folder.end_tokens())
+    encoder = Encoder(folder.tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=folder.end_ids)
     progress.log(_place_of_work(model))
     start, rslora = _starting_adapter(config, model, progress)
     return ExperimentContext(
@@ -122,7 +122,7 @@ def open_experiment(
         folder=folder,
         encoder=encoder,
         task=task,
-        replay=load_replay(config, task, encoder),
+        replay=load_replay(config, task, encoder, folder),
         base=BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config, folder.path), progress.log),
         progress=progress,
         watch=watch,
@@ -133,10 +133,10 @@ def open_experiment(
     )
 
 
-def load_base(config: ExperimentConfig, folder: ModelFolder | None = None) -> LanguageModel:
+def load_base(config: ExperimentConfig, folder: ModelFolder) -> LanguageModel:
     """The frozen base model of an experiment."""
-    return load_model(
-        (folder or open_folder(config.model.path)).path,
+    return load_folder(
+        folder.path,
         config.model.dtype,
         quantization=config.model.quantization,
         longest=config.data.max_prompt_tokens + config.data.max_response_tokens,
@@ -250,12 +250,13 @@ def _base_adapter(config: ExperimentConfig, model: LanguageModel, start: Adapter
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder) -> list[TokenizedExample]:
+def load_replay(config: ExperimentConfig, task: Task, encoder: Encoder, folder: ModelFolder) -> list[TokenizedExample]:
     """Tokenised replay rows of `training.replay`: the file beside a shipped model, or one of the user's."""
     source = config.training.replay
     if source is None:
         return []
-    path = str(resolve_folder(source) / REPLAY_FILE) if source.startswith(EMBEDDED) else source
+    # `check_experiment` has seen to it that a shipped model's replay rows are those of the model that is trained.
+    path = str(folder.path / REPLAY_FILE) if source.startswith(EMBEDDED) else source
     examples = load_examples(task, path, "train", config.data.on_bad_row)
     kept = examples_within_limits(encoder, examples)[0]
     if not kept:

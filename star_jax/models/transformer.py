@@ -1,8 +1,7 @@
 """The decoder in Linen: one block for all families, scanned over stacked parameters.
 
-What differs between families is data: `Architecture` for the parts a block has, `TransformerConfig` for numbers.
-Which family has which is in `checkpoints.hf_config`. A call reads whole rows and returns hidden states; the output
-projection is applied by the caller, to the positions it needs (`models.lm_head`). One token at a time is for
+What differs between families is data (`models.architecture`). A call reads whole rows and returns hidden states; the
+output projection is applied by the caller, to the positions it needs (`models.lm_head`). One token at a time is for
 `models.decoding`, with the same block.
 
 Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary, `L` layers, `H` query heads,
@@ -11,8 +10,7 @@ Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +18,11 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from star_jax.errors import ConfigError
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.dropout import Dropout, draw_mask
 from star_jax.models.lora import LoraDense
-from star_jax.models.rotary import Angles, Rope, rotate
+from star_jax.models.mlp import gated_mlp
+from star_jax.models.rotary import Angles, rotate
 from star_jax.ops.attention import (
     AttentionOptions,
     PackedRows,
@@ -34,7 +33,7 @@ from star_jax.ops.attention import (
 )
 from star_jax.ops.matmul import DropoutMask
 from star_jax.ops.packing import Packing, pack_rows, unpack_rows
-from star_jax.ops.pointwise import RMSNorm, gated
+from star_jax.ops.pointwise import RMSNorm
 
 Array = jax.Array
 
@@ -43,70 +42,6 @@ UNROLLED_LAYERS = 4
 
 SHORT_ROW = 64
 """Rows of up to this many tokens attend all at once, padding and all: one by one would take longer."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The parts of a block.
-
-    Attributes:
-      norms: those a block has, of `pre_attention_norm`, `post_attention_norm`, `pre_mlp_norm`, `post_mlp_norm`;
-        a post-norm is applied to what a sub-layer adds to the residual stream.
-      qk_norm: norm of queries and keys before the rotation: each head by itself, or all heads together.
-      norm_offset: added to a norm's weight before it multiplies.
-      biases: projections that add a bias.
-      fused: query, key and value are one projection, and so are gate and up.
-      scaled_embedding: embeddings are multiplied by √D.
-    """
-
-    norms: tuple[str, ...] = ("pre_attention_norm", "pre_mlp_norm")
-    qk_norm: Literal["none", "head", "width"] = "none"
-    norm_offset: float = 0.0
-    biases: tuple[str, ...] = ()
-    fused: bool = False
-    scaled_embedding: bool = False
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Shape and constants of a decoder; names are those of a Hugging Face `config.json` where it has them.
-
-    Attributes:
-      windows: for each layer, the most recent positions a token sees, or None for all; empty where no layer has one.
-      ropes: the kinds of rotary positions there are.
-      layer_ropes: for each layer, its place in `ropes`; empty where there is one kind.
-      attention_scale: multiplies query · key; None for 1 / √d.
-      attention_softcap, logit_softcap: c in c · tanh(x / c) of attention scores and of logits; None for none.
-      dtype: of weights and products.
-
-    Raises:
-      ConfigError: a window is below 1.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
-    max_position_embeddings: int = 2048
-    hidden_act: str = "silu"
-    windows: tuple[int | None, ...] = ()
-    ropes: tuple[Rope, ...] = (Rope(),)
-    layer_ropes: tuple[int, ...] = ()
-    attention_scale: float | None = None
-    attention_softcap: float | None = None
-    logit_softcap: float | None = None
-    architecture: Architecture = Architecture()
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        short = [window for window in self.windows if window is not None and window < 1]
-        if short:
-            raise ConfigError(f"sliding_window is {short[0]}; a token sees at least 1 position, its own")
 
 
 class LayerCache(NamedTuple):
@@ -278,16 +213,10 @@ class Block(nn.Module):
         return heads[0], heads[1], heads[2]
 
     def _mlp(self, x: Array, layer: Layer, dropout: Dropout | None, packing: Packing | None) -> Array:
-        config = self.config
-        inner = config.intermediate_size
-        mask = draw_mask(dropout, layer.number, "gate_up_proj", x, packing)
-        if config.architecture.fused:
-            gate, up = jnp.split(self._project("gate_up_proj", 2 * inner, x, mask), 2, axis=-1)
-        else:
-            gate, up = (self._project(name, inner, x, mask) for name in ("gate_proj", "up_proj"))
-        product = gated(config.hidden_act, gate, up)
-        mask = draw_mask(dropout, layer.number, "down_proj", product, packing)
-        return self._project("down_proj", x.shape[-1], product, mask)
+        def mask(name: str, read: Array) -> DropoutMask | None:
+            return draw_mask(dropout, layer.number, name, read, packing)
+
+        return gated_mlp(self.config, self._project, mask, x)
 
 
 def write_slot(cache: LayerCache, slots: Slots, key: Array, value: Array) -> LayerCache:

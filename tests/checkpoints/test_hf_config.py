@@ -21,8 +21,8 @@ from star_jax.checkpoints.hf_config import (
     read_config,
 )
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
-from star_jax.models.transformer import Architecture, TransformerConfig
 
 Fields = dict[str, Any]
 Read = Callable[..., TransformerConfig]

@@ -12,16 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from star_jax.checkpoints.hub import (
-    HUB_FILES,
-    NOT_FETCHED,
-    end_tokens,
-    load_tokenizer,
-    on_one_line,
-    read_object,
-    resolve_folder,
-    weight_files,
-)
+from star_jax.checkpoints.files import HUB_FILES, on_one_line, read_object, weight_files
+from star_jax.checkpoints.hub import NOT_FETCHED, end_tokens, load_tokenizer, resolve_folder
 from star_jax.errors import ConfigError
 
 

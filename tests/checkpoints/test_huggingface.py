@@ -26,8 +26,8 @@ from star_jax.checkpoints.huggingface import (
     tensor_shapes,
 )
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.rotary import Rope
-from star_jax.models.transformer import Architecture, TransformerConfig
 
 MakeModel = Callable[[TransformerConfig], LanguageModel]
 LAST = "model.layers.1.mlp.down_proj.weight"

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from star_jax.checkpoints.peft import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_peft, save_adapter
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter
-from star_jax.models.transformer import TransformerConfig
 
 MakeAdapter = Callable[..., Adapter]
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"

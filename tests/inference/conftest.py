@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from random_models import PROJECTIONS, random_adapter, random_model
 
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter
 from star_jax.models.rotary import Rope
 from star_jax.models.sequences import SequenceInputs
-from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.models.transformer import LanguageModel
 
 SHAPE = TransformerConfig(
     vocab_size=17,

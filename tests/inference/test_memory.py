@@ -10,9 +10,10 @@ import pytest
 from star_jax.config import LoraConfig
 from star_jax.inference.mc_dropout import Sampling, mc_score_responses, sample_keys
 from star_jax.inference.scoring import score_responses
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import init_adapter
 from star_jax.models.sequences import SequenceInputs
-from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel
 
 ROWS, WIDTH = 16, 512
 SHAPE = TransformerConfig(

@@ -12,11 +12,12 @@ import pytest
 from random_models import FAMILIES
 
 from star_jax.models import transformer
+from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.decoding import KVCache, decode_step, prefill, unstacked
 from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.merged import merge_adapter
-from star_jax.models.transformer import Architecture, Decoder, LanguageModel, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel
 from star_jax.ops.quantization import quantize
 
 Forward = Callable[..., jax.Array]

@@ -14,9 +14,10 @@ from scipy import stats
 from star_jax.checkpoints.huggingface import projection_shapes
 from star_jax.config import DropoutMode
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.dropout import Dropout, draw_mask, row_keys
 from star_jax.models.lora import Adapter, LoraDense
-from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.models.transformer import LanguageModel
 from star_jax.ops.matmul import DropoutMask
 from star_jax.ops.packing import Packing, make_packing
 

@@ -14,7 +14,8 @@ import pytest
 from star_jax.config import TrainingConfig
 from star_jax.inference.scoring import statistics_of
 from star_jax.models import lm_head as head
-from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.models.architecture import TransformerConfig
+from star_jax.models.transformer import LanguageModel
 from star_jax.training.losses import token_losses
 
 BATCH, LENGTH, WIDTH, VOCABULARY = 4, 9, 6, 19

@@ -15,6 +15,7 @@ from scipy import stats
 
 from star_jax.config import LoraConfig
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.dropout import Dropout
 from star_jax.models.lora import (
     Adapter,
@@ -24,7 +25,7 @@ from star_jax.models.lora import (
     init_adapter,
     with_adapter,
 )
-from star_jax.models.transformer import Architecture, LanguageModel, TransformerConfig
+from star_jax.models.transformer import LanguageModel
 from star_jax.ops.matmul import DropoutMask
 from star_jax.ops.quantization import Kernel, Quantization, quantize
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from random_models import FAMILIES, PROJECTIONS
 
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter
 from star_jax.models.merged import FUSED, merge_adapter
-from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
+from star_jax.models.transformer import Decoder, LanguageModel
 from star_jax.ops.quantization import quantize
 
 Rows = tuple[np.ndarray, np.ndarray]

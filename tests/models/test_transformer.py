@@ -15,16 +15,11 @@ from scipy import special
 from star_jax.checkpoints.hf_config import BOTH_NORMS, POST_NORMS
 from star_jax.config import LoraConfig
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.dropout import Dropout
 from star_jax.models.lora import Adapter, Factors, init_adapter, with_adapter
 from star_jax.models.rotary import Rope, unrotated
-from star_jax.models.transformer import (
-    UNROLLED_LAYERS,
-    Architecture,
-    Decoder,
-    LanguageModel,
-    TransformerConfig,
-)
+from star_jax.models.transformer import UNROLLED_LAYERS, Decoder, LanguageModel
 
 Rows = tuple[np.ndarray, np.ndarray]
 Forward = Callable[..., jax.Array]

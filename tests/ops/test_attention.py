@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.ops import attention
+from star_jax.ops import attention_xla
 from star_jax.ops.attention import AttentionOptions, PackedRows, attend_cache, packed_attention, self_attention
 
 
@@ -153,8 +153,8 @@ def test_a_cache_of_heads_first_gives_the_same(
 def test_whole_rows_equal_loops(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, length: int, options: dict[str, float]
 ) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 2)
-    monkeypatch.setattr(attention, "MOST_BLOCKS", 4)
+    monkeypatch.setattr(attention_xla, "QUERY_BLOCK", 2)
+    monkeypatch.setattr(attention_xla, "MOST_BLOCKS", 4)
     query = 2 * rng.normal(size=(2, length, 4, 6))
     key, value = rng.normal(size=(2, 2, length, 2, 6))
     positions = np.tile(np.arange(length), (2, 1))
@@ -208,7 +208,7 @@ def value_and_slopes(
 def test_gradients_of_whole_rows_are_those_of_the_formula(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, groups: int, options: dict[str, float]
 ) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(attention_xla, "QUERY_BLOCK", 3)
     query, weight = rng.normal(size=(2, 2, 8, 4, 6)).astype(np.float32)
     key, value = rng.normal(size=(2, 2, 8, groups, 6)).astype(np.float32)
     got = value_and_slopes(partial(self_attend, kernel="xla", **options), [query, key, value], weight)
@@ -232,7 +232,7 @@ def test_gradients_in_bfloat16_are_close(rng: np.random.Generator) -> None:
 def test_gradients_of_whole_rows_equal_those_of_the_library(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(attention_xla, "QUERY_BLOCK", 3)
     query, weight = jnp.asarray(rng.normal(size=(2, 2, 8, 4, 6)), jnp.float32)
     key, value = jnp.asarray(rng.normal(size=(2, 2, 8, 2, 6)), jnp.float32)
 
@@ -299,8 +299,8 @@ def test_rows_of_a_line_are_rows_by_themselves(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, lengths: list[int], spare: int, options: dict[str, float]
 ) -> None:
     """In value and gradient; three lengths are compiled here, 3, 6 and 8, and rows may be empty."""
-    monkeypatch.setattr(attention, "ROW_STEP", 3)
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(attention_xla, "ROW_STEP", 3)
+    monkeypatch.setattr(attention_xla, "QUERY_BLOCK", 4)
     *parts, weight = line_inputs(rng, sum(lengths) + spare)
     window = {"window": jnp.asarray(options["window"])} if "window" in options else {}
     places = {"starts": jnp.asarray(starts_of(lengths)), "lengths": jnp.asarray(lengths), "width": 8}
@@ -355,8 +355,8 @@ def test_a_line_in_bfloat16_is_close(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, options: dict[str, float]
 ) -> None:
     """In value and gradient, to rows by themselves in float32."""
-    monkeypatch.setattr(attention, "ROW_STEP", 3)
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(attention_xla, "ROW_STEP", 3)
+    monkeypatch.setattr(attention_xla, "QUERY_BLOCK", 4)
     narrow = [jnp.asarray(part, jnp.bfloat16) for part in line_inputs(rng, sum(RAGGED) + 2)]
     places = {"starts": jnp.asarray(starts_of(RAGGED)), "lengths": jnp.asarray(RAGGED), "width": 8}
     got = value_and_slopes(partial(packed_attend, **places, **options), narrow[:3], narrow[3])
@@ -389,8 +389,8 @@ def test_a_window_has_room_for_the_query_itself(rng: np.random.Generator, window
 @pytest.mark.parametrize("width", [8, 50])
 def test_a_line_under_vmap_is_the_loop(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """Samples share their rows. Where a row may be long, the lengths that are compiled for lie further apart."""
-    monkeypatch.setattr(attention, "ROW_STEP", 3)
-    monkeypatch.setattr(attention, "MOST_LENGTHS", 4)
+    monkeypatch.setattr(attention_xla, "ROW_STEP", 3)
+    monkeypatch.setattr(attention_xla, "MOST_LENGTHS", 4)
     lengths = [5, 8, 2]
     samples = [line_inputs(rng, 17) for _ in range(3)]
     places = {"starts": jnp.asarray(starts_of(lengths)), "lengths": jnp.asarray(lengths), "width": width}

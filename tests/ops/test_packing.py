@@ -11,11 +11,12 @@ import pytest
 from random_models import FAMILIES
 
 from star_jax.models import transformer
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.dropout import Dropout, row_keys
 from star_jax.models.lora import Adapter, Factors
 from star_jax.models.sequences import SequenceInputs, hidden_states
-from star_jax.models.transformer import Decoder, LanguageModel, TransformerConfig
-from star_jax.ops import attention
+from star_jax.models.transformer import Decoder, LanguageModel
+from star_jax.ops import attention_xla
 from star_jax.ops.packing import make_packing, pack_rows, unpack_rows
 
 MakeModel = Callable[[TransformerConfig], LanguageModel]
@@ -117,7 +118,7 @@ def test_a_decoder_in_a_line_is_one_over_rows(
 ) -> None:
     """States at all tokens, and the gradient of the adapter, whether rows attend one by one or all at once."""
     monkeypatch.setattr(transformer, "SHORT_ROW", 2 if one_by_one else WIDTH)
-    monkeypatch.setattr(attention, "ROW_STEP", 4)
+    monkeypatch.setattr(attention_xla, "ROW_STEP", 4)
     model = make_model(dataclasses.replace(tiny_config, **FAMILIES[family]))
     adapter, key = make_adapter(model.config), jax.random.key(seed)
     own = key if mode == "shared" else row_keys(key, jnp.arange(4))
@@ -150,7 +151,7 @@ def test_a_decoder_in_a_line_of_bfloat16_is_close(
 ) -> None:
     """States and the adapter's gradient, as far from those in float32 as rows in bfloat16 are, or little more."""
     monkeypatch.setattr(transformer, "SHORT_ROW", 2)
-    monkeypatch.setattr(attention, "ROW_STEP", 4)
+    monkeypatch.setattr(attention_xla, "ROW_STEP", 4)
     wide, adapter = make_model(tiny_config), make_adapter(tiny_config)
     decoder = Decoder(dataclasses.replace(tiny_config, dtype="bfloat16"))
     narrow = LanguageModel(decoder, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wide.params))

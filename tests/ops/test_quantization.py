@@ -13,8 +13,9 @@ from random_models import PROJECTIONS
 from scipy import stats
 
 from star_jax.checkpoints.huggingface import load_model, save_model
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter, Factors
-from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.models.transformer import LanguageModel
 from star_jax.ops.quantization import (
     BLOCK,
     NF4_LEVELS,

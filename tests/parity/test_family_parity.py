@@ -30,8 +30,8 @@ from tiny_models import (
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.inference.generation import PromptBatch, Stop, generate
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.merged import merge_adapter
-from star_jax.models.transformer import TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

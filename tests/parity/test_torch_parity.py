@@ -18,11 +18,12 @@ from star_jax.checkpoints.huggingface import load_model, save_model
 from star_jax.checkpoints.peft import load_adapter, save_adapter
 from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.inference.generation import generate
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lm_head import output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.projections import PROJECTION_PATHS
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
-from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.models.transformer import LanguageModel
 from star_jax.training.losses import objective, token_losses
 from star_jax.training.optimizers import direction
 from star_jax.training.trainer import Fixed, TrainBatch, TrainState, train_step

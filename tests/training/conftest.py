@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from random_models import random_model
 
-from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.models.architecture import TransformerConfig
+from star_jax.models.transformer import LanguageModel
 
 SHAPE = TransformerConfig(
     vocab_size=13,

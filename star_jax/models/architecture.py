@@ -1,0 +1,76 @@
+"""What differs between families, as data: `Architecture` for the parts a block has, `TransformerConfig` for numbers.
+
+Which family has which is in `checkpoints.hf_config`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from star_jax.errors import ConfigError
+from star_jax.models.rotary import Rope
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The parts of a block.
+
+    Attributes:
+      norms: those a block has, of `pre_attention_norm`, `post_attention_norm`, `pre_mlp_norm`, `post_mlp_norm`;
+        a post-norm is applied to what a sub-layer adds to the residual stream.
+      qk_norm: norm of queries and keys before the rotation: each head by itself, or all heads together.
+      norm_offset: added to a norm's weight before it multiplies.
+      biases: projections that add a bias.
+      fused: query, key and value are one projection, and so are gate and up.
+      scaled_embedding: embeddings are multiplied by √D.
+    """
+
+    norms: tuple[str, ...] = ("pre_attention_norm", "pre_mlp_norm")
+    qk_norm: Literal["none", "head", "width"] = "none"
+    norm_offset: float = 0.0
+    biases: tuple[str, ...] = ()
+    fused: bool = False
+    scaled_embedding: bool = False
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape and constants of a decoder; names are those of a Hugging Face `config.json` where it has them.
+
+    Attributes:
+      windows: for each layer, the most recent positions a token sees, or None for all; empty where no layer has one.
+      ropes: the kinds of rotary positions there are.
+      layer_ropes: for each layer, its place in `ropes`; empty where there is one kind.
+      attention_scale: multiplies query · key; None for 1 / √d.
+      attention_softcap, logit_softcap: c in c · tanh(x / c) of attention scores and of logits; None for none.
+      dtype: of weights and products.
+
+    Raises:
+      ConfigError: a window is below 1.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 2048
+    hidden_act: str = "silu"
+    windows: tuple[int | None, ...] = ()
+    ropes: tuple[Rope, ...] = (Rope(),)
+    layer_ropes: tuple[int, ...] = ()
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    architecture: Architecture = Architecture()
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        short = [window for window in self.windows if window is not None and window < 1]
+        if short:
+            raise ConfigError(f"sliding_window is {short[0]}; a token sees at least 1 position, its own")
