@@ -28,7 +28,7 @@ from star_jax.config import (
     TrainingConfig,
 )
 from star_jax.experiment import runner as experiment
-from star_jax.models.transformer import TransformerConfig
+from star_jax.models.architecture import TransformerConfig
 from star_jax.tracking.console import Progress
 from star_jax.training import trainer
 

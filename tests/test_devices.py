@@ -19,7 +19,7 @@ from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import save_model
 from star_jax.checkpoints.peft import save_adapter
-from star_jax.models.transformer import TransformerConfig
+from star_jax.models.architecture import TransformerConfig
 
 COUNTS = (1, 8)
 

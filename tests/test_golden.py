@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax import score
 from star_jax.acquisition.dynamic import NORMALISERS
-from star_jax.acquisition.strategies import acquire, get_strategy
+from star_jax.acquisition.strategy import Query, get_strategy, pick
+from star_jax.cli import score
 from star_jax.config import AcquisitionConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "llama"
-RELEASED = AcquisitionConfig(arithmetic="released")
+RELEASED = AcquisitionConfig(normaliser="released")
 BLENDS = {
     **{f"PE_dynamic_t{t}": ("pe_dynamic", "sequence_nll", t) for t in (0, 3, 8)},
     **{f"Entropy_dynamic_t{t}": ("entropy_dynamic", "token_entropy", t) for t in (0, 3, 8)},
@@ -55,11 +55,11 @@ def test_scores_equal_pe_and_entropy_of_the_released_code(golden, ours, model):
 def test_released_blends_and_rankings_are_reproduced(golden, ours, blend):
     strategy, measure, t = BLENDS[blend]
     ids = [row["id"] for row in ours["base"]]
-    base, full = (jnp.array([row[measure] for row in ours[model]]) for model in ("base", "adapter"))
+    features = [jnp.array([row[measure] for row in ours[model]]) for model in ("base", "adapter")]
     everything = jnp.ones(len(ids), bool)
-    picked, raw = acquire(
-        get_strategy(strategy), RELEASED, jax.random.key(0), base, full, everything, t, queries=9, count=len(ids)
-    )
+    found = get_strategy(strategy, RELEASED)
+    assert [need.model for need in found.needs] == ["base", "full"]
+    picked, raw = pick(found, jax.random.key(0), features, everything, Query(t, total=9, count=len(ids)))
     expected = golden["blend"][blend]
     np.testing.assert_allclose(raw, expected["raw"], rtol=1e-4)
     np.testing.assert_allclose(NORMALISERS["minmax"](raw, everything), expected["normalised"], rtol=1e-4, atol=1e-6)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from seeds import seed_of
 
-from star_jax import run, score
 from star_jax.acquisition import pool_scoring
 from star_jax.benchmarks.skills import generator as skills
-from star_jax.cli.flags import guarded_main
+from star_jax.cli import run, score
+from star_jax.cli.guard import guarded_main
 from star_jax.training import trainer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "own_data.yaml"

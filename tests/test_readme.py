@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from star_jax.acquisition.strategies import STRATEGIES
+from star_jax.registry import STRATEGIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / place / "README.md" for place in (".", "experiments/results", "experiments/benchmarks/results")]
@@ -31,7 +31,7 @@ def test_nothing_is_left_to_fill_in(page):
 
 def test_every_strategy_is_described():
     text = PAGES[0].read_text()
-    assert all(f"`{name}`" in text for name in STRATEGIES)
+    assert all(f"`{name}`" in text for name in STRATEGIES.names())
 
 
 def test_map_names_folders_that_exist():

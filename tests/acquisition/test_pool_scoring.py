@@ -33,9 +33,10 @@ from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
 from star_jax.errors import ConfigError, DataError
 from star_jax.inference.mc_dropout import mc_score_responses, sample_keys
 from star_jax.inference.scoring import score_responses
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs
-from star_jax.models.transformer import LanguageModel, TransformerConfig
+from star_jax.models.transformer import LanguageModel
 
 WORDS = ["</s>", *"abcdefghijkl"]
 CANDIDATES = (" a", " b c", " d e")

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from star_jax import export
 from star_jax.checkpoints import merge
 from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import load_model, save_model
 from star_jax.checkpoints.peft import CONFIG_FILE, load_adapter, save_adapter
-from star_jax.cli.flags import ExportConfig, guarded_main, parse_export
+from star_jax.cli import export
+from star_jax.cli.export import ExportConfig, parse_export
+from star_jax.cli.guard import guarded_main
 from star_jax.config import LoraConfig
 from star_jax.models.lora import init_adapter
 

@@ -1,6 +1,7 @@
 """Flags over files, and what a user sees after a mistake: exit code 2, a message, no traceback."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -9,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from star_jax.acquisition.strategies import STRATEGIES
-from star_jax.cli import flags as command_line
-from star_jax.cli.flags import ScoreConfig, guarded_main, parse_experiment, parse_run, parse_score
-from star_jax.config import ExperimentConfig, FormatConfig
+from star_jax.cli import run
+from star_jax.cli.flags import HELP_WIDTH, without_former_names
+from star_jax.cli.guard import guarded_main
+from star_jax.cli.run import parse_experiment, parse_run
+from star_jax.config import ExperimentConfig
 from star_jax.config_file import config_from_mapping, load_yaml
-from star_jax.errors import ConfigError, DataError
+from star_jax.errors import ConfigError
+from star_jax.registry import ANNOTATORS, STRATEGIES, TASKS, TRACKERS
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-SCORE = ["--model", "m", "--data", "d.jsonl", "--task", "gsm8k"]
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def fields(config_type, prefix=""):
@@ -118,10 +120,12 @@ def test_flags_replace_the_files_values_wherever_they_stand(tmp_path):
     assert parse_experiment(argv).training.gradient_clip is None
 
 
-def test_help_names_every_strategy(capsys):
+def test_help_names_every_strategy_task_annotator_and_tracker(capsys):
     with pytest.raises(SystemExit):
         parse_experiment(["--help"])
-    assert set(STRATEGIES) <= set(re.findall(r"[a-z_]+", capsys.readouterr().out))
+    shown = set(re.findall(r"[a-z0-9_]+", capsys.readouterr().out))
+    for registry in (STRATEGIES, TASKS, ANNOTATORS, TRACKERS):
+        assert set(registry.names()) <= shown
 
 
 def test_help_shows_every_flag_and_its_documentation(capsys):
@@ -156,6 +160,13 @@ def test_help_shows_every_flag_and_its_documentation(capsys):
         (["--training.replay", "none"], "training.replay and training.replay_rows go together"),
         (["--data.pool-limit", "many"], "--data.pool-limit"),
         (["--acquisition.schedule", "never"], "--acquisition.schedule"),
+        (["--acquisition.arithmetic", "exact"], "--acquisition.arithmetic is 'exact'; it must be one of standard, rel"),
+        (["--acquisition.arithmetic"], "--acquisition.arithmetic is ''; it must be one of standard, released"),
+        (
+            ["--acquisition.arithmetic", "released", "--acquisition.normaliser", "rank"],
+            "--acquisition.normaliser is rank, but --acquisition.arithmetic released scales the base by min-max",
+        ),
+        (["--plugins", "nowhere.py"], "plugins names nowhere.py; there is no such file"),
         (["--lora.rslora", "yes"], "'yes' is neither true nor false"),
         (["--format.match", "close"], "--format.match"),
         (["--format.group", "kind"], "format is the section of data.task generic, and data.task is skills"),
@@ -182,7 +193,8 @@ def test_a_bad_flag_or_value_exits_with_2_and_a_message(capsys, argv, message):
 
 
 def test_without_the_repository_a_config_must_be_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command_line, "DEFAULT_CONFIG", tmp_path / "configs" / "quickstart.yaml")
+    monkeypatch.setattr(run, "DEFAULT_CONFIG", tmp_path / "configs" / "quickstart.yaml")
+    monkeypatch.setattr(run, "_PACKAGE", tmp_path / "star_jax")
     with pytest.raises(ConfigError, match="pass --config FILE"):
         parse_experiment(["--loop.rounds", "3"])
     with pytest.raises(SystemExit, match="0"):
@@ -190,103 +202,98 @@ def test_without_the_repository_a_config_must_be_named(tmp_path, monkeypatch, ca
     assert "--config" in capsys.readouterr().out
 
 
-def test_score_flags():
-    assert parse_score(SCORE) == ScoreConfig(model="m", data="d.jsonl", task="gsm8k")
-    argv = (
-        "--adapter a --answers candidates --mc-samples 4 --seed 7 --out scores.jsonl --batch-size 2 --dtype bfloat16 "
-        "--max-prompt-tokens 9 --max-response-tokens 8 --dropout per_token --dropout-rate 0.25 --quantization nf4 "
-        "--ignored-fields a,b --too-long drop --on-bad-row skip"
-    )
-    assert parse_score([*SCORE, *argv.split()]) == ScoreConfig(
-        model="m",
-        data="d.jsonl",
-        task="gsm8k",
-        adapter="a",
-        answers="candidates",
-        mc_samples=4,
-        seed=7,
-        out="scores.jsonl",
-        batch_size=2,
-        dtype="bfloat16",
-        max_prompt_tokens=9,
-        max_response_tokens=8,
-        dropout="per_token",
-        dropout_rate=0.25,
-        quantization="nf4",
-        ignored_fields=("a", "b"),
-        too_long="drop",
-        on_bad_row="skip",
-    )
+RELEASED = "strategies: [entropy_dynamic]\nacquisition: {arithmetic: released}"
+RANKS = "strategies: [entropy_dynamic]\nacquisition: {normaliser: rank}"
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("text", "argv", "normaliser"),
     [
-        (["--mc-samples", "0"], "--mc-samples is 0; it must be at least 1"),
-        (["--mc-samples", "3"], "--mc-samples 3 needs --adapter"),
-        (["--seed", "-1"], "--seed is -1; it must be at least 0"),
-        (["--seed", "4294967296"], "--seed is 4294967296; it must be less than 4294967296"),
-        (["--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
-        (
-            ["--adapter", "a", "--mc-samples", "3", "--dropout-rate", "0"],
-            "--dropout-rate is 0.0; it must be from 1e-06 to 0.999999",
-        ),
-        (["--adapter", "a", "--dropout-rate", "0.1"], "--dropout-rate does nothing in a single pass"),
-        (["--answers", "gold"], "gold"),
-        (["--quantization", "int4"], "int4"),
-        (["--format.prompt", "{{ q }}"], "format is the section of data.task generic, and data.task is gsm8k"),
+        ("{}", [], None),
+        ("{}", ["--acquisition.arithmetic", "released"], "released"),
+        ("{}", ["--acquisition.arithmetic=released"], "released"),
+        ("{}", ["--acquisition.arithmetic", "released", "--acquisition.normaliser", "none"], "released"),
+        ("{}", ["--acquisition.normaliser=released", "--acquisition.arithmetic=released"], "released"),
+        ("{}", ["--acquisition.arithmetic", "standard"], None),
+        ("{}", ["--acquisition.arithmetic", "standard", "--acquisition.normaliser", "zscore"], "zscore"),
+        (RELEASED, [], "released"),
+        (RELEASED, ["--acquisition.arithmetic", "standard"], None),
+        (RELEASED, ["--acquisition.normaliser", "zscore"], "zscore"),
+        (RANKS, ["--acquisition.arithmetic", "standard"], "rank"),
+        (RANKS, ["--acquisition.arithmetic", "released"], "released"),
     ],
 )
-def test_score_refuses_values_that_make_no_sense(capsys, argv, message):
-    with pytest.raises(SystemExit, match="2"):
-        parse_score([*SCORE, *argv])
-    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+def test_the_former_flag_of_the_released_arithmetic_is_todays_scale(tmp_path, text, argv, normaliser):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    config = parse_experiment(["--config", str(path), *argv, "--seeds", "3"])
+    assert (config.acquisition.normaliser, config.seeds) == (normaliser, (3,))
 
 
-SCORE_FILE = """
-model: {path: m, dtype: bfloat16, quantization: int8, adapter: a}
-scoring: {answers: candidates, batch_size: 3}
-data: {task: generic, train: pool.csv, max_prompt_tokens: 9, max_response_tokens: 8, too_long: drop, on_bad_row: skip}
-format: {prompt: "{{ q }} ", response: "{{ a }}", answers: ["yes, indeed", "no"], chat: true}
+def test_flags_without_former_names_stay_as_they_are():
+    argv = ["--a=b=c", "--seeds", "1", "--acquisition.normaliser", "rank", "--lora.rslora"]
+    assert without_former_names(argv, "released") == argv
+
+
+PLUGIN = """
+from star_jax.acquisition.strategy import register_strategy
+from star_jax.registry import ANNOTATORS, TASKS, TRACKERS
+
+register_strategy("from_a_file")(lambda key, pool, query: None)
+TASKS.register("task_from_a_file", None)
+ANNOTATORS.register("annotator_from_a_file", None)
+TRACKERS.register("tracker_from_a_file", None)
 """
 
 
-def test_score_takes_an_experiments_file_and_flags_over_it(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(SCORE_FILE)
-    config = parse_score(["--config", str(path), "--seed", "3"])
-    assert config == ScoreConfig(
-        model="m",
-        data="pool.csv",
-        task="generic",
-        adapter="a",
-        answers="candidates",
-        seed=3,
-        batch_size=3,
-        dtype="bfloat16",
-        quantization="int8",
-        max_prompt_tokens=9,
-        max_response_tokens=8,
-        too_long="drop",
-        on_bad_row="skip",
-        format=FormatConfig("{{ q }} ", "{{ a }}", answers=("yes, indeed", "no"), chat=True),
-    )
-    argv = "--model other --data b.jsonl --adapter none --format.chat false --too-long error --format.answers x,y"
-    other = parse_score([f"--config={path}", *argv.split()])
-    assert (other.model, other.data, other.adapter, other.too_long) == ("other", "b.jsonl", None, "error")
-    assert other.format == dataclasses.replace(config.format, chat=False, answers=("x", "y"))
+@pytest.fixture
+def plugin(tmp_path, registries):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    return tmp_path / "mine.py"
 
 
-def test_score_asks_for_the_pool_that_a_file_does_not_name(tmp_path, capsys):
+@pytest.mark.parametrize("named", ["by a flag", "in the file"])
+def test_help_names_what_plugins_bring(plugin, named):
+    """In a process of its own: what `--help` says of a flag is read once a process."""
+    path = plugin.with_name("mine.yaml")
+    path.write_text(f"plugins: [{plugin}]" if named == "in the file" else "{}")
+    flags = ["--config", str(path), *([f"--plugins={plugin}"] if named == "by a flag" else []), "--help"]
+    command = [sys.executable, "-m", "star_jax", "run", *flags]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in ("from_a_file", "task_from_a_file", "annotator_from_a_file", "tracker_from_a_file"):
+        assert re.search(rf"\b{name}\b", shown)
+
+
+def test_plugins_of_a_flag_replace_those_of_the_file(plugin):
+    path = plugin.with_name("mine.yaml")
+    path.write_text("plugins: [nowhere.py]")
+    config = parse_experiment(["--config", str(path), "--plugins", str(plugin), "--strategies", "from_a_file"])
+    assert (config.plugins, config.strategies) == ((str(plugin),), ("from_a_file",))
+    assert parse_experiment(["--config", str(path), "--plugins", ""]).plugins == ()
+
+
+@pytest.mark.parametrize("columns", ["20", "200", None])
+def test_help_is_as_wide_as_a_page_whatever_the_terminal(monkeypatch, capsys, columns):
+    if columns is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit, match="0"):
+        parse_experiment(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert 60 < max(map(len, lines)) <= HELP_WIDTH == 80
+    assert os.environ.get("COLUMNS") == columns
+
+
+def test_help_shows_the_files_values(tmp_path, capsys):
     path = tmp_path / "mine.yaml"
-    path.write_text("model: {path: m}")
-    with pytest.raises(SystemExit, match="2"):
-        parse_score(["--config", str(path)])
-    shown = capsys.readouterr().err
-    assert "--data" in shown
-    assert "--model" not in shown
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read the configuration file"):
-        parse_score(["--config", "nowhere.yaml"])
+    path.write_text("loop: {rounds: 1234567}\nstrategies: [margin, bald]\ntraining: {gradient_clip: none}")
+    with pytest.raises(SystemExit, match="0"):
+        parse_experiment(["--config", str(path), "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: 1234567)" in shown
+    assert "(default: margin,bald)" in shown
+    assert re.search(r"--training.gradient-clip .*? \(default: none\)", shown)
 
 
 @pytest.mark.parametrize(
@@ -298,62 +305,9 @@ def test_switches_are_flags_and_take_a_value(argv, value):
     assert quickstart.lora.rslora is value
 
 
-def test_score_names_the_required_flags(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        parse_score([])
-    shown = capsys.readouterr().err
-    assert all(flag in shown for flag in ("--model", "--data", "--task"))
-
-
-def test_guarded_main_passes_exit_codes_and_arguments_on(monkeypatch):
-    assert guarded_main(len, ["a", "b", "c"]) == 3
-    monkeypatch.setattr(sys, "argv", ["program", "a"])
-    assert guarded_main(len) == 1
-
-
-@pytest.mark.parametrize("error", [ConfigError("a.yaml:3: wrong\n  here"), DataError("a.jsonl:7: wrong\n  here")])
-def test_guarded_main_turns_user_errors_into_one_line(capsys, error):
-    def fail(argv):
-        raise error
-
-    assert guarded_main(fail, []) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("star_jax: error: a.")
-    assert shown.endswith("wrong here\n")
-    assert shown.count("\n") == 1
-
-
-def test_guarded_main_lets_a_defect_of_the_program_through():
-    def fail(argv):
-        raise ValueError("a defect")
-
-    with pytest.raises(ValueError, match="a defect"):
-        guarded_main(fail, [])
-
-
-def test_guarded_main_explains_an_interruption(capsys):
-    def interrupt(argv):
-        raise KeyboardInterrupt
-
-    assert guarded_main(interrupt, [], "interrupted; the same command goes on") == 130
-    assert capsys.readouterr().err == "star_jax: interrupted; the same command goes on\n"
-
-
-def test_guarded_main_is_silent_when_the_reader_leaves():
-    program = (
-        "import sys; from star_jax.cli.flags import guarded_main;"
-        "sys.exit(guarded_main(lambda argv: [print('x' * 99) for _ in range(99999)] and 0, []))"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait() == 141
-
-
 def test_parsing_does_not_import_jax():
     program = (
-        "import sys; from star_jax.cli.flags import parse_experiment; parse_experiment([]);"
+        "import sys; from star_jax.cli.run import parse_experiment; parse_experiment([]);"
         "print([name for name in ('jax', 'flax', 'transformers', 'datasets', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -16,10 +16,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 from seeds import seed_of
 
-from star_jax import run
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import resolve_folder
-from star_jax.cli.flags import guarded_main, parse_run
+from star_jax.cli import run
+from star_jax.cli.guard import guarded_main
+from star_jax.cli.run import parse_run
 from star_jax.data.tasks import boolq
 from star_jax.environment import configure_jax
 from star_jax.experiment.runner import run_experiment
@@ -27,7 +28,7 @@ from star_jax.runs.run_folder import RunFolder
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import PHASES
 
-GOLDEN_MODEL = Path(__file__).parent / "golden" / "llama" / "model"
+GOLDEN_MODEL = Path(__file__).parents[1] / "golden" / "llama" / "model"
 CONFIG = """
 model: {path: embedded:skills}
 lora: {rank: 4, alpha: 8, dropout: 0.1, training_dropout: tied, targets: [q_proj, v_proj]}
@@ -253,7 +254,7 @@ FILES_OF_TWO_ROUNDS = 15
 
 DYING = """
 import os, pathlib, signal, sys
-from star_jax import run
+from star_jax.cli import run
 
 left, first_state, replace = int(sys.argv[1]), pathlib.Path(sys.argv[2]), os.replace
 counting = False
@@ -369,7 +370,7 @@ def test_shipped_boolq_config_runs_and_its_picks_know_no_hidden_label(tmp_path):
 
     def argv(output):
         return [
-            *("--config", str(Path(__file__).parents[1] / "configs" / "boolq.yaml"), "--model.path", str(GOLDEN_MODEL)),
+            *("--config", str(Path(__file__).parents[2] / "configs" / "boolq.yaml"), "--model.path", str(GOLDEN_MODEL)),
             *("--data.train", str(tmp_path / "train.jsonl"), "--data.test", str(tmp_path / "test.jsonl")),
             *("--loop.initial-labels", "8", "--loop.labels-per-round", "4", "--loop.rounds", "2"),
             *("--data.max-response-tokens", "24", "--lora.rank", "2", "--strategies", "star"),
@@ -397,4 +398,4 @@ def test_stored_config_repeats_the_run(finished, tmp_path):
 
 
 def test_package_is_what_is_tested():
-    assert Path(run.__file__).parent.parent == Path(__file__).parent.parent
+    assert Path(run.__file__).parents[2] == Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from random_models import random_adapter
 
-from star_jax import score
 from star_jax.checkpoints.hub import load_tokenizer, resolve_folder
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.checkpoints.peft import save_adapter
-from star_jax.cli.flags import guarded_main
+from star_jax.cli import score
+from star_jax.cli.guard import guarded_main
 
 PROMPTS = ["rev 3 1 4 =", "max 3 9 4 1 =", "desc 2 7 5 =", "sort 9 1 5 5 2 ="]
 
@@ -102,7 +102,7 @@ def test_rate_zero_and_missing_pieces_are_one_sentence(files, capfd):
 
 def test_candidates_are_a_distribution_over_the_closed_set(tmp_path):
     """Boolq's two answers under a random model: entropy at most log 2, one decision a prompt."""
-    folder = Path(__file__).parent / "golden" / "llama" / "model"
+    folder = Path(__file__).parents[1] / "golden" / "llama" / "model"
     rows = [{"question": f"is {i} even?\n"} for i in range(3)]
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.jsonl"

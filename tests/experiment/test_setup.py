@@ -14,8 +14,8 @@ from star_jax.checkpoints.peft import save_adapter
 from star_jax.config import DataConfig, ExperimentConfig, LoraConfig, ModelConfig, TrainingConfig
 from star_jax.errors import ConfigError
 from star_jax.experiment.setup import open_workbench
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import init_adapter
-from star_jax.models.transformer import TransformerConfig
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import Stopwatch
 

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from star_jax import __version__
-from star_jax.acquisition.strategies import STRATEGIES
+from star_jax.acquisition.strategy import get_strategy
 from star_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -19,6 +19,7 @@ from star_jax.config import (
     TrainingConfig,
 )
 from star_jax.errors import ConfigError
+from star_jax.registry import STRATEGIES
 from star_jax.report.model_card import ANSWERS, CONFIDENCE, RESULTS, model_card
 
 FACTS = {"pool_examples": 1234, "test_examples": 567, "pool": "a fingerprint"}
@@ -80,7 +81,7 @@ def test_how_it_was_trained(metrics):
     )[1]
     for words in (
         "60 labels: 50 drawn at random from a pool of 1234 examples, 10 picked by `entropy`",
-        f"strategy `entropy`: {STRATEGIES['entropy'].description}",
+        f"strategy `entropy`: {get_strategy('entropy').description}",
         "scores: gold answers (an oracle)",
         f"seed 3, round {metrics['round'] + 1} of 20",
         "r 12, alpha 24, scale alpha / √r (rsLoRA), on `q_proj`, `.*[.](0|1)[.]mlp[.].*`",
@@ -131,10 +132,10 @@ def test_no_path_of_the_machine_is_told(metrics, tmp_path, monkeypatch):
             assert private not in front.to_yaml() + text
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES.names())
 def test_every_strategy_has_a_card(metrics, strategy):
     text = made(metrics, strategy)[1]
-    assert STRATEGIES[strategy].description in text
+    assert get_strategy(strategy).description in text
     assert not re.search(r"\n{3}|[ \t]\n|None|\{\{|\{%", text)
     assert text.endswith(".\n")
 

@@ -13,11 +13,11 @@ import sys
 import numpy as np
 import pytest
 
-from star_jax.cli.flags import guarded_main
+from star_jax.cli.guard import guarded_main
+from star_jax.cli.report import main
 from star_jax.config import ExperimentConfig, LoopConfig, ScoringConfig, TrainingConfig
 from star_jax.errors import ConfigError, DataError
 from star_jax.report import figures, page, read
-from star_jax.report.__main__ import main
 from star_jax.runs.run_folder import RunFolder
 from star_jax.tracking.timing import PHASES
 

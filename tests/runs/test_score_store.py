@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, ProposedPool
-from star_jax.checkpoints.hub import resolve_folder, weight_files
+from star_jax.checkpoints.files import weight_files
+from star_jax.checkpoints.hub import resolve_folder
 from star_jax.config import DataConfig, ExperimentConfig, LoopConfig, ModelConfig, ScoringConfig
 from star_jax.data.batching import Shape, grouped_batches, prompt_batches, sequence_batches
 from star_jax.data.tokenization import TokenizedExample
