@@ -4,13 +4,14 @@ import dataclasses
 import random
 import re
 import typing
+from pathlib import Path
 
 import pytest
 import yaml
 from random_models import PROJECTIONS
 
-from star_jax.config import ExperimentConfig, FormatConfig, LoopConfig, TrainingConfig
-from star_jax.config_file import Source, config_from_mapping, load_yaml
+from star_jax.config import AcquisitionConfig, ExperimentConfig, FormatConfig, LoopConfig, TrainingConfig
+from star_jax.config_file import Source, config_from_mapping, load_yaml, without_former_settings
 from star_jax.errors import ConfigError
 
 
@@ -130,6 +131,29 @@ def test_yaml_traps_are_read_as_meant(write):
             1,
             "format.answers is [1, 2]; it must be a list of names such as [a, b], in quotes",
         ),
+        (
+            "loop: {}\nacquisition:\n  reduction: sum\n  arithmetic: exact",
+            4,
+            "acquisition.arithmetic is 'exact'; it must be one of standard, released",
+        ),
+        ("acquisition: {arithmetic: null}", 1, "acquisition.arithmetic is null; it must be one of standard, released"),
+        ("acquisition: {arithmetic: [released]}", 1, "acquisition.arithmetic is ['released']; it must be one of stand"),
+        (
+            "acquisition:\n  normaliser: rank\n  arithmetic: released",
+            3,
+            "acquisition.normaliser is rank, but acquisition.arithmetic released scales the base by min-max and the "
+            "full model not at all; set one of the two",
+        ),
+        (
+            "acquisition: {normaliser: best}",
+            1,
+            "acquisition.normaliser is 'best'; it must be one of minmax, zscore, rank, released or null",
+        ),
+        ("acquisition: {arithmetics: released}", 1, "unknown key acquisition.arithmetics; the keys of acquisition are"),
+        ("arithmetic: released", 1, "unknown key arithmetic; the keys here are output_dir"),
+        ("plugins: mine.py", 1, "plugins is 'mine.py'; it must be a list of names such as [a, b]"),
+        ("track: {tensorboard: true}", 1, "track is {'tensorboard': True}; it must be a list of names such as [a, b]"),
+        ("annotator: [csv]", 1, "annotator is ['csv']; it must be text"),
         ("format: {chat: yes}", 1, "format.chat is 'yes'; it must be true or false"),
         (
             "data: {task: boolq}\nformat:\n  prompt: x",
@@ -162,6 +186,39 @@ def test_errors_name_file_line_field_and_remedy(write, text, line, message):
     path = write(text)
     with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}:{line}: ')}.*{re.escape(message)}"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "normaliser"),
+    [
+        ("acquisition: {arithmetic: released}", "released"),
+        ("acquisition: {arithmetic: standard}", None),
+        ("acquisition: {arithmetic: standard, normaliser: rank}", "rank"),
+        ("acquisition: {arithmetic: standard, normaliser: released}", "released"),
+        ("acquisition: {arithmetic: released, normaliser: none}", "released"),
+        ("acquisition: {arithmetic: released, normaliser: null}", "released"),
+        ("acquisition: {arithmetic: released, normaliser: released}", "released"),
+        ("acquisition: {normaliser: released}", "released"),
+    ],
+)
+def test_the_released_arithmetic_of_former_files_is_todays_scale(write, text, normaliser):
+    assert load(write(text)) == ExperimentConfig(acquisition=AcquisitionConfig(normaliser=normaliser))
+
+
+def test_other_settings_of_a_former_file_stay_as_they_are():
+    mapping = {"seeds": [1], "acquisition": {"reduction": "mean", "arithmetic": "released", "power": 2.0}}
+    now = without_former_settings(mapping)
+    assert now == {"seeds": [1], "acquisition": {"reduction": "mean", "normaliser": "released", "power": 2.0}}
+    assert "arithmetic" in mapping["acquisition"]  # what was given is left alone
+    for other in ({}, {"seeds": [1]}, {"acquisition": None}, {"acquisition": {"power": 2.0}}, {"acquisition": "x"}):
+        assert without_former_settings(other) is other
+
+
+def test_the_config_of_the_released_code_has_its_scale():
+    config = load(Path(__file__).parents[1] / "configs" / "released.yaml")
+    assert config.acquisition.normaliser == "released"
+    assert (config.acquisition.schedule, config.acquisition.selection) == ("released", "top_k")
+    assert "star" not in config.strategies
 
 
 def test_errors_without_a_line_name_the_file(tmp_path):

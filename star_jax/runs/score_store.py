@@ -33,7 +33,10 @@ _WITHOUT_EFFECT = (
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 
-_CODE = ("acquisition", "checkpoints", "inference", "models", "ops", "parallel", "data", "config.py", "errors.py")
+_CODE = (
+    *("acquisition", "checkpoints", "inference", "models", "ops", "parallel", "data"),
+    *("config.py", "errors.py", "registry.py"),
+)
 """Folders and files of the package whose code computes scores."""
 
 _HASH_BYTES = hashlib.sha256().digest_size

@@ -7,9 +7,16 @@ import sys
 
 import pytest
 
-from star_jax.config import ExperimentConfig, GenerationConfig, LoopConfig, ScoringConfig, TrainingConfig
+from star_jax.config import (
+    AcquisitionConfig,
+    ExperimentConfig,
+    GenerationConfig,
+    LoopConfig,
+    ScoringConfig,
+    TrainingConfig,
+)
 from star_jax.errors import ConfigError
-from star_jax.runs.files import read_json, read_yaml
+from star_jax.runs.files import read_json, read_yaml, write_yaml_atomic
 from star_jax.runs.run_folder import FIT_TO_MEMORY, RunFolder, differences
 
 CONFIG = ExperimentConfig(output_dir="out", strategies=("star", "random"), seeds=(3, 4)).to_dict()
@@ -105,6 +112,73 @@ def test_a_changed_configuration_is_refused_with_every_key(tmp_path):
     assert "--output-dir" in message
     assert "\n" not in message
     open_folder(tmp_path).close()
+
+
+def without(config, *names):
+    """The configuration as a release wrote it that did not have these settings."""
+    return {
+        key: {name: item for name, item in value.items() if f"{key}.{name}" not in names}
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+        if key not in names
+    }
+
+
+def reopened(root, stored, config):
+    """A folder with a finished round whose config.yaml is what a former release wrote, opened with today's."""
+    with open_folder(root, config) as folder:
+        write_rounds(folder, 1)
+    write_yaml_atomic(folder.path / "config.yaml", {**stored, "strategies": ["star"], "seeds": [3]})
+    return open_folder(root, config)
+
+
+LATER = ("plugins", "annotator", "track", "model.ignored_fields", "evaluation.bins", "acquisition.power")
+
+
+def test_a_setting_that_a_former_release_did_not_have_counts_as_its_default(tmp_path):
+    former = without(CONFIG, *LATER)
+    assert len(former) == len(CONFIG) - 3
+    assert differences(former, CONFIG) == {}
+    reopened(tmp_path / "same", former, CONFIG).close()
+    changed = ExperimentConfig(annotator="csv").to_dict()
+    changed["evaluation"]["bins"] = 7
+    assert differences(former, changed) == {"annotator": ("auto", "csv"), "evaluation.bins": (15, 7)}
+    with pytest.raises(ConfigError, match=r"\(annotator: auto in the folder, csv now; evaluation.bins: 15 in the"):
+        reopened(tmp_path / "other", former, changed)
+
+
+def test_a_setting_that_there_is_no_more_still_counts(tmp_path):
+    former = {**CONFIG, "loop": {**CONFIG["loop"], "of_before": 3}}
+    assert differences(former, CONFIG) == {"loop.of_before": (3, "absent")}
+
+
+def test_the_released_arithmetic_of_a_former_folder_is_todays_scale(tmp_path):
+    """Written by a release that had `acquisition.arithmetic` and no scale of that name."""
+    now = ExperimentConfig(acquisition=AcquisitionConfig(normaliser="released")).to_dict()
+    former = {**now, "acquisition": {**now["acquisition"], "normaliser": None, "arithmetic": "released"}}
+    assert differences(former, now) == {}
+    reopened(tmp_path / "released", former, now).close()
+    assert differences(former, CONFIG) == {"acquisition.normaliser": ("released", None)}
+    with pytest.raises(ConfigError, match=r"acquisition.normaliser: released in the folder, none now"):
+        reopened(tmp_path / "standard", former, CONFIG)
+    standard = {**CONFIG, "acquisition": {**CONFIG["acquisition"], "arithmetic": "standard"}}
+    assert differences(standard, CONFIG) == {}
+    assert differences(standard, now) == {"acquisition.normaliser": (None, "released")}
+
+
+def test_what_is_shown_and_where_names_come_from_may_change(tmp_path):
+    """Trackers see a run and change nothing in it; what a plug-in brings is told apart by the hash of its files."""
+    changed = ExperimentConfig(track=("tensorboard",), plugins=("mine.py",)).to_dict()
+    assert differences(CONFIG, changed) == {}
+    assert RunFolder.origin(changed, {}) == RunFolder.origin(CONFIG, {})
+    facts = [{"plugins": "one"}, {"plugins": "two"}, {}]
+    assert len({RunFolder.origin(CONFIG, one) for one in facts}) == 3
+    with RunFolder.open(tmp_path, "star", 3, CONFIG, "cpu", facts[0]) as folder:
+        write_rounds(folder, 1)
+    with pytest.raises(ConfigError, match=r"\(the files of plugins have changed\)"):
+        RunFolder.open(tmp_path, "star", 3, CONFIG, "cpu", facts[1])
+    RunFolder.open(tmp_path, "star", 3, CONFIG, "cpu", facts[0]).close()
 
 
 def test_what_fits_a_run_to_memory_may_change_on_the_way(tmp_path):

@@ -1,5 +1,6 @@
 """The base model's scores on disk: what names a file, and what happens to one that is damaged."""
 
+import ast
 import dataclasses
 import os
 import shutil
@@ -14,7 +15,7 @@ from star_jax.checkpoints.hub import resolve_folder
 from star_jax.config import DataConfig, ExperimentConfig, LoopConfig, ModelConfig, ScoringConfig
 from star_jax.data.batching import Shape, grouped_batches, prompt_batches, sequence_batches
 from star_jax.data.tokenization import TokenizedExample
-from star_jax.runs import score_store as base_scores
+from star_jax.runs import score_store
 from star_jax.runs.score_store import BaseScores, scores_origin
 
 
@@ -162,11 +163,15 @@ def config(tmp_path):
     return ExperimentConfig(model=ModelConfig(str(folder)))
 
 
+def origin_of(config):
+    return scores_origin(config, resolve_folder(config.model.path))
+
+
 def test_the_origin_changes_with_model_type_limits_and_adapter(config, tmp_path):
     def model(**changes):
         return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
-    before = scores_origin(config)
+    before = origin_of(config)
     (weights,) = weight_files(resolve_folder(config.model.path))
     others = [
         model(dtype="bfloat16"),
@@ -176,19 +181,19 @@ def test_the_origin_changes_with_model_type_limits_and_adapter(config, tmp_path)
         dataclasses.replace(config, data=DataConfig(max_response_tokens=99)),
         dataclasses.replace(config, scoring=ScoringConfig(answers="candidates")),
     ]
-    origins = [scores_origin(other) for other in others]
+    origins = [origin_of(other) for other in others]
     stamp = weights.stat().st_mtime_ns
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     os.utime(weights, ns=(stamp, stamp))
-    origins.append(scores_origin(config))  # other weights of the same age
+    origins.append(origin_of(config))  # other weights of the same age
     content[-1] ^= 1
     weights.write_bytes(content)
     os.utime(weights, ns=(stamp + 1, stamp + 1))
-    origins.append(scores_origin(config))  # written again: what is in the middle of a large file is not read
+    origins.append(origin_of(config))  # written again: what is in the middle of a large file is not read
     os.utime(weights, ns=(stamp, stamp))
-    assert scores_origin(config) == before
+    assert origin_of(config) == before
     assert all(origin != before for origin in origins)
 
 
@@ -204,7 +209,7 @@ def test_what_does_not_matter_does_not_change_it(config, tmp_path):
         scoring=ScoringConfig(mc_samples=7, dropout="per_token"),
         loop=LoopConfig(rounds=2),
     )
-    assert scores_origin(other) == scores_origin(config)
+    assert origin_of(other) == origin_of(config)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
@@ -254,16 +259,93 @@ def test_a_file_of_something_else_is_computed_again_and_said(rng, store, tmp_pat
 def test_every_piece_of_code_that_scores_is_in_the_origin(config, tmp_path, monkeypatch):
     """Also the library that holds the layers; what only reports is not."""
     package = tmp_path / "star_jax"
-    shutil.copytree(Path(base_scores.__file__).parent.parent, package, ignore=shutil.ignore_patterns("model"))
-    monkeypatch.setattr(base_scores, "__file__", str(package / "runtime" / "base_scores.py"))
-    before = scores_origin(config)
+    shutil.copytree(Path(score_store.__file__).parent.parent, package, ignore=shutil.ignore_patterns("model"))
+    monkeypatch.setattr(score_store, "__file__", str(package / "runs" / "score_store.py"))
+    before = origin_of(config)
     with monkeypatch.context() as patch:
-        patch.setattr(base_scores.flax, "__version__", "0.0.0")
-        assert scores_origin(config) != before
-    scoring = ("models/head.py", "inference/scoring.py", "acquisition/measures.py", "data/batching.py", "config.py")
+        patch.setattr(score_store.flax, "__version__", "0.0.0")
+        assert origin_of(config) != before
+    scoring = (
+        "models/lm_head.py",
+        "inference/scoring.py",
+        "acquisition/uncertainty.py",
+        "ops/matmul.py",
+        "data/batching.py",
+        "config.py",
+    )
     for name in (*scoring, "report/page.py"):
         source = (package / name).read_text()
         (package / name).write_text(source + "\n")
-        assert (scores_origin(config) != before) == (name in scoring)
+        assert (origin_of(config) != before) == (name in scoring)
         (package / name).write_text(source)
-    assert scores_origin(config) == before
+    assert origin_of(config) == before
+
+
+PACKAGE = Path(score_store.__file__).parents[1]
+SCORING = ("acquisition/pool_scoring.py", "checkpoints/huggingface.py")
+"""What reads a model, and what scores a pool with it."""
+
+
+def file_of(name):
+    """The file of a dotted module of the package; None where there is none of that name."""
+    place = PACKAGE.parent.joinpath(*name.split("."))
+    found = [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+    return found[0] if found else None
+
+
+def imported_by(path):
+    """Files of the package that a file imports, anywhere in it, with the `__init__` of their folders."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    package = parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = ".".join([*package[: len(package) - node.level + 1]] * bool(node.level) + [node.module or ""])
+            names = [origin.strip("."), *(f"{origin}.{alias.name}".strip(".") for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name.startswith("star_jax."):
+                below = name.split(".")
+                places = [file_of(".".join(below[:end])) for end in range(2, len(below) + 1)]
+                yield from (place for place in places if place is not None)
+
+
+def closure(paths):
+    found, waiting = set(), list(paths)
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting.extend(imported_by(path))
+    return found
+
+
+def covered(path):
+    """Whether a file is one of those that the origin hashes."""
+    places = [PACKAGE / name for name in score_store._CODE]
+    return any(path == place or place in path.parents for place in places)
+
+
+def test_all_that_is_imported_to_score_a_pool_is_in_the_origin():
+    files = closure(PACKAGE / name for name in SCORING)
+    assert {PACKAGE / name for name in ("ops/attention.py", "models/transformer.py", "config.py")} <= files
+    assert len(files) > 25
+    missing = sorted(str(path.relative_to(PACKAGE)) for path in files if not covered(path))
+    assert not missing, f"{', '.join(missing)}: code that scores, which _CODE of runs/score_store.py does not name"
+    assert all((PACKAGE / name).exists() for name in score_store._CODE)
+
+
+def test_the_check_of_imports_sees_every_form(tmp_path, monkeypatch):
+    for name in ("a.py", "b.py", "c/__init__.py", "c/d.py", "c/e.py", "f.py", "g.py"):
+        (tmp_path / "star_jax" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "star_jax" / name).write_text("")
+    (tmp_path / "star_jax" / "a.py").write_text(
+        "import numpy\nimport star_jax.b\nfrom star_jax.c import d, nothing\n\ndef late():\n    from . import f\n"
+    )
+    (tmp_path / "star_jax" / "c" / "d.py").write_text("from .e import x")
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path / "star_jax")
+    found = closure([tmp_path / "star_jax" / "a.py"])
+    names = {path.relative_to(tmp_path / "star_jax").as_posix() for path in found}
+    assert names == {"a.py", "b.py", "c/__init__.py", "c/d.py", "c/e.py", "f.py"}
