@@ -48,9 +48,9 @@ class Registry:
           ConfigError: the name is empty, or one that the package itself uses.
         """
         if not name or name != name.strip() or any(mark in name for mark in "/\\,:"):
-            raise ConfigError(f"{name!r} is no name for a {self.kind}; use letters, digits and underscores")
+            raise ConfigError(f"{name!r} is no {self.kind}'s name; use letters, digits and underscores")
         if name in self._built_in:
-            raise ConfigError(f"there is a {self.kind} {name} that comes with the package; choose another name")
+            raise ConfigError(f"the {self.kind} {name} comes with the package; choose another name")
         self._registered[name] = value
 
     def names(self) -> list[str]:

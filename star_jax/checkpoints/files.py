@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +67,18 @@ def read_object(file: Path) -> dict[str, Any]:
 def on_one_line(error: Exception) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Transformers may be imported inside: it says at every start that PyTorch is missing, which is as it should be."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from star_jax.checkpoints.files import on_one_line, read_object
+from star_jax.checkpoints.files import on_one_line, read_object, without_advice
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
@@ -165,7 +165,8 @@ def _normalised(raw: Mapping[str, Any], folder: Path, ignored_fields: Collection
     missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in raw]
     if missing:
         raise ConfigError(f"the field {missing[0]!r} is missing")
-    from transformers import AutoConfig  # takes seconds to import
+    with without_advice():
+        from transformers import AutoConfig  # takes seconds to import
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star_jax.checkpoints.files import HUB_FILES, folder_fingerprint, on_one_line, read_object
+from star_jax.checkpoints.files import HUB_FILES, folder_fingerprint, on_one_line, read_object, without_advice
 from star_jax.errors import ConfigError
 
 EMBEDDED = "embedded:"
@@ -101,7 +101,8 @@ def load_tokenizer(path: str | Path) -> Any:
     Raises:
       ConfigError: there is none, it cannot be read or comes as code, or it has no end-of-sequence token.
     """
-    from transformers import AutoTokenizer
+    with without_advice():
+        from transformers import AutoTokenizer
 
     folder = resolve_folder(path)
     try:

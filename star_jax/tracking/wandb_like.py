@@ -12,8 +12,8 @@ from typing import Any
 
 from star_jax.tracking.tracker import TrackedRun
 
-STEP = "step"
-"""Name of the figure that says at which step the others were taken: their own steps count calls."""
+AXES = {"train": "train/step", "round": "round/labelled"}
+"""Beginning of a figure's name -> the figure it is plotted over: the libraries' own steps count calls."""
 
 
 class WandbLikeTracker:
@@ -33,10 +33,14 @@ class WandbLikeTracker:
         if self._library.__name__ == "wandb":
             options |= {"id": _identifier(run), "dir": str(run.folder)}
         self._run = self._library.init(**options, resume="allow")
+        if self._library.__name__ == "wandb":
+            for kind, axis in AXES.items():
+                self._run.define_metric(f"{kind}/*", step_metric=axis)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Sends figures."""
-        self._library.log({**values, STEP: step})
+        kinds = {name.partition("/")[0] for name in values}
+        self._library.log({**values, **{AXES[kind]: step for kind in sorted(kinds) if kind in AXES}})
 
     def finish(self) -> None:
         """Closes the run."""
