@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import pytest
+from gguf_models import REAL_ROW
 from peft_adapters import ADAPTER_ROW
 from tiny_models import FAMILY_ROW
 
@@ -19,7 +20,7 @@ def _optimised_programs() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints a row for each family, and for each way an adapter went, that was compared; failed ones included."""
+    """Prints a row for each family, way an adapter went, and real model that was compared; failed ones included."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
     recorded = [pair for report in reports for pair in report.user_properties]
     families = sorted(row for name, row in recorded if name == FAMILY_ROW)
@@ -33,6 +34,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     adapters = [(*key, str(len(values)), f"{max(values):.1e}") for key, values in sorted(errors.items())]
     header = ("adapters", "family", "kinds", "max |Δ logits|")
     _print(terminalreporter, "Adapters against PEFT, float32", header, adapters)
+
+    figures: dict[str, dict[str, str]] = {}
+    for name, row in recorded:
+        if name == REAL_ROW:
+            figures.setdefault(row[0], {})[row[1]] = row[2]
+    kinds = list(dict.fromkeys(kind for cells in figures.values() for kind in cells))
+    real = [(name, *(cells.get(kind, "") for kind in kinds)) for name, cells in figures.items()]
+    _print(terminalreporter, "Real models against Transformers, float32", ("model", *kinds), real)
 
 
 def _print(
