@@ -28,7 +28,7 @@ class Model:
     """
 
     weights: LanguageModel = field(repr=False)
-    folder: ModelFolder = field(repr=False)
+    folder: ModelFolder
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ class ModelFolder:
 
     name: str
     path: Path
-    tokenizer: Any
-    end_ids: tuple[int, ...]
-    fingerprint: str
+    tokenizer: Any = field(repr=False)
+    end_ids: tuple[int, ...] = field(repr=False)
+    fingerprint: str = field(repr=False)
 
 
 def open_folder(name: str) -> ModelFolder:
