@@ -237,7 +237,7 @@ def test_a_description_may_be_given_or_left_out():
 
 def test_a_name_of_the_package_cannot_be_taken():
     for name in ("star", "random", "margin"):
-        with pytest.raises(ConfigError, match=f"there is a strategy {name} that comes with the package; choose anothe"):
+        with pytest.raises(ConfigError, match=f"^the strategy {name} comes with the package; choose another name$"):
             register_strategy(name)(first)
     assert get_strategy("random").description == "uniformly at random"
 

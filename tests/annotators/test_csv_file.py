@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from star_jax.annotators.csv_file import FileAnnotator
+from star_jax.annotators.annotator import AnnotatorContext, Answer, Request, collect
+from star_jax.annotators.csv_file import SKIP, FileAnnotator, csv_file
 from star_jax.config import FormatConfig
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
@@ -17,6 +18,11 @@ IDS = ("a", "b", "c", "d", "001")
 
 def annotator(table, task="gsm8k", known=None, **fields):
     return FileAnnotator(known or {}, IDS, table, get_task(task, FormatConfig(**fields)))
+
+
+def ask(person, prompts):
+    """An answer to every prompt, as the loop asks for them."""
+    return collect(person, [Request(prompt, rank) for rank, prompt in enumerate(prompts)])
 
 
 def rows(table):
@@ -33,16 +39,16 @@ def test_what_is_asked_is_written_once_and_answers_are_kept(tmp_path):
     table = tmp_path / "labels.csv"
     person = annotator(table, known={"c": "3"})
     with pytest.raises(LabelsNeeded, match=r"2 examples need a label: .*labels.csv, save, and run the same command"):
-        person.label(PROMPTS)
+        ask(person, PROMPTS)
     assert rows(table) == [("b", PROMPTS[0].text, ""), ("a", "1 + 1", "")]
     write(table, [("b", PROMPTS[0].text, "  7 apples "), ("a", "1 + 1", " ")])
     with pytest.raises(LabelsNeeded, match="1 examples need"):
-        person.label(PROMPTS)
+        ask(person, PROMPTS)
     assert rows(table) == [("b", PROMPTS[0].text, "7 apples"), ("a", "1 + 1", "")]
     write(table, [("a", "1 + 1", "2"), ("b", PROMPTS[0].text, "7")])
-    assert [(e.id, e.response) for e in person.label(PROMPTS)] == [("b", "7"), ("a", "2"), ("c", "3")]
+    assert [(e.id, e.response) for e in ask(person, PROMPTS)] == [("b", "7"), ("a", "2"), ("c", "3")]
     with pytest.raises(LabelsNeeded, match="1 examples need"):
-        person.label([PROMPTS[0], Prompt("d", "new")])
+        ask(person, [PROMPTS[0], Prompt("d", "new")])
     assert rows(table)[2:] == [("d", "new", "")]
 
 
@@ -50,16 +56,16 @@ def test_runs_share_a_table_and_are_told_of_all_its_empty_cells(tmp_path):
     table = tmp_path / "labels.csv"
     for asked, empty in (([0, 1], 2), ([1, 2], 3), ([0], 3)):
         with pytest.raises(LabelsNeeded, match=f"^{empty} examples need a label"):
-            annotator(table).label([PROMPTS[place] for place in asked])
+            ask(annotator(table), [PROMPTS[place] for place in asked])
     assert [name for name, _, _ in rows(table)] == ["b", "a", "c"]
     write(table, [("b", PROMPTS[0].text, "7"), ("a", PROMPTS[1].text, ""), ("c", PROMPTS[2].text, "")])
-    assert annotator(table).label(PROMPTS[:1])[0].response == "7"
+    assert ask(annotator(table), PROMPTS[:1])[0].response == "7"
     with pytest.raises(LabelsNeeded, match=r"^2 examples"):
-        annotator(table).label(PROMPTS[:2])
+        ask(annotator(table), PROMPTS[:2])
 
 
 def test_nothing_is_written_where_all_is_known(tmp_path):
-    assert annotator(tmp_path / "labels.csv", known={"c": "3"}).label(PROMPTS[2:])[0].response == "3"
+    assert ask(annotator(tmp_path / "labels.csv", known={"c": "3"}), PROMPTS[2:])[0].response == "3"
     assert not list(tmp_path.iterdir())
 
 
@@ -79,9 +85,9 @@ def test_what_a_person_writes_is_the_answer_of_a_row_and_stays_as_it_is_in_the_t
     table = tmp_path / "labels.csv"
     write(table, [("a", "1 + 1", text)])
     for _ in range(2):
-        assert annotator(table, task, **fields).label(PROMPTS[1:2])[0].response == response
+        assert ask(annotator(table, task, **fields), PROMPTS[1:2])[0].response == response
         with pytest.raises(LabelsNeeded, match=r"^1 examples"):
-            annotator(table, task, **fields).label(PROMPTS[:2])
+            ask(annotator(table, task, **fields), PROMPTS[:2])
         assert rows(table)[0] == ("a", "1 + 1", text)
 
 
@@ -89,12 +95,12 @@ def test_what_a_person_writes_is_the_answer_of_a_row_and_stays_as_it_is_in_the_t
 def test_spreadsheets_are_told_the_encoding_and_may_leave_it_out(tmp_path, encoding):
     table = tmp_path / "labels.csv"
     with pytest.raises(LabelsNeeded):
-        annotator(table).label([Prompt("a", "für 1 €?")])
+        ask(annotator(table), [Prompt("a", "für 1 €?")])
     assert table.read_bytes().startswith(b"\xef\xbb\xbf")
     write(table, [("a", "für 1 €?", "7 €")], encoding)
-    assert annotator(table).label([Prompt("a", "für 1 €?")])[0].response == "7 €"
+    assert ask(annotator(table), [Prompt("a", "für 1 €?")])[0].response == "7 €"
     with pytest.raises(LabelsNeeded):
-        annotator(table).label(PROMPTS[:1])
+        ask(annotator(table), PROMPTS[:1])
     assert table.read_bytes().count(b"\xef\xbb\xbf") == 1
     assert rows(table)[0] == ("a", "für 1 €?", "7 €")
 
@@ -104,7 +110,7 @@ def test_a_table_without_rows_is_an_empty_one(tmp_path, content):
     table = tmp_path / "labels.csv"
     table.write_text(content, "utf-8")
     with pytest.raises(LabelsNeeded, match=r"^1 examples"):
-        annotator(table).label(PROMPTS[1:2])
+        ask(annotator(table), PROMPTS[1:2])
     assert rows(table) == [("a", "1 + 1", "")]
 
 
@@ -123,7 +129,7 @@ def test_what_cannot_be_used_is_named_by_its_line(tmp_path, content, sentence):
     table = tmp_path / "labels.csv"
     table.write_text(content)
     with pytest.raises(DataError, match=re.escape(f"{table}, {sentence}")):
-        annotator(table).label([PROMPTS[1], Prompt("001", "with zeros")])
+        ask(annotator(table), [PROMPTS[1], Prompt("001", "with zeros")])
     assert table.read_text() == content
 
 
@@ -131,17 +137,17 @@ def test_a_label_of_another_text_is_not_taken(tmp_path):
     """Ids are line numbers where a file has none: a row put in before gives them to other prompts."""
     table = tmp_path / "labels.csv"
     write(table, [("a", "2 + 2", "4"), ("b", PROMPTS[0].text.replace("\n", "\r\n"), "7")])
-    assert annotator(table).label(PROMPTS[:1])[0].response == "7"
+    assert ask(annotator(table), PROMPTS[:1])[0].response == "7"
     with pytest.raises(
         DataError, match=r"labels.csv, line 2: the prompt of id 'a' is not the pool's; restore the pool"
     ):
-        annotator(table).label(PROMPTS[:2])
+        ask(annotator(table), PROMPTS[:2])
 
 
 def test_rows_that_a_spreadsheet_leaves_empty_are_passed_over(tmp_path):
     table = tmp_path / "labels.csv"
     write(table, [("a", "1 + 1", "2"), ("", " ", ""), ("", "", "")])
-    assert annotator(table).label(PROMPTS[1:2])[0].response == "2"
+    assert ask(annotator(table), PROMPTS[1:2])[0].response == "2"
 
 
 def test_a_label_that_cannot_be_trained_on_is_named_by_its_line(tmp_path):
@@ -152,11 +158,109 @@ def test_a_label_that_cannot_be_trained_on_is_named_by_its_line(tmp_path):
     table = tmp_path / "labels.csv"
     write(table, [("a", "1 + 1", "2"), ("c", PROMPTS[2].text, "12345")])
     strict = FileAnnotator({}, {"a", "b", "c"}, table, get_task("gsm8k"), check)
-    assert strict.label(PROMPTS[1:2])[0].response == "2"
+    assert ask(strict, PROMPTS[1:2])[0].response == "2"
     with pytest.raises(DataError, match=r"labels.csv, line 3: the response is too long"):
-        strict.label(PROMPTS[1:3])
+        ask(strict, PROMPTS[1:3])
 
 
 def test_closed_answers_are_named_where_labels_are_asked_for(tmp_path):
     with pytest.raises(LabelsNeeded, match=r"1 examples need a label \(A, B, C, D\): write it"):
-        FileAnnotator({}, {"a"}, tmp_path / "labels.csv", get_task("openbookqa")).label(PROMPTS[1:2])
+        ask(FileAnnotator({}, {"a"}, tmp_path / "labels.csv", get_task("openbookqa")), PROMPTS[1:2])
+
+
+# What has come in so far
+
+
+def table_of(path, header, *lines):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([header, *lines])
+
+
+def raw(table):
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.reader(file))
+
+
+def requests(*places):
+    return [Request(PROMPTS[place], rank) for rank, place in enumerate(places)]
+
+
+def test_answers_come_as_far_as_there_are_some(tmp_path):
+    """Asking again for what is open changes nothing in the table."""
+    table = tmp_path / "labels.csv"
+    person = annotator(table, known={"c": "3"})
+    assert person.annotate(requests(0, 2, 1)) == [Answer("c", "3")]
+    write(table, [("b", PROMPTS[0].text, ""), ("a", "1 + 1", "2")])
+    contents = []
+    for _ in range(2):
+        assert {answer.id: answer.response for answer in person.annotate(requests(0, 2, 1))} == {"c": "3", "a": "2"}
+        contents.append(table.read_bytes())
+    assert contents[0] == contents[1]
+    assert raw(table)[1:] == [["b", PROMPTS[0].text, ""], ["a", "1 + 1", "2"]]
+    with pytest.raises(LabelsNeeded, match=r"^1 examples need a label"):
+        collect(person, requests(0, 1))
+    assert person.instructions(requests(0)).startswith("1 examples need a label: write it into the empty cells of")
+
+
+def test_an_example_that_is_skipped_has_an_answer_without_a_response(tmp_path):
+    """The check and the task are not asked about it, and the cell stays as it is."""
+
+    def check(example):
+        raise AssertionError(example)
+
+    table = tmp_path / "labels.csv"
+    write(table, [("a", "1 + 1", f" {SKIP} "), ("b", PROMPTS[0].text, "")])
+    person = FileAnnotator({}, IDS, table, get_task("openbookqa"), check)
+    (answer,) = person.annotate(requests(1))
+    assert answer == Answer("a", None)
+    assert answer.skipped
+    with pytest.raises(LabelsNeeded, match=r"^1 examples need a label \(A, B, C, D\)"):
+        collect(person, requests(1, 0))
+    person.annotate([*requests(1), Request(Prompt("d", "new"))])
+    assert raw(table)[1] == ["a", "1 + 1", SKIP]
+    assert [row[0] for row in raw(table)] == ["id", "a", "b", "d"]
+
+
+def test_a_skipped_row_must_still_be_of_the_prompt(tmp_path):
+    table = tmp_path / "labels.csv"
+    write(table, [("a", "another text", SKIP)])
+    with pytest.raises(DataError, match=r"line 2: the prompt of id 'a' is not the pool's"):
+        annotator(table).annotate(requests(1))
+
+
+def test_columns_that_a_person_adds_stay_and_say_who_and_when(tmp_path):
+    table = tmp_path / "labels.csv"
+    header = ("id", "notes", "prompt", "annotator", "response", "labelled_at")
+    moment = "2026-02-03T04:05:06+00:00"
+    table_of(
+        table,
+        header,
+        ("a", "easy, \nor so", "1 + 1", "Ada", "2", moment),
+        ("b", "asked twice", PROMPTS[0].text, "Bo", SKIP, ""),
+        ("c", "", "known", "", "9", ""),
+        ("d", "not yet", "new", "", "", ""),
+    )
+    person = annotator(table)
+    want = [Answer("a", "2", "Ada", moment), Answer("b", None, "Bo", None), Answer("c", "9")]
+    assert collect(person, requests(1, 0, 2)) == want
+    # A rewrite, for another prompt, puts the three columns that must be there first and loses nothing.
+    person.annotate([*requests(1), Request(Prompt("001", "later"))])
+    assert raw(table) == [
+        ["id", "prompt", "response", "notes", "annotator", "labelled_at"],
+        ["a", "1 + 1", "2", "easy, \nor so", "Ada", moment],
+        ["b", PROMPTS[0].text, SKIP, "asked twice", "Bo", ""],
+        ["c", "known", "9", "", "", ""],
+        ["d", "new", "", "not yet", "", ""],
+        ["001", "later", "", "", "", ""],
+    ]
+    assert collect(person, requests(1, 0, 2)) == want
+
+
+def test_the_annotator_of_a_run_has_its_table_in_the_experiments_folder(tmp_path):
+    context = AnnotatorContext({"c": "3"}, IDS, tmp_path / "out", get_task("gsm8k"))
+    person = csv_file(context)
+    assert collect(person, requests(2)) == [Answer("c", "3")]
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(LabelsNeeded, match=re.escape(str(tmp_path / "out" / "labels.csv"))):
+        collect(person, requests(1))
+    assert [row[0] for row in raw(tmp_path / "out" / "labels.csv")] == ["id", "a"]
