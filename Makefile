@@ -1,6 +1,10 @@
 # make demo    installs into .venv and runs configs/quickstart.yaml
-# make test    all tests but those against PyTorch        make parity   those against PyTorch and PEFT
+# make test    all tests but those against PyTorch, seeds pinned
+# make fuzz    the same with fresh seeds; what fails prints how to repeat it
+# make parity  the tests against PyTorch, Transformers and PEFT
 # make lint    ruff            make types   mypy          make clean    removes the environment and caches, not runs/
+# make docs    the pages, in docs/_build/html             make notebooks    executes the notebooks and keeps their outputs
+# make package builds the wheel in dist/ and tries it in an environment of its own
 # make bench   speed beside Transformers and PEFT, about 40 minutes; experiments/benchmarks/bench.py has flags
 #
 # Needs Python 3.11 or newer with its venv module, and make. Another Python beside it:
@@ -14,15 +18,19 @@ WORKERS ?= 2
 python := $(VENV)/bin/python
 # What an installation needs is known from pyproject.toml alone: it is repeated when that file has changed.
 install = $(python) -m pip install --quiet --disable-pip-version-check --editable
+pytest = XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" \
+	$(python) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not parity"
 
-.PHONY: demo test parity lint types bench clean
+.PHONY: demo test fuzz parity lint types docs notebooks package bench clean
 
 demo: $(VENV)/installed
 	$(python) -m star_jax.run
 
 test: $(VENV)/installed-test
-	XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" \
-		$(python) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not parity"
+	$(pytest)
+
+fuzz: $(VENV)/installed-test
+	$(pytest) --fuzz
 
 parity: $(VENV)/installed-test $(VENV)/installed-parity
 	$(python) -m pytest -m parity
@@ -34,11 +42,24 @@ lint: $(VENV)/installed-lint
 types: $(VENV)/installed-lint
 	$(python) -m mypy
 
+docs: $(VENV)/installed-docs
+	$(python) -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+notebooks: $(VENV)/installed-test
+	$(python) docs/run_notebooks.py
+
+# Old files in build/ would get into the wheel.
+package: | $(python)
+	rm -rf build dist
+	$(python) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	.ci/try_wheel $(python) dist/star_jax-*.whl
+
 bench: $(VENV)/installed-parity
 	$(python) experiments/benchmarks/bench.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(python):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
