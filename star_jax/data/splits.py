@@ -17,6 +17,8 @@ def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example
     Raises:
       ConfigError: nothing is left to train on.
     """
+    if not examples:
+        raise ConfigError("there is nothing to train on: every example that was picked was skipped; label at least one")
     held = [_share(example.id) < fraction for example in examples]
     training = [example for example, out in zip(examples, held, strict=True) if not out]
     if not training:

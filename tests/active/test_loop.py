@@ -4,13 +4,16 @@ import dataclasses
 from contextlib import contextmanager
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool
-from star_jax.acquisition.strategies import get_strategy
-from star_jax.active.loop import Problem, init, step
-from star_jax.active.pool import available
+from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool, score_pool
+from star_jax.acquisition.strategy import Embedding, Measure, Strategy, get_strategy
+from star_jax.active.loop import choose, init, learn, step
+from star_jax.active.pool import SKIPPED, available
+from star_jax.active.state import Problem
+from star_jax.annotators.annotator import Answer
 from star_jax.annotators.oracle import SimulatedOracle
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import load_tokenizer
@@ -26,7 +29,8 @@ from star_jax.config import (
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
 from star_jax.data.tokenization import Encoder, Limits
-from star_jax.errors import ScoreError
+from star_jax.errors import ConfigError, LabelsNeeded, ScoreError
+from star_jax.inference.features import embed_prompts
 from star_jax.training.trainer import training_shapes
 
 CONFIG = ExperimentConfig(
@@ -43,6 +47,10 @@ def examples():
     return skills.pool_examples("R0", 3, 30)
 
 
+def responses(examples):
+    return {example.id: example.response for example in examples}
+
+
 @pytest.fixture(scope="module")
 def problem(examples):
     encoder = Encoder(
@@ -54,16 +62,22 @@ def problem(examples):
     tokens = encoder.prompts(prompts)
     known = [len(row.tokens) for row in encoder.examples(skills.test_examples()[::20])]
     longest = encoder.limits.prompt + encoder.limits.response
-    pool = generated_pool(encoder, tokens, choose_shapes([*map(len, tokens)], known, longest, BatchSizes(32, 32)))
-    shapes = training_shapes(known, [], longest, CONFIG.training)
-    return Problem(load_model("embedded:skills"), encoder, prompts, pool, shapes, SimulatedOracle(examples))
+    shapes = choose_shapes([*map(len, tokens)], known, longest, BatchSizes(32, 32))
+    shapes = shapes._replace(training=training_shapes(known, [], longest, CONFIG.training))
+    pool = generated_pool(encoder, tokens, shapes)
+    annotator = SimulatedOracle(responses(examples))
+    return Problem(load_model("embedded:skills"), encoder, prompts, tokens, pool, shapes, annotator)
+
+
+def made(strategy):
+    return get_strategy(strategy) if isinstance(strategy, str) else strategy
 
 
 def play(problem, strategy, rounds=3, key=None):
     key = jax.random.key(0) if key is None else key
     state, infos = init(len(problem.prompts)), []
     for _ in range(rounds):
-        state, info = step(CONFIG, get_strategy(strategy), problem, state, key)
+        state, info = step(CONFIG, made(strategy), problem, state, key)
         infos.append(info)
     return state, infos
 
@@ -84,7 +98,7 @@ def test_budget_is_exact_and_picks_never_repeat(played):
 
 
 def test_the_annotator_is_asked_for_what_is_picked_and_once(problem, examples):
-    oracle = SimulatedOracle(examples)
+    oracle = SimulatedOracle(responses(examples))
     _, infos = play(dataclasses.replace(problem, annotator=oracle), "entropy", rounds=2)
     assert oracle.asked == [examples[i].id for info in infos for i in info.picked]
 
@@ -92,7 +106,8 @@ def test_the_annotator_is_asked_for_what_is_picked_and_once(problem, examples):
 def test_base_scores_are_computed_once_and_handed_on(problem, played):
     state, infos = played
     np.testing.assert_array_equal(infos[1].base, infos[2].base)
-    np.testing.assert_array_equal(infos[1].base, np.asarray(state.base))
+    assert list(state.base) == ["token_entropy"]
+    np.testing.assert_array_equal(infos[1].base, np.asarray(state.base["token_entropy"]))
     again = init(len(problem.prompts))._replace(base=state.base)
     again, _ = step(CONFIG, get_strategy("star"), problem, again, jax.random.key(0))
     _, info = step(CONFIG, get_strategy("star"), problem, again, jax.random.key(0))
@@ -149,7 +164,7 @@ def test_broken_scores_are_named(problem):
             CONFIG,
             get_strategy("base_only"),
             problem,
-            state._replace(base=jax.numpy.asarray(broken)),
+            state._replace(base={"token_entropy": jax.numpy.asarray(broken)}),
             jax.random.key(0),
         )
 
@@ -161,6 +176,203 @@ def test_broken_weights_are_noticed_by_the_default_strategy(problem, played):
     state = state._replace(adapter=state.adapter._replace(weights=broken))
     with pytest.raises(ScoreError, match="not finite"):
         step(CONFIG, get_strategy("star"), problem, state, jax.random.key(0))
+
+
+# What is asked for, and what comes back
+
+
+class Person:
+    """Skips what it cannot label, and labels no more than so many."""
+
+    def __init__(self, examples, unlabelable=(), most=10**6):
+        self.labels, self.unlabelable, self.most = responses(examples), set(unlabelable), most
+        self.asked = []
+
+    def annotate(self, requests):
+        self.asked.append(list(requests))
+        return [
+            Answer(one.id, None if one.id in self.unlabelable else self.labels[one.id], "a person")
+            for one in requests[: self.most]
+        ]
+
+    def instructions(self, open_requests):
+        return f"{len(open_requests)} are open"
+
+
+def test_requests_say_how_high_and_by_what_each_was_picked(problem, examples):
+    person = Person(examples)
+    _, infos = play(dataclasses.replace(problem, annotator=person), "entropy", rounds=2)
+    first, second = person.asked
+    assert [(one.rank, one.score) for one in first] == [(rank, None) for rank in range(8)]
+    assert [one.rank for one in second] == [0, 1, 2, 3]
+    assert [one.score for one in second] == [pytest.approx(infos[1].scores[place]) for place in infos[1].picked]
+    assert [one.prompt for one in second] == [problem.prompts[place] for place in infos[1].picked]
+    assert [answer.annotator for answer in infos[1].answers] == ["a person"] * 4
+
+
+def test_a_round_that_waits_for_labels_goes_on_from_its_choice(problem, examples, played):
+    """As if everything had been labelled at once."""
+    person = Person(examples, most=3)
+    waiting = dataclasses.replace(problem, annotator=person)
+    key, state = jax.random.key(0), init(len(problem.prompts))
+    choice = choose(CONFIG, get_strategy("star"), waiting, state, key)
+    with pytest.raises(LabelsNeeded, match=r"^5 are open$"):
+        learn(CONFIG, waiting, state, choice, key)
+    person.most = 8
+    state, info = learn(CONFIG, waiting, state, choice, key)
+    np.testing.assert_array_equal(info.picked, played[1][0].picked)
+    assert (info.labelled, info.train_loss) == (8, played[1][0].train_loss)
+
+
+def test_what_was_skipped_is_never_trained_on_or_picked_again_and_counts(problem, examples):
+    """Half of everything cannot be labelled: what is left of the pool is used up all the same."""
+    skips = {example.id for example in examples[::2]}
+    person = Person(examples, skips)
+    state, infos = play(dataclasses.replace(problem, annotator=person), "entropy", rounds=6)
+    picked = np.concatenate([info.picked for info in infos])
+    assert len(set(picked.tolist())) == len(picked) == 8 + 5 * 4
+    for info in infos:
+        ids = [problem.prompts[place].id for place in info.picked]
+        assert info.skipped == sum(name in skips for name in ids)
+        assert [answer.skipped for answer in info.answers] == [name in skips for name in ids]
+        assert len(info.answers) == len(ids)
+    bought = [place for place in picked.tolist() if problem.prompts[place].id not in skips]
+    assert 0 < len(bought) < len(picked)
+    assert [info.labelled for info in infos][-1] == len(bought)
+    assert state.labels == {place: examples[place].response for place in sorted(bought)}
+    labelled_in = np.asarray(state.pool.labelled_in)
+    assert set(np.flatnonzero(labelled_in == SKIPPED)) == set(picked) - set(bought)
+    assert not np.asarray(available(state.pool))[picked].any()
+    for number, info in enumerate(infos):
+        kept = [place for place in info.picked if place in bought]
+        np.testing.assert_array_equal(labelled_in[kept], number)
+
+
+def test_a_skipped_pick_changes_nothing_but_its_own_label(problem, examples):
+    """The first training is that of the labels that there are."""
+    (whole,) = play(problem, "random", rounds=1)[1]
+    one = problem.prompts[int(whole.picked[3])].id
+    skipping = dataclasses.replace(problem, annotator=Person(examples, [one]))
+    state, (info,) = play(skipping, "random", rounds=1)
+    np.testing.assert_array_equal(info.picked, whole.picked)
+    assert (info.skipped, info.labelled, len(state.labels)) == (1, 7, 7)
+    assert info.train_loss != whole.train_loss
+    assert len(info.losses) == len(whole.losses) == 1
+
+
+def test_a_first_batch_that_is_all_skipped_is_one_sentence(problem, examples):
+    nobody = dataclasses.replace(problem, annotator=Person(examples, responses(examples)))
+    with pytest.raises(ConfigError, match="every example that was picked was skipped; label at least one"):
+        play(nobody, "random", rounds=1)
+
+
+# Strategies that need more than a measure
+
+
+def far_and_uncertain(seen):
+    """Of the most uncertain, the farthest from the pool's mean: an embedding, and a measure of each model."""
+    embedding, base, full = Embedding("full", "last", 5), Measure("margin", "base"), Measure("sequence_nll_mean")
+
+    def pick(key, pool, query):
+        seen.append(query)
+        vectors, worth = pool[embedding], pool[full] - pool[base]
+        distance = jnp.linalg.norm(vectors - vectors.mean(axis=0), axis=1)
+        scores = jnp.where(pool.unlabelled, distance * jnp.exp(worth), 0)
+        return jnp.argsort(-scores)[: query.count], scores
+
+    return Strategy("far_and_uncertain", "of a test", (embedding, base, full), pick)
+
+
+def test_a_strategy_of_an_embedding_and_two_measures_runs_through_the_loop(problem):
+    seen = []
+    strategy = far_and_uncertain(seen)
+    before = play(problem, strategy, rounds=2)[0]
+    state, info = step(CONFIG, strategy, problem, before, jax.random.key(0))
+    assert len(seen) == 1  # traced once for all queries
+    assert (seen[0].total, seen[0].count) == (CONFIG.loop.rounds - 1, CONFIG.loop.labels_per_round)
+    assert len(state.labels) == 16
+    # What it saw is what the functions give that compute it.
+    unlabelled = np.asarray(available(before.pool))
+    base = score_pool(problem.model, None, problem.pool).measures
+    full = score_pool(problem.model, before.adapter, problem.pool).measures
+    vectors = np.asarray(
+        embed_prompts(problem.model, before.adapter, problem.tokens, problem.shapes.prompts, "last", projection=5)
+    )
+    np.testing.assert_allclose(info.base, base["margin"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(info.full, full["sequence_nll_mean"], rtol=1e-5, atol=1e-6)
+    worth = np.exp(np.asarray(full["sequence_nll_mean"]) - np.asarray(base["margin"]))
+    want = np.where(unlabelled, np.linalg.norm(vectors - vectors.mean(axis=0), axis=1) * worth, 0)
+    np.testing.assert_allclose(info.scores, want, rtol=1e-4, atol=1e-5)
+    assert unlabelled[info.picked].all()
+    assert set(info.picked) == set(np.argsort(-info.scores)[:4])
+    assert list(state.base) == ["margin"]
+    np.testing.assert_array_equal(info.response_tokens, full["response_tokens"])
+
+
+def test_each_feature_is_one_pass_over_the_pool(problem):
+    """Measures of one model and way of scoring share theirs; what is known of the base model takes none."""
+    totals = []
+
+    class Counter:
+        @contextmanager
+        def phase(self, name, total, unit):
+            done = []
+            yield done.append
+            if name == "score":
+                totals.append((total, sum(done)))
+
+    key, size = jax.random.key(0), len(problem.prompts)
+    state = play(problem, "random", rounds=1)[0]
+    needs = {
+        "two measures": ((Measure("margin"), Measure("sequence_nll")), 1),
+        "with and without samples": ((Measure("margin"), Measure("bald", samples=True)), 3),
+        "two embeddings and a measure": ((Embedding(), Embedding("full"), Measure("margin")), 3),
+        "both models": ((Measure("margin", "base"), Measure("sequence_nll", "base"), Measure("margin")), 2),
+    }
+    for needed, _ in needs.values():
+        choose(CONFIG, first_unlabelled(needed), problem, state, key, Counter())
+    assert totals == [(passes * size,) * 2 for _, passes in needs.values()]
+    totals.clear()
+    known = {"margin": jnp.zeros(size), "sequence_nll": jnp.ones(size)}
+    choose(CONFIG, first_unlabelled(needs["both models"][0]), problem, state._replace(base=known), key, Counter())
+    assert totals == [(size, size)]
+
+
+def first_unlabelled(needs, returned=lambda indices: indices):
+    def pick(key, pool, query):
+        return returned(jnp.argsort(~pool.unlabelled)[: query.count])
+
+    return Strategy("first_unlabelled", "of a test", tuple(needs), pick)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda indices: indices * 0 + indices[0], "strategy first_unlabelled picked an example twice"),
+        (lambda indices: indices + 10**6, "picked an example that is not in the unlabelled pool"),
+        (lambda indices: indices[:-1], r"returned int32\[3\]; it must return 4 whole numbers"),
+    ],
+)
+def test_picks_that_are_no_batch_of_the_pool_are_refused_by_name(problem, returned, said):
+    state = play(problem, "random", rounds=1)[0]
+    with pytest.raises(ConfigError, match=said):
+        choose(CONFIG, first_unlabelled([], returned), problem, state, jax.random.key(0))
+
+
+def test_labelled_picks_are_refused_by_name(problem):
+    state = play(problem, "random", rounds=1)[0]
+    again = Strategy("again", "of a test", (), lambda key, pool, query: jnp.argsort(pool.unlabelled)[: query.count])
+    with pytest.raises(ConfigError, match="strategy again picked an example that is not in the unlabelled pool"):
+        choose(CONFIG, again, problem, state, jax.random.key(0))
+
+
+def test_an_embedding_that_is_not_finite_is_named_where_it_can_be_picked(problem, played):
+    state = played[0]._replace(round=1)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.adapter.weights)
+    state = state._replace(adapter=state.adapter._replace(weights=broken))
+    with pytest.raises(ScoreError, match=r"^14 of 14 examples .* not finite"):
+        choose(CONFIG, first_unlabelled([Embedding("full")]), problem, state, jax.random.key(0))
+    choose(CONFIG, first_unlabelled([Embedding("base")]), problem, state, jax.random.key(0))
 
 
 def test_a_prompt_has_no_place_for_a_gold_response():

@@ -35,6 +35,12 @@ def test_something_is_left_to_train_on():
         hold_out([Example(Prompt(name, "x"), "y")], 0.9)
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_without_examples_there_is_nothing_to_train_on(fraction):
+    with pytest.raises(ConfigError, match="every example that was picked was skipped; label at least one"):
+        hold_out([], fraction)
+
+
 def hold_out_alone(name):
     """Whether that id is on the held-out side, seen beside one that is not."""
     others = [Example(Prompt(f"q{n}", "x"), "y") for n in np.arange(60)]
