@@ -58,11 +58,11 @@ UNSAID = {
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheels of all models, fetched once."""
-    folder = tmp_path_factory.mktemp("wheels")
-    fetch_wheels(folder)
-    return folder
+def wheels() -> Iterator[Path]:
+    """The wheels of all models, fetched once; gone afterwards, unlike pytest's own folders."""
+    with tempfile.TemporaryDirectory() as place:
+        fetch_wheels(Path(place))
+        yield Path(place)
 
 
 @pytest.fixture(scope="module", params=list(real_model.MODELS))
