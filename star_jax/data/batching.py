@@ -1,7 +1,7 @@
 """Rows to batches of a few static shapes, with little padding.
 
-A batch is rows padded on the right, and room for their tokens in a line (`ops.packing`), where most of the work is
-done: what costs time is the line, and its length is chosen so that batches fill it. A run chooses its shapes once,
+A batch is rows padded on the right, and room for their tokens one behind another (`ops.packing`), where most of
+the work is done: what costs time is that room, and it is chosen so that batches fill it. A run chooses its shapes once,
 from the lengths of its rows, so that it compiles a handful of programs.
 
 Shapes: `B` rows of a batch, `P` prompt tokens, `T` tokens of a row, prompt and response together.

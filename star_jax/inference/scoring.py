@@ -17,6 +17,7 @@ from star_jax.models.lm_head import OutputHead, at_positions, chunk_size, logits
 from star_jax.models.lora import Adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
+from star_jax.ops.platform import computed_once
 
 Array = jax.Array
 
@@ -76,8 +77,7 @@ class _One(NamedTuple):
 def _of_one(logits: Array, targets: Array) -> _One:
     largest = jnp.max(logits, axis=-1, keepdims=True)
     below = logits - largest
-    # Without the barrier a CPU computes the exponentials again for each of the sums.
-    powers = jax.lax.optimization_barrier(jnp.exp(below))
+    powers = computed_once(jnp.exp(below))
     total = jnp.sum(powers, axis=-1)
     log_total = jnp.log(total)
     # 0 · log 0 = 0: a power that underflows must not meet its infinite logarithm. NaN stays NaN.
@@ -93,7 +93,7 @@ def _of_one(logits: Array, targets: Array) -> _One:
 
 
 def _entropy(probs: Array) -> Array:
-    probs = jax.lax.optimization_barrier(probs)
+    probs = computed_once(probs)
     return -jnp.sum(jnp.where(probs == 0, 0, probs * jnp.log(probs)), axis=-1)
 
 

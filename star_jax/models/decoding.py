@@ -29,6 +29,7 @@ from star_jax.models.transformer import (
     layers_of,
 )
 from star_jax.ops.packing import make_packing
+from star_jax.ops.platform import before_the_loop_on_a_cpu
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -53,14 +54,13 @@ def step_variables(
 ) -> tuple[Variables, ...]:
     """`layers`, from `unstacked`, as a step of a loop shall read them: taken before the loop, or again in it.
 
-    An accelerator's products read their part of the stack where it lies, and a second copy of the weights is saved; a
-    CPU would copy each part in every step. Quantised weights are taken before: the compiler would move what it makes
-    of them in the loop out of it, and keep the full weights of all layers.
+    Quantised weights are taken before: the compiler would move what it makes of them in the loop out of it, and keep
+    the full weights of all layers.
     """
     kernels = [layer["kernel"] for layer in model.params["layers"].values() if "kernel" in layer]
     if not all(isinstance(kernel, jax.Array) for kernel in kernels):
         return layers
-    return jax.lax.platform_dependent(cpu=lambda: layers, default=lambda: unstacked(model, adapter))
+    return before_the_loop_on_a_cpu(layers, lambda: unstacked(model, adapter))
 
 
 def prefill(

@@ -64,7 +64,7 @@ def draw_mask(
       dropout: None for off.
       layer: number of the layer.
       projection: its name; a fused one stands for its parts.
-      x: `B×T×D`, or `1×M×D` where `line` says whose tokens these are. A token's mask is the same either way.
+      x: `B×T×D`, or `1×M×D` where `packing` says whose tokens these are. A token's mask is the same either way.
 
     Raises:
       ValueError: there is not one key a row, or not a single one in mode `shared`.

@@ -31,7 +31,7 @@ def merge_adapter(model: LanguageModel, adapter: Adapter | None) -> tuple[Langua
 
 
 def can_merge(model: LanguageModel) -> bool:
-    """Whether `folded` puts an adapter into these weights: where all of them are float32."""
+    """Whether `merge_adapter` puts an adapter into these weights: where all of them are float32."""
     kernels = [layer["kernel"] for layer in model.params["layers"].values() if "kernel" in layer]
     return all(isinstance(kernel, jax.Array) and kernel.dtype == jnp.float32 for kernel in kernels)
 

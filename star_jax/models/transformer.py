@@ -33,6 +33,7 @@ from star_jax.ops.attention import (
 )
 from star_jax.ops.matmul import DropoutMask
 from star_jax.ops.packing import Packing, pack_rows, unpack_rows
+from star_jax.ops.platform import computed_once
 from star_jax.ops.pointwise import RMSNorm
 
 Array = jax.Array
@@ -73,7 +74,7 @@ Cached = tuple[LayerCache, Slots]
 
 
 class Layer(NamedTuple):
-    """What a block is told about its place: scalars, or `L` of them before the scan takes them apart.
+    """What a block has to know of its place: scalars, or `L` of them before the scan takes them apart.
 
     Attributes:
       number: of the layer, from 0.
@@ -87,7 +88,7 @@ class Layer(NamedTuple):
 
 
 def layers_of(config: TransformerConfig) -> Layer:
-    """What the blocks are told, `L` each."""
+    """What each block has to know of its place, `L` each."""
     everything = np.iinfo(np.int32).max
     windows = [everything if window is None else window for window in config.windows]
     return Layer(
@@ -179,8 +180,7 @@ class Block(nn.Module):
     ) -> tuple[Array, LayerCache]:
         """`1×M×H×d` of queries, keys and values `M×…`, and keys and values in rows."""
         config = self.config
-        # Else a CPU would compute rotations again wherever a slice of them is read.
-        query, key, value = jax.lax.optimization_barrier((query, key, value))
+        query, key, value = computed_once((query, key, value))
         keys, values = unpack_rows(key, packing), unpack_rows(value, packing)
         width = packing.real.shape[1]
         kernel = choose_implementation(query.dtype, config.head_dim, softcap=config.attention_softcap).kernel

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from star_jax.ops.attention_kernels import IMPLEMENTATIONS, AttentionImplementation, choose_implementation
 from star_jax.ops.attention_xla import MASKED, Constants, Inputs, by_group, by_token, causal_attention, weigh
+from star_jax.ops.platform import at_least_two_rows
 
 Array = jax.Array
 
@@ -112,7 +113,7 @@ def packed_attention(
     rows: PackedRows,
     options: AttentionOptions = AttentionOptions(),  # noqa: B008 (a named tuple of constants)
 ) -> Array:
-    """Causal grouped-query attention within the rows of a line of M slots (`ops.packing`), in XLA.
+    """Causal grouped-query attention within the rows of a packed batch of M slots (`ops.packing`), in XLA.
 
     A row takes the time of its own length, rounded up to a multiple of `ROW_STEP`, or of a `MOST_LENGTHS`th of `width`
     where that is more; and that of a copy of `width` slots.
@@ -168,11 +169,9 @@ def attend_cache(
         visible &= distance < window
     hidden = jnp.where(visible, 0.0, MASKED).astype(jnp.float32)[:, None, None]
     heads = by_group(query, keys.shape[1])
-    # A product of one narrow row is not taken by the CPU's fast kernels; one of two rows is, several times as quick.
-    lone = heads.shape[2] * heads.shape[3] == 1 and query.dtype != jnp.float32
-    if lone:
-        heads = jnp.broadcast_to(heads, (*heads.shape[:2], 2, *heads.shape[3:]))
-    mixed, _ = weigh(heads, keys, values, hidden, options.scale_for(query.shape[-1]), options.softcap)
+    lone = heads.shape[2] * heads.shape[3] == 1
+    rows = at_least_two_rows(heads, axis=2) if lone else heads
+    mixed, _ = weigh(rows, keys, values, hidden, options.scale_for(query.shape[-1]), options.softcap)
     return by_token(mixed[:, :, :1] if lone else mixed)
 
 

@@ -23,17 +23,17 @@ QUERY_BLOCK = 128
 """Queries of a whole sequence that are scored at once, against the keys up to the last of them."""
 
 ROW_STEP = 128
-"""Rows of a line are computed up to the next multiple of this."""
+"""Rows of a packed batch are computed up to the next multiple of this."""
 
 MOST_LENGTHS = 6
-"""Lengths of rows at most that a line is compiled for; of long rows the multiples are larger."""
+"""Lengths of rows at most that a packed batch is compiled for; of long rows the multiples are larger."""
 
 MOST_BLOCKS = 8
 """Blocks at most, for each is written out in the program."""
 
 
 class Constants(NamedTuple):
-    """What is known when attention is compiled: `width` is the longest row of a line, None for rows."""
+    """What is known when attention is compiled: `width` is the longest row of a packed batch, None for rows."""
 
     scale: float
     softcap: float | None
@@ -41,7 +41,7 @@ class Constants(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Query, key and value, `B×T×…` or `M×…`, the window, and where the rows of a line begin and how long they are."""
+    """Query, key and value, `B×T×…` or `M×…`, the window, and starts and lengths of the rows of a packed batch."""
 
     query: Array
     key: Array
@@ -85,10 +85,10 @@ causal_attention.defvjp(_causal_forward, _causal_backward)
 
 
 def _by_rows(function: Callable[..., Any], constants: Constants, inputs: Inputs, arrays: tuple[Array, ...]) -> Any:
-    """`function(*rows)` of rows, or of the rows of a line, one after another.
+    """`function(*rows)` of rows, or of the rows of a packed batch, one after another.
 
-    Each row of a line is computed up to its length rounded up, so that there are few lengths to compile for. What is
-    then behind its end belongs to the next row, which writes its own over it; the function gets zeros for it, for not
+    Each row is computed up to its length rounded up, so that there are few lengths to compile for. What is then behind
+    its end belongs to the next row, which writes its own over it; the function gets zeros for it, for not
     even a weight of 0 would keep another row's NaN out.
     """
     width, starts, lengths = constants.width, inputs.starts, inputs.lengths

@@ -42,7 +42,7 @@ class Packing(NamedTuple):
 
 
 def make_packing(lengths: Array, width: int, capacity: int) -> Packing:
-    """The line of rows of `lengths` `B`, padded to T = `width`; M = `capacity`, at least the sum of the lengths."""
+    """The packing of rows of `lengths` `B`, padded to T = `width`; M = `capacity`, at least the sum of the lengths."""
     ends = jnp.cumsum(lengths)
     numbers, places = jnp.arange(capacity), jnp.arange(width)[None]
     rows = jnp.minimum(jnp.searchsorted(ends, numbers, side="right"), lengths.shape[0] - 1)

@@ -1,4 +1,4 @@
-"""Frozen kernels in 8 or 4 bits, widened layer by layer as they are multiplied.
+"""Frozen kernels in 8 or 4 bits, dequantised layer by layer as they are multiplied.
 
 Both are made once, when a checkpoint is loaded. The adapter on top keeps its own type (QLoRA, Dettmers et al. 2023,
 arXiv 2305.14314). Blocks and scales run along a kernel's input, as they do along a row of the checkpoint's matrix.
@@ -107,7 +107,7 @@ def quantize(kernel: Array, kind: Quantization) -> Kernel:
 def matmul(x: Array, kernel: Kernel) -> Array:
     """`x` `…×I` times a kernel `I×O`, in `x`'s type.
 
-    A quantised kernel is widened again in the backward pass, so that no wide copy of it is kept.
+    A quantised kernel is dequantised again in the backward pass, so that no wide copy of it is kept.
     """
     if isinstance(kernel, Int8Kernel | NF4Kernel):
         return jax.checkpoint(lambda x, kernel: product(x, kernel.dequantize(x.dtype)))(x, kernel)

@@ -18,6 +18,7 @@ from flax import struct
 from star_jax.config import TrainingConfig
 from star_jax.models.lm_head import OutputHead, at_positions, chunk_size, logits_and_slope
 from star_jax.models.lora import Factors, b_square
+from star_jax.ops.platform import computed_once
 
 Array = jax.Array
 
@@ -123,8 +124,7 @@ def _chunk(shape: _Shape, head: OutputHead, states: Array, tokens: Array) -> tup
     """`_positions` of a chunk: states `C×D`, tokens `C`."""
     scores, softcap_slope = logits_and_slope(states, head)
     below = scores - jnp.max(scores, axis=-1, keepdims=True)
-    # Without the barrier a CPU computes the exponentials again for each of their uses.
-    powers = jax.lax.optimization_barrier(jnp.exp(below))
+    powers = computed_once(jnp.exp(below))
     total = jnp.sum(powers, axis=-1, keepdims=True)
     log_probs, probs = below - jnp.log(total), powers / total
     entropy = -jnp.sum(probs * log_probs, axis=-1)
