@@ -27,7 +27,7 @@ class TensorBoardTracker:
     def start(self, run: TrackedRun) -> None:
         """Opens the run's event file; one that is taken up gets a file more."""
         self._last = run.folder / FOLDER
-        self._writer = self._make(logdir=str(self._last))
+        self._writer = self._open(self._last)
         if not run.resumed:
             text = yaml.safe_dump(dict(run.config), sort_keys=False)
             self._writer.add_text("config", f"```\n{text}\n```", 0)
@@ -46,6 +46,10 @@ class TensorBoardTracker:
     def report(self, path: Path) -> None:
         """Adds the report's place as a text to the last run."""
         if self._last is not None:
-            writer = self._make(logdir=str(self._last))
+            writer = self._open(self._last)
             writer.add_text("report", str(path), 0)
             writer.close()
+
+    def _open(self, folder: Path) -> Any:
+        """A writer of a file more: those of one second would have the same name, and the later replace the earlier."""
+        return self._make(logdir=str(folder), filename_suffix=f".{len(list(folder.glob('events.*')))}")

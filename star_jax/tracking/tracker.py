@@ -15,6 +15,9 @@ import numpy as np
 from star_jax.errors import ConfigError
 from star_jax.registry import TRACKERS
 
+EXTRAS = {"tensorboard": "track", "trackio": "track", "wandb": "wandb"}
+"""Tracker -> the extra of this package that its library comes with."""
+
 
 @dataclass(frozen=True)
 class TrackedRun:
@@ -101,9 +104,10 @@ class Tracking:
         self._each(lambda tracker: tracker.start(run))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """As `Tracker.log`; what is no number is left out."""
+        """As `Tracker.log`; what is no finite number is left out."""
         numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
-        self._each(lambda tracker: tracker.log(numbers, step))
+        if numbers:
+            self._each(lambda tracker: tracker.log(numbers, step))
 
     def losses(self, losses: np.ndarray, before: int) -> None:
         """The cross-entropy of each step of a training, the first of which is number `before` of the run."""
@@ -139,12 +143,13 @@ def open_trackers(names: Sequence[str], log: Callable[[str], None]) -> Tracking:
         try:
             trackers[name] = factory()
         except ImportError as error:
-            missing = error.name or str(error)
+            extra = EXTRAS.get(name)
+            how = f"it with pip install 'star_jax[{extra}]'" if extra else "it, or take the tracker out"
             raise ConfigError(
-                f"track names {name}, which needs the package {missing}; install it with pip install 'star_jax[track]'"
+                f"track names {name}, which needs the package {error.name or error}; install {how}"
             ) from error
     return Tracking(trackers, log)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
