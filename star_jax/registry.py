@@ -189,12 +189,21 @@ def _load_module(plugin: str) -> None:
         importlib.import_module(plugin)
     except ModuleNotFoundError as error:
         if error.name is None or not (plugin == error.name or plugin.startswith(f"{error.name}.")):
-            raise ConfigError(_failed(plugin, plugin, error)) from error
+            raise ConfigError(_failed(plugin, _file_of(plugin), error)) from error
         raise ConfigError(
             f"plugins names {plugin}; there is no such module, name a file that ends in .py or install the module"
         ) from error
     except Exception as error:  # as in a file
-        raise ConfigError(_failed(plugin, plugin, error)) from error
+        raise ConfigError(_failed(plugin, _file_of(plugin), error)) from error
+
+
+def _file_of(module: str) -> str:
+    """Where a module is that could not be imported; its name where that cannot be told either."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception:  # the package that it is in fails
+        return module
+    return module if spec is None or spec.origin is None else spec.origin
 
 
 def _failed(plugin: str, path: str, error: Exception) -> str:
