@@ -41,6 +41,7 @@ from star_jax.data.bucketing import Shapes
 from star_jax.data.tasks import get_task
 from star_jax.data.tokenization import Encoder, Limits
 from star_jax.experiment import runner as experiment
+from star_jax.experiment import setup
 from star_jax.inference import generation
 from star_jax.tracking.console import Progress
 from star_jax.training import trainer
@@ -80,7 +81,7 @@ CONFIG = ExperimentConfig(
 
 def run(folder: Path, out: Path) -> None:
     """Runs the benchmark with few shapes."""
-    experiment.choose_shapes = lambda *lengths_and_sizes: SHAPES
+    setup.choose_shapes = lambda *lengths_and_sizes: SHAPES
     trainer.STEP_SHAPES = 1
     config = dataclasses.replace(CONFIG, output_dir=str(out), model=ModelConfig(str(folder / "model")))
     experiment.run_experiment(config, Progress("silent"))

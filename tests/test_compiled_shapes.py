@@ -206,7 +206,7 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
         run, this_round = divmod(number, rounds)
         if run == 0 and this_round < 2:
             continue
-        chooses = {"jit(_acquire)"} if this_round == 1 and run < len(config.strategies) else set()
+        chooses = {"jit(select)"} if this_round == 1 and run < len(config.strategies) else set()
         assert set(part) <= MET_LATER | ORDER | chooses, (run, this_round)
 
     # Another experiment, stopped after the second round and taken up again, finds everything compiled.
@@ -223,5 +223,5 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     monkeypatch.setattr(experiment, "save_state", write)
     experiment.run_experiment(config, Progress("silent"))
     # What a checkpoint is read with may be new, programs of a single operation; the model's are not.
-    models = {"jit(_folded)", *(f"jit({name})" for name in NAMES)}
+    models = {"jit(_merged)", *(f"jit({name})" for name in NAMES)}
     assert not models & set(compilations.names[compiled:])

@@ -137,7 +137,7 @@ def test_an_entry_point_may_name_a_module_that_registers(colours, installed, tmp
     )
     monkeypatch.setattr("builtins.colours_of_a_test", colours, raising=False)
     installed["green"] = "paints"
-    assert colours.get("green") == "registered"
+    assert colours.get("green") == "of the module"
     del sys.modules["paints"]
 
 

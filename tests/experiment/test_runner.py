@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from star_jax.acquisition import pool_scoring
-from star_jax.active import loop
+from star_jax.active import features, loop
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.config import (
     DataConfig,
@@ -27,6 +27,7 @@ from star_jax.data.run_data import RunData, TokenizedSet
 from star_jax.data.tokenization import Limits, TokenizedExample
 from star_jax.errors import ConfigError
 from star_jax.experiment import runner as experiment
+from star_jax.experiment import setup
 from star_jax.parallel.mesh import data_mesh
 from star_jax.runs.files import read_yaml
 from star_jax.tracking.console import Progress
@@ -112,8 +113,13 @@ def test_seconds_of_a_run_are_those_of_its_rounds_whatever_the_sessions(tmp_path
     Nothing that takes time is in no phase.
     """
     for module, name, seconds in (
-        *((experiment, "open_workbench", 50), (experiment, "prepare", 7), (experiment, "prepare_test_set", 3)),
-        *((experiment, "score_pool", 20), (loop, "score_pool", 30), (loop, "fit", 40), (experiment, "evaluate", 11)),
+        *((experiment, "open_experiment", 50), (setup, "prepare", 7), (experiment, "prepare_test_set", 3)),
+        *(
+            (experiment, "score_pool", 20),
+            (features, "score_pool", 30),
+            (loop, "fit", 40),
+            (experiment, "evaluate", 11),
+        ),
         *((experiment, "save_choice", 1), (experiment, "replace_folder_atomic", 2), (experiment, "save_state", 4)),
     ):
         schedule(module, name, seconds)
@@ -185,7 +191,7 @@ def test_other_replay_rows_are_refused(tmp_path):
 
 def test_the_first_run_of_a_session_pays_for_loading(tmp_path, schedule):
     """And for what passed since the command was started."""
-    schedule(experiment, "open_workbench", 50)
+    schedule(experiment, "open_experiment", 50)
     config = dataclasses.replace(CONFIG, output_dir=str(tmp_path), strategies=("random", "base_only"))
     config = dataclasses.replace(config, loop=LoopConfig(initial_labels=8, labels_per_round=4, rounds=1))
     first, second = experiment.run_experiment(config, Progress("silent"), began=90.0)
@@ -241,14 +247,14 @@ def test_runs_of_all_seeds_share_their_shapes_and_programs(tmp_path, monkeypatch
     play(tmp_path, seeds=(0, 1, 2))
     assert [run.seed for run in runs] == [0, 0, 1, 1, 2, 2]
     assert len({run.data.facts["pool"] for run in runs}) == 3
-    assert len({(run.shapes, run.problem.shapes) for run in runs}) == 1
+    assert len({run.problem.shapes for run in runs}) == 1
     assert pool_scoring._answer._cache_size() - compiled <= pool_scoring.PROMPT_SHAPES
     devices = data_mesh().size
     for run in runs:
         for batches, shapes in (
-            (run.problem.pool.batches, run.shapes.prompts),
-            (run.test.prompts.batches, run.shapes.prompts),
-            (run.test.gold.batches, run.shapes.sequences),
+            (run.problem.pool.batches, run.problem.shapes.prompts),
+            (run.test.prompts.batches, run.problem.shapes.prompts),
+            (run.test.gold.batches, run.problem.shapes.sequences),
         ):
             allowed = {(shape.rows * devices, shape.width, shape.capacity) for shape in shapes}
             assert {(*batch.tokens.shape, batch.capacity) for batch in batches} <= allowed
@@ -268,15 +274,15 @@ def test_shapes_hold_the_rows_of_every_seed_and_one_pool_counts_once(rng):
         ]
         test = TokenizedSet([], [np.zeros(int(n), np.int32) for n in rng.integers(1, 90, 30)], rows)
         seeds = [random_data(rng, str(number), test) for number in range(3)]
-        bench = SimpleNamespace(config=CONFIG, encoder=SimpleNamespace(limits=Limits(90, 50)), replay=rows[:5])
-        alone, shapes = experiment._shapes(bench, seeds[:1]), experiment._shapes(bench, seeds)
-        assert experiment._shapes(bench, seeds[:1] * 3) == alone
-        assert len(shapes.scoring.prompts) <= pool_scoring.PROMPT_SHAPES
+        context = SimpleNamespace(config=CONFIG, encoder=SimpleNamespace(limits=Limits(90, 50)), replay=rows[:5])
+        alone, shapes = setup.experiment_shapes(context, seeds[:1]), setup.experiment_shapes(context, seeds)
+        assert setup.experiment_shapes(context, seeds[:1] * 3) == alone
+        assert len(shapes.prompts) <= pool_scoring.PROMPT_SHAPES
         for tokens in (*(one.tokens for one in seeds), test.prompts):
-            batches = sequence_batches([TokenizedExample(one, len(one)) for one in tokens], shapes.scoring.prompts)
+            batches = sequence_batches([TokenizedExample(one, len(one)) for one in tokens], shapes.prompts)
             assert sum(int(batch.row_mask.sum()) for batch in batches) == len(tokens)
         longest = TokenizedExample(np.zeros(140, np.int32), 90)
-        batches = sequence_batches([longest, *rows], shapes.scoring.sequences)
+        batches = sequence_batches([longest, *rows], shapes.sequences)
         assert sum(int(batch.row_mask.sum()) for batch in batches) == len(rows) + 1
         assert make_batch([longest] * CONFIG.training.batch_size, range(CONFIG.training.batch_size), shapes.training)
 

@@ -13,7 +13,7 @@ from star_jax.checkpoints.huggingface import save_model
 from star_jax.checkpoints.peft import save_adapter
 from star_jax.config import DataConfig, ExperimentConfig, LoraConfig, ModelConfig, TrainingConfig
 from star_jax.errors import ConfigError
-from star_jax.experiment.setup import open_workbench
+from star_jax.experiment.setup import open_experiment
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import init_adapter
 from star_jax.tracking.console import Progress
@@ -25,7 +25,7 @@ LORA = LoraConfig(rank=3, alpha=6, targets=("q_proj", "down_proj"))
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
     """A Llama of one narrow layer and random weights, with the tokenizer that ships with the package."""
-    folder = tmp_path_factory.mktemp("workbench") / "model"
+    folder = tmp_path_factory.mktemp("setup") / "model"
     tokenizer = load_tokenizer("embedded:skills")
     shape = TransformerConfig(
         vocab_size=len(tokenizer),
@@ -42,20 +42,20 @@ def narrow(tmp_path_factory):
     return str(folder)
 
 
-def workbench(folder, path, **model):
+def opened(folder, path, **model):
     config = ExperimentConfig(
         output_dir=str(folder),
         model=ModelConfig(path, **model),
         lora=LORA,
         data=DataConfig(max_prompt_tokens=skills.MAX_PROMPT_TOKENS, max_response_tokens=skills.MAX_RESPONSE_TOKENS),
     )
-    return open_workbench(config, [], Progress("silent"), Stopwatch())
+    return open_experiment(config, [], Progress("silent"), Stopwatch())
 
 
-def prompts(bench):
-    tokens = bench.encoder.prompts([example.prompt for example in skills.pool_examples("R0", 5, 40)])
-    longest = bench.encoder.limits.prompt + bench.encoder.limits.response
-    return generated_pool(bench.encoder, tokens, choose_shapes([*map(len, tokens)], [], longest, BatchSizes(40, 40)))
+def prompts(context):
+    tokens = context.encoder.prompts([example.prompt for example in skills.pool_examples("R0", 5, 40)])
+    longest = context.encoder.limits.prompt + context.encoder.limits.response
+    return generated_pool(context.encoder, tokens, choose_shapes([*map(len, tokens)], [], longest, BatchSizes(40, 40)))
 
 
 @pytest.mark.parametrize(
@@ -69,31 +69,31 @@ def prompts(bench):
 )
 def test_the_base_model_is_scored_by_the_programs_of_adapters_and_scores_the_same(tmp_path, narrow, model):
     """Where weights and adapter stay apart: ΔW is 0 exactly, and the program is that of a trained adapter."""
-    bench = workbench(tmp_path, narrow, **model)
-    assert all(not leaf.any() for leaf in jax.tree.leaves(bench.base_adapter))
-    assert bench.start is None
-    pool = prompts(bench)
-    plain, own = (score_pool(bench.model, adapter, pool) for adapter in (None, bench.base_adapter))
+    context = opened(tmp_path, narrow, **model)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(context.base_adapter))
+    assert context.start is None
+    pool = prompts(context)
+    plain, own = (score_pool(context.model, adapter, pool) for adapter in (None, context.base_adapter))
     np.testing.assert_array_equal(own.responses, plain.responses)
     for name, values in plain.measures.items():
         np.testing.assert_allclose(own.measures[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
     compiled = pool_scoring._answer._cache_size()
-    trained = init_adapter(jax.random.key(0), bench.model.params, LORA)
-    score_pool(bench.model, trained, pool)
+    trained = init_adapter(jax.random.key(0), context.model.params, LORA)
+    score_pool(context.model, trained, pool)
     assert pool_scoring._answer._cache_size() == compiled
 
 
 def test_weights_that_take_an_adapter_up_need_none(tmp_path, narrow):
-    assert workbench(tmp_path, narrow).base_adapter is None
+    assert opened(tmp_path, narrow).base_adapter is None
 
 
 def test_the_adapter_to_start_from_is_the_base_models(tmp_path, narrow):
-    bare = workbench(tmp_path, narrow, dtype="bfloat16")
+    bare = opened(tmp_path, narrow, dtype="bfloat16")
     fresh = init_adapter(jax.random.key(0), bare.model.params, LORA)
     save_adapter(fresh, tmp_path / "adapter", base_model=narrow, dropout=0.0)
     for dtype in ("float32", "bfloat16"):
-        bench = workbench(tmp_path, narrow, dtype=dtype, adapter=str(tmp_path / "adapter"))
-        assert bench.base_adapter is bench.start is not None
+        context = opened(tmp_path, narrow, dtype=dtype, adapter=str(tmp_path / "adapter"))
+        assert context.base_adapter is context.start is not None
 
 
 def test_replay_of_which_nothing_is_left_is_refused(tmp_path):
@@ -102,7 +102,7 @@ def test_replay_of_which_nothing_is_left_is_refused(tmp_path):
     training = TrainingConfig(replay="embedded:skills", replay_rows=4)
     config = ExperimentConfig(output_dir=str(tmp_path), data=limits, training=training)
     with pytest.raises(ConfigError, match=r"no row of .*replay\.jsonl has a prompt of at most 2 tokens"):
-        open_workbench(config, [], Progress("silent"), Stopwatch())
+        open_experiment(config, [], Progress("silent"), Stopwatch())
 
 
 def test_limits_that_the_model_cannot_read_are_refused(tmp_path, narrow):
@@ -110,4 +110,4 @@ def test_limits_that_the_model_cannot_read_are_refused(tmp_path, narrow):
         output_dir=str(tmp_path), model=ModelConfig(narrow), data=DataConfig(max_prompt_tokens=10**6)
     )
     with pytest.raises(ConfigError, match="max_position_embeddings"):
-        open_workbench(config, [], Progress("silent"), Stopwatch())
+        open_experiment(config, [], Progress("silent"), Stopwatch())
