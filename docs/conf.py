@@ -16,7 +16,10 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = f"star_jax {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_copy_source = False
+html_show_copyright = False
 
 myst_heading_anchors = 3
 
