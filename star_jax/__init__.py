@@ -27,7 +27,7 @@ _PLACES = {
     "score_pool": "api.scores",
     "select_batch": "api.scores",
     "ActiveLoop": "api.loop",
-    "SKIP": "api.loop",
+    "SKIP": "annotators.csv_file",
     "fit": "api.training",
     "evaluate": "api.training",
     "predict": "api.training",
@@ -81,7 +81,8 @@ __all__ = [
 if TYPE_CHECKING:
     from star_jax.acquisition.strategy import Embedding, Measure, register_strategy
     from star_jax.annotators.annotator import Answer, register_annotator
-    from star_jax.api.loop import SKIP, ActiveLoop
+    from star_jax.annotators.csv_file import SKIP
+    from star_jax.api.loop import ActiveLoop
     from star_jax.api.model import load_adapter, load_model
     from star_jax.api.pool import Format, TokenLimits, read_pool
     from star_jax.api.scores import score_pool, select_batch

@@ -1,8 +1,8 @@
 """What an experiment is: frozen dataclasses, validated on construction.
 
 Every number a run depends on lives here, so that the resolved configuration in a run folder *is* the
-experiment. Flags are read in `command_line` alone, and environment variables for JAX's own settings in
-`experiment`. A value that makes no sense raises `ConfigError` with one sentence naming the field.
+experiment. Flags are read in `cli` alone, and environment variables for JAX's own settings in
+`environment`. A value that makes no sense raises `ConfigError` with one sentence naming the field.
 """
 
 from __future__ import annotations

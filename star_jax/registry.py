@@ -165,6 +165,16 @@ def load_plugins(plugins: Iterable[str]) -> None:
         _load_file(plugin) if plugin.endswith(".py") or "/" in plugin else _load_module(plugin)
 
 
+def plugins_fingerprint(plugins: Iterable[str]) -> str:
+    """Hash of the source of plug-ins that have been loaded; of a package, of its `__init__` alone."""
+    digest = hashlib.sha256()
+    for plugin in plugins:
+        is_file = plugin.endswith(".py") or "/" in plugin
+        source = plugin if is_file else getattr(sys.modules[plugin], "__file__", None)
+        digest.update(Path(source).expanduser().read_bytes() if source else plugin.encode())
+    return digest.hexdigest()
+
+
 def _load_file(plugin: str) -> None:
     path = Path(plugin).expanduser().resolve()
     if not path.is_file():

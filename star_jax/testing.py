@@ -20,6 +20,7 @@ import numpy as np
 from star_jax.acquisition.strategy import (
     Embedding,
     Feature,
+    Measure,
     Query,
     Strategy,
     check_picks,
@@ -27,6 +28,7 @@ from star_jax.acquisition.strategy import (
     pick,
 )
 from star_jax.config import AcquisitionConfig
+from star_jax.errors import ConfigError
 
 Array = jax.Array
 
@@ -47,8 +49,9 @@ def check_strategy(
     """Checks that a strategy keeps the contract of `acquisition.strategy`.
 
     - *picks*: as many unlabelled examples as were asked for, each once; scores, where there are some, one an example.
-    - *blind*: it reads nothing but its needs; what stands at labelled examples has no influence, NaN included. It is
-      given arrays alone, so it cannot know a response, unless it goes and looks for one.
+    - *blind*: it reads nothing but its needs, and no measure of a labelled example, which may be NaN. It is given
+      arrays alone, so it cannot know a response, unless it goes and looks for one. Embeddings of labelled examples may
+      be read: they are of prompts.
     - *finite*: its scores are numbers.
     - *deterministic*: the same key gives the same picks, however often it is called and whatever was asked in between.
     - *jit*: compiled, it picks what it picks uncompiled, and one program serves all queries of a run.
@@ -63,17 +66,20 @@ def check_strategy(
 
     Raises:
       StrategyError: a clause is broken.
-      ConfigError: there is no such strategy.
+      ConfigError: there is no such strategy, or it is none.
 
     Example:
       >>> check_strategy("star")
     """
     checked = get_strategy(strategy, options) if isinstance(strategy, str) else strategy
+    if not isinstance(checked, Strategy):
+        raise ConfigError(f"a {type(strategy).__name__} is no strategy; pass the name that it is registered under")
     for number in range(POOLS):
         pool = _random_pool(checked.needs, np.random.default_rng([seed, number]))
         _check_picks(checked, *pool)
-        _check_blind(checked, *pool)
+        # Before the clauses that compare two calls.
         _check_deterministic(checked, *pool)
+        _check_blind(checked, *pool)
         _check_jit(checked, *pool)
         by_chance = _draws(checked, *pool) if draws is None else draws
         if not by_chance:
@@ -125,23 +131,25 @@ def _check_blind(strategy: Strategy, features: Arrays, unlabelled: np.ndarray) -
     want, _ = _call(strategy, features, unlabelled)
     for value in (np.nan, np.inf, -1e30, 1e30):
         spoilt = []
-        for feature in features:
+        for need, feature in zip(strategy.needs, features, strict=True):
             changed = feature.copy()
-            changed[~unlabelled] = value
+            if isinstance(need, Measure):
+                changed[~unlabelled] = value
             spoilt.append(changed)
         got, _ = _call(strategy, tuple(spoilt), unlabelled)
         if not np.array_equal(got, want):
             raise StrategyError(
-                f"{strategy.name}: blind: the picks change when features of labelled examples become {value}; mask "
+                f"{strategy.name}: blind: the picks change when measures of labelled examples become {value}; mask "
                 "them with pool.unlabelled"
             )
 
 
 def _check_deterministic(strategy: Strategy, features: Arrays, unlabelled: np.ndarray) -> None:
     want, _ = _call(strategy, features, unlabelled)
+    again, _ = _call(strategy, features, unlabelled)
     _call(strategy, features, unlabelled, key=7, index=3)
-    got, _ = _call(strategy, features, unlabelled)
-    if not np.array_equal(got, want):
+    later, _ = _call(strategy, features, unlabelled)
+    if not (np.array_equal(again, want) and np.array_equal(later, want)):
         raise StrategyError(
             f"{strategy.name}: deterministic: the same key and pool gave other picks the second time; draw from the "
             "key alone, and keep nothing between calls"

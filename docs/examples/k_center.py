@@ -13,15 +13,18 @@ EMBEDDING = sj.Embedding(projection=64)
 
 @sj.register_strategy("k_center", needs=[EMBEDDING])
 def k_center(key, pool, query):
-    """First the prompt nearest to the mean, then always the one farthest from those picked so far."""
-    points = jnp.where(pool.unlabelled[:, None], pool[EMBEDDING], 0)
-    mean = points.sum(axis=0) / pool.unlabelled.sum()
+    """Always the prompt farthest from all that are labelled or picked; first the most central one if there is none."""
+    points, labelled = pool[EMBEDDING], ~pool.unlabelled
+
+    def distances(point):
+        return jnp.square(points - point).sum(axis=1)
 
     def pick_next(carry, _):
-        gap, latest = carry  # the distance of each prompt to the nearest pick, -inf where it may not be picked
-        gap = jnp.minimum(gap, jnp.square(points - points[latest]).sum(axis=1)).at[latest].set(-jnp.inf)
+        gap, latest = carry  # the distance of each prompt to the nearest centre, -inf where it may not be picked
+        gap = jnp.minimum(gap, distances(points[latest])).at[latest].set(-jnp.inf)
         return (gap, jnp.argmax(gap)), latest
 
-    gap = jnp.where(pool.unlabelled, jnp.inf, -jnp.inf)
-    first = jnp.argmax(jnp.where(pool.unlabelled, -jnp.square(points - mean).sum(axis=1), -jnp.inf))
-    return jax.lax.scan(pick_next, (gap, first), length=query.count)[1]
+    gap = jax.lax.map(lambda point: jnp.where(labelled, distances(point), jnp.inf).min(), points)
+    start = jnp.where(labelled.any(), gap, -distances(points.mean(axis=0)))
+    gap, start = (jnp.where(labelled, -jnp.inf, values) for values in (gap, start))
+    return jax.lax.scan(pick_next, (gap, jnp.argmax(start)), length=query.count)[1]

@@ -100,7 +100,8 @@ class PoolFeatures:
     """What a strategy sees of the pool.
 
     Attributes:
-      unlabelled: `N` bool, True where an example may be picked. What stands elsewhere in a feature means nothing.
+      unlabelled: `N` bool, True where an example may be picked. Measures elsewhere mean nothing, and may be NaN;
+        embeddings are of prompts, and are there for all.
       features: an array for each feature of the strategy's `needs`.
     """
 

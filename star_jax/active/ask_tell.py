@@ -16,7 +16,7 @@ import numpy as np
 
 from star_jax.acquisition.strategy import Query, Strategy
 from star_jax.active.loop import init, initial, requests_of, score_and_pick, train
-from star_jax.active.pool import available, label, skip
+from star_jax.active.pool import SKIPPED, available, label, skip
 from star_jax.active.state import LoopState, Observer, Problem
 from star_jax.annotators.annotator import Answer, Request
 from star_jax.config import ExperimentConfig
@@ -98,18 +98,30 @@ def ask(
       ConfigError: there are not so many unlabelled examples; or as `active.loop.choose`.
       ScoreError: a score is not finite; the ids are named.
     """
-    left = int(np.sum(np.asarray(available(state.loop.pool))))
-    if not 1 <= count <= left:
-        raise ConfigError(f"{count} examples were asked for and {left} are unlabelled; ask for 1 to {left}")
+    check_count(state, count)
     select_key, score_key = jax.random.split(jax.random.fold_in(key, state.asks))
     if state.loop.adapter is None:
         choice = initial(select_key, state.loop, count)
     else:
-        query = Query(jnp.asarray(state.loop.round - 1), config.loop.rounds - 1, count)
+        # At least one query: schedules divide by their number.
+        query = Query(jnp.asarray(state.loop.round - 1), max(config.loop.rounds - 1, 1), count)
         choice = score_and_pick(config, strategy, problem, state.loop, (select_key, score_key), query, observer)
     requests = requests_of(problem, choice)
     loop = state.loop._replace(base={**state.loop.base, **choice.base_measures})
     return state._replace(loop=loop, asks=state.asks + 1, open=tuple(requests)), requests
+
+
+def check_count(state: AskTellState, count: int) -> None:
+    """Refuses to ask for none, or for more than there are.
+
+    Raises:
+      ConfigError: saying how many there are.
+    """
+    left = int(np.sum(np.asarray(available(state.loop.pool))))
+    if not left:
+        raise ConfigError("there is nothing left to ask for: every example has a label or was skipped")
+    if not 1 <= count <= left:
+        raise ConfigError(f"{count} examples were asked for and {left} are unlabelled; ask for 1 to {left}")
 
 
 def tell(
@@ -123,7 +135,7 @@ def tell(
     """Takes answers, and trains a fresh adapter on all labels so far, where there is a new one.
 
     Answers may be to requests of any earlier time, or to examples that were never asked for. One for an example that
-    has a label already replaces it.
+    has a label already replaces it. Where no label is left, there is no adapter either.
 
     Args:
       config: the experiment.
@@ -152,15 +164,17 @@ def tell(
     labels |= {place[name]: response for name, response in given.items() if response is not None}
     labels = dict(sorted(labels.items()))
     unanswered = sum(request.id not in given for request in state.open)
-    state = state._replace(loop=loop._replace(pool=pool, labels=labels), open=(), skipped=state.skipped + len(skipped))
-    untrained = loop.adapter is None or labels != dict(loop.labels)
-    if not labels or not untrained:
-        return state, TellInfo(len(labels), state.skipped, unanswered)
+    count = int(np.sum(np.asarray(pool.labelled_in) == SKIPPED))
+    state = state._replace(loop=loop._replace(pool=pool, labels=labels), open=(), skipped=count)
+    if not labels:
+        return state._replace(loop=state.loop._replace(adapter=None)), TellInfo(0, count, unanswered)
+    if loop.adapter is not None and labels == dict(loop.labels):
+        return state, TellInfo(len(labels), count, unanswered)
     # 2. A fresh adapter.
     train_key = jax.random.split(jax.random.fold_in(key, number), 3)[2]
     fitted, _ = train(config, problem, labels, train_key, observer)
     loop = state.loop._replace(round=number + 1, adapter=fitted.adapter)
-    info = TellInfo(len(labels), state.skipped, unanswered, fitted.loss, fitted.step_losses)
+    info = TellInfo(len(labels), count, unanswered, fitted.loss, fitted.step_losses)
     return state._replace(loop=loop), info
 
 

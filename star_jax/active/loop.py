@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.selection import uniform
-from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, pick
+from star_jax.acquisition.strategy import Measure, Query, Strategy, check_finite, check_picks, pick
 from star_jax.active.features import Features, compute_features
 from star_jax.active.pool import available, init_pool, label, skip
 from star_jax.active.state import Choice, LoopState, Observer, Problem, RoundInfo, Unobserved
@@ -243,10 +243,10 @@ def check(
       ScoreError: naming the examples.
       ConfigError: naming the strategy.
     """
-    places = np.flatnonzero(unlabelled).tolist()
-    ids = [prompts[place].id for place in places]
-    for values in computed.arrays.values():
-        check_finite(np.asarray(values)[places], ids)
+    names = [prompt.id for prompt in prompts]
+    for feature, values in computed.arrays.items():
+        read = np.flatnonzero(unlabelled) if isinstance(feature, Measure) else np.arange(len(names))
+        check_finite(np.asarray(values)[read], [names[place] for place in read.tolist()])
     check_picks(strategy, np.asarray(picked), unlabelled)
 
 

@@ -26,7 +26,8 @@ COLUMNS = ("id", "prompt", "response")
 
 
 SKIP = "[skip]"
-"""What a person writes into the response cell of an example that cannot be labelled."""
+"""What a person writes into the response cell of an example that cannot be labelled, and a program tells of it: it is
+never asked for again, and never trained on."""
 
 WHO, WHEN = "annotator", "labelled_at"
 """Columns that a person may add: who labelled a row, and when."""

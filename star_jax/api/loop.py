@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import hashlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from star_jax.active.loop import init
 from star_jax.active.pool import PoolState
 from star_jax.active.state import LoopState, Problem
 from star_jax.annotators.annotator import Answer, Request
+from star_jax.annotators.csv_file import SKIP
 from star_jax.annotators.oracle import SimulatedOracle
+from star_jax.api.checks import check_replaceable, check_training, check_whole
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, TokenLimits, Tokens, tokenize
 from star_jax.api.training import Evaluation, Prediction, evaluate, predict, step_shapes
@@ -25,10 +29,8 @@ from star_jax.config import AcquisitionConfig, ExperimentConfig, LoopConfig, Lor
 from star_jax.data.examples import Example
 from star_jax.errors import ConfigError, DataError
 from star_jax.models.lora import Adapter
-from star_jax.runs.files import read_json, replace_folder_atomic, write_json_atomic
-
-SKIP = "[skip]"
-"""What to tell of an example that cannot be labelled: it is never asked for again, and never trained on."""
+from star_jax.runs.files import plain, read_json, replace_folder_atomic, write_json_atomic
+from star_jax.runs.run_folder import FIT_TO_MEMORY, differences
 
 Answers = Mapping[str, str | None] | Sequence[Answer]
 
@@ -92,6 +94,8 @@ class ActiveLoop:
         """
         acquisition = acquisition or AcquisitionConfig()
         self.model, self.pool = model, pool
+        check_whole("key", key)
+        self._strategy = get_strategy(strategy, acquisition)
         self._config = ExperimentConfig(
             strategies=(strategy,),
             seeds=(key,),
@@ -99,9 +103,14 @@ class ActiveLoop:
             training=training or TrainingConfig(),
             scoring=scoring or ScoringConfig(),
             acquisition=acquisition,
-            loop=LoopConfig(rounds=rounds),
+            loop=LoopConfig(rounds=check_whole("rounds", rounds)),
         )
-        self._strategy = get_strategy(strategy, acquisition)
+        check_training(self._config.training, held_out=True)
+        if self._config.scoring.answers != "generated":
+            raise ConfigError(
+                f"scoring.answers is {self._config.scoring.answers}; leave it out, for the answers that the format "
+                "names are what is scored, and the model's own where it names none"
+            )
         if self._strategy.sampled and self._config.lora.dropout == 0:
             raise ConfigError(
                 f"strategy {strategy} averages over dropout samples and lora.dropout is 0, where all samples are the "
@@ -143,7 +152,8 @@ class ActiveLoop:
         if self._state.loop.adapter is None:
             raise ConfigError("nothing has been trained yet; tell the loop some labels first")
         lora = self._config.lora
-        return TunedAdapter(self._state.loop.adapter, self.model.name, lora.dropout, lora.rslora)
+        rslora = lora.rslora if self._start is None else self._start.rslora
+        return TunedAdapter(self._state.loop.adapter, self.model.name, lora.dropout, rslora)
 
     def ask(self, count: int) -> list[Request]:
         """The examples to label next, the first pick first; at random before the first training.
@@ -154,6 +164,8 @@ class ActiveLoop:
           ConfigError: there are not so many unlabelled examples.
           ScoreError: a score is not finite; the ids are named.
         """
+        count = check_whole("count", count)
+        ask_tell.check_count(self._state, count)
         if self._state.loop.adapter is None and self._state.loop.labels:
             self.tell({})
         self._state, requests = ask_tell.ask(self._config, self._strategy, self._problem, self._state, self._key, count)
@@ -176,14 +188,17 @@ class ActiveLoop:
 
     def _checked(self, answers: Answers) -> list[Answer]:
         if isinstance(answers, Mapping):
-            answers = [
-                Answer(name, None if text == SKIP else text) for name, text in answers.items() if text is not None
-            ]
+            answers = [Answer(name, text) for name, text in answers.items() if text is not None]
+        elif not isinstance(answers, Sequence) or not all(isinstance(answer, Answer) for answer in answers):
+            raise DataError("answers must be a dictionary, id -> label, or a list of Answer")
         prompts = {prompt.id: prompt for prompt in self.pool.prompts}
         checked = []
         for answer in answers:
             if answer.response is None or answer.id not in prompts:
                 checked.append(answer)
+                continue
+            if isinstance(answer.response, str) and answer.response == SKIP:
+                checked.append(dataclasses.replace(answer, response=None))
                 continue
             if not isinstance(answer.response, str):
                 raise DataError(f"the label of {answer.id!r} is {answer.response!r}; it must be a text")
@@ -192,7 +207,7 @@ class ActiveLoop:
                 self._problem.encoder.examples([Example(prompts[answer.id], written)], counted=True)
             except DataError as error:
                 raise DataError(f"the label of {answer.id!r} cannot be used: {error}") from error
-            checked.append(Answer(answer.id, written, answer.annotator, answer.labelled_at))
+            checked.append(dataclasses.replace(answer, response=written))
         return checked
 
     def evaluate(self, test: ExamplePool) -> Evaluation:
@@ -211,16 +226,17 @@ class ActiveLoop:
         """Keeps everything that the loop knows in a folder; what `save` wrote there before is replaced.
 
         Raises:
-          ConfigError: something else is there.
+          ConfigError: something else is there, or in the folder.
         """
         path = Path(folder).expanduser()
-        if path.exists() and not (path / _STATE).is_file() and (path.is_file() or any(path.iterdir())):
-            raise ConfigError(f"{folder} is there already and holds no loop; name a folder that is new or empty")
+        check_replaceable(folder, path, (_STATE, _ARRAYS))
         replace_folder_atomic(path, self._write)
         return path
 
     def load(self, folder: str | Path) -> ActiveLoop:
         """Takes up what `save` kept, in a loop made with the same model, pool and settings; returns the loop.
+
+        Labels are those that were saved, not those of the pool.
 
         Raises:
           ConfigError: there is no such folder, or it is from another pool, model or settings.
@@ -238,17 +254,35 @@ class ActiveLoop:
         if not (path / _STATE).is_file():
             raise ConfigError(f"{folder} holds no loop that was saved; check the path")
         kept = read_json(path / _STATE)
-        now = self._identity()
-        changed = [name for name, value in now.items() if kept.get(name) != value]
-        if changed:
-            raise ConfigError(f"{folder} was saved with another {' and '.join(changed)}; make the loop as it was then")
-        self._state = _read_state(path, kept, self._problem)
+        try:
+            changed = self._changed(kept)
+            state = None if changed else _read_state(path, kept, self._problem)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); take an earlier copy") from error
+        if state is None:
+            raise ConfigError(
+                f"{folder} was saved by another loop (not the same: {', '.join(changed)}); make the loop as it was then"
+            )
+        self._state = state
         return self
 
     def _identity(self) -> dict[str, Any]:
-        """What a loop must find again."""
-        settings = json.loads(json.dumps(self._config.to_dict()))
-        return {"pool": self.pool.fingerprint, "model": self.model.folder.fingerprint, "settings": settings}
+        """What a loop must find again, besides its settings."""
+        found = {
+            "strategy": self._strategy.name,
+            "key": self._config.seeds[0],
+            "pool": self.pool.fingerprint,
+            "format": [self.pool.task.name, self.pool.task.candidates],
+            "model": self.model.folder.fingerprint,
+            "limits": dataclasses.asdict(self._limits or TokenLimits()),
+            "start": None if self._start is None else _fingerprint(self._start.weights),
+        }
+        return dict(plain(found))
+
+    def _changed(self, kept: Mapping[str, Any]) -> list[str]:
+        changed = [name for name, value in self._identity().items() if kept[name] != value]
+        settings = differences(kept["settings"], self._config.to_dict())
+        return changed + [name for name in settings if name not in FIT_TO_MEMORY]
 
     def _write(self, folder: Path) -> None:
         state = self._state
@@ -261,24 +295,30 @@ class ActiveLoop:
         np.savez(folder / _ARRAYS, **arrays)
         asked = [{"id": one.id, "rank": one.rank, "score": one.score} for one in state.open]
         numbers = {"round": state.loop.round, "asks": state.asks, "skipped": state.skipped}
-        write_json_atomic(folder / _STATE, {**self._identity(), **numbers, "labels": self.labels, "open": asked})
+        known = {"settings": self._config.to_dict(), "labels": self.labels, "open": asked}
+        write_json_atomic(folder / _STATE, {**self._identity(), **numbers, **known})
+
+
+def _fingerprint(adapter: Adapter) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(adapter):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _read_state(path: Path, kept: Mapping[str, Any], problem: Problem) -> AskTellState:
     place = {prompt.id: index for index, prompt in enumerate(problem.prompts)}
     trees: dict[str, dict[str, dict[str, jax.Array]]] = {"weights": {}, "scale": {}}
     base: dict[str, jax.Array] = {}
-    try:
-        with np.load(path / _ARRAYS) as arrays:
-            for name in arrays.files:
-                kind, *rest = name.split("/")
-                if kind in trees:
-                    trees[kind].setdefault(rest[0], {})[rest[1]] = jax.numpy.asarray(arrays[name])
-                elif kind == "base":
-                    base[rest[0]] = jax.numpy.asarray(arrays[name])
-            pool = PoolState(jax.numpy.asarray(arrays["labelled_in"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path / _ARRAYS} is damaged ({error}); take an earlier copy") from error
+    # Opened here, for NumPy leaves a file open that it cannot read.
+    with (path / _ARRAYS).open("rb") as file, np.load(file) as arrays:
+        for name in arrays.files:
+            kind, *rest = name.split("/")
+            if kind in trees:
+                trees[kind].setdefault(rest[0], {})[rest[1]] = jax.numpy.asarray(arrays[name])
+            elif kind == "base":
+                base[rest[0]] = jax.numpy.asarray(arrays[name])
+        pool = PoolState(jax.numpy.asarray(arrays["labelled_in"]))
     adapter = None
     if trees["weights"]:
         adapter = Adapter({"layers": trees["weights"]}, {"layers": trees["scale"]})

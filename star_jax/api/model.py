@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from star_jax.api.checks import check_choice, check_replaceable
 from star_jax.checkpoints.hub import ModelFolder, open_folder
 from star_jax.checkpoints.huggingface import load_folder
+from star_jax.checkpoints.peft import CONFIG_FILE, WEIGHTS_FILE, save_adapter
 from star_jax.checkpoints.peft import load_adapter as read_adapter
-from star_jax.checkpoints.peft import save_adapter
 from star_jax.errors import ConfigError
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
@@ -41,11 +42,15 @@ class Model:
         return self.folder.tokenizer
 
 
+Dtype = Literal["float32", "bfloat16"]
+Quantization = Literal["none", "int8", "nf4"]
+
+
 def load_model(
-    path: str,
+    path: str | Path,
     *,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    quantization: Literal["none", "int8", "nf4"] = "none",
+    dtype: Dtype = "float32",
+    quantization: Quantization = "none",
     max_tokens: int | None = None,
     ignored_fields: Collection[str] = (),
 ) -> Model:
@@ -66,7 +71,9 @@ def load_model(
       >>> sj.load_model("embedded:skills").name
       'embedded:skills'
     """
-    folder = open_folder(path)
+    check_choice("dtype", dtype, get_args(Dtype))
+    check_choice("quantization", quantization, get_args(Quantization))
+    folder = open_folder(str(path))
     weights = load_folder(
         folder.path,
         dtype,
@@ -95,14 +102,13 @@ class TunedAdapter:
     rslora: bool = False
 
     def save(self, folder: str | Path) -> Path:
-        """Writes a PEFT folder, which PEFT, Transformers and vLLM read; one that is there already is replaced.
+        """Writes a PEFT folder, which PEFT, Transformers and vLLM read; an adapter that is there already is replaced.
 
         Raises:
-          ConfigError: something else is there.
+          ConfigError: something else is there, or in the folder.
         """
         path = Path(folder).expanduser()
-        if path.exists() and not (path / "adapter_config.json").is_file() and (path.is_file() or any(path.iterdir())):
-            raise ConfigError(f"{folder} is there already and holds no adapter; name a folder that is new or empty")
+        check_replaceable(folder, path, (CONFIG_FILE, WEIGHTS_FILE))
         replace_folder_atomic(path, self._write)
         return path
 

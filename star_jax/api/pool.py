@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from star_jax.acquisition.pool_scoring import (
     choose_shapes,
     generated_pool,
 )
+from star_jax.api.checks import check_choice, check_whole
 from star_jax.api.model import Model
 from star_jax.config import FormatConfig, OnBadRow, TooLong
 from star_jax.data.bucketing import Shapes
@@ -67,7 +69,7 @@ class ExamplePool:
 
 
 def read_pool(
-    source: Source,
+    source: Source | os.PathLike[str],
     format: FormatConfig | Task | str,
     *,
     model: Model | None = None,
@@ -92,15 +94,28 @@ def read_pool(
       >>> len(pool), len(pool.labels)
       (2, 1)
     """
+    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
     if isinstance(format, FormatConfig):
         if format.chat and model is None:
             raise ConfigError("format.chat needs the model's chat template; pass model= to read_pool")
         task = get_task("generic", format, None if model is None else model.tokenizer)
     else:
+        if not isinstance(format, Task | str):
+            raise ConfigError(f"format is a {type(format).__name__}; pass a Format, a Task, or the name of a task")
         task = format if isinstance(format, Task) else get_task(format)
-    found = load_pool(task, source, on_bad_row)
+    found = load_pool(task, _rows_or_name(source), on_bad_row)
     prompts = sorted(found.prompts, key=lambda prompt: prompt.id)
     return ExamplePool(tuple(prompts), task, found.labels)
+
+
+def _rows_or_name(source: Any) -> Source:
+    if isinstance(source, str | os.PathLike):
+        return str(os.fspath(source))
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):
+        raise ConfigError('source is a data frame; pass its rows, frame.to_dict("records")')
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise ConfigError(f"source is a {type(source).__name__}; pass a list of dictionaries, one a row, or a file")
+    return list(source)
 
 
 @dataclass(frozen=True)
@@ -139,6 +154,9 @@ class TokenLimits:
         `MAX_RESPONSE_TOKENS` for free answers, or what the model can read after the longest prompt.
       too_long: whether longer ones are refused, or cut: prompts on the left, responses on the right.
 
+    Raises:
+      ConfigError: a limit that nothing can keep.
+
     Example:
       >>> TokenLimits(prompt=256, too_long="truncate-left").response is None
       True
@@ -147,6 +165,14 @@ class TokenLimits:
     prompt: int | None = None
     response: int | None = None
     too_long: TooLong = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "response"):
+            if getattr(self, name) is not None:
+                check_whole(f"limits.{name}", getattr(self, name), 1)
+        if self.too_long == "drop":
+            raise ConfigError("too_long is drop, which would make the pool another one; choose error or truncate-left")
+        check_choice("limits.too_long", self.too_long, ("error", "truncate-left"))
 
 
 def tokenize(
@@ -166,8 +192,7 @@ def tokenize(
       DataError: a prompt is over its limit, or the tokenizer cannot read it.
     """
     limits = limits or TokenLimits()
-    if limits.too_long == "drop":
-        raise ConfigError("too_long is drop, which would make the pool another one; choose error or truncate-left")
+    check_whole("batch_size", batch_size, 1)
     if not pool.prompts:
         raise DataError("the pool is empty; give it at least one example")
     most = model.weights.config.max_position_embeddings
@@ -175,6 +200,11 @@ def tokenize(
     prompts = wide.prompts(pool.prompts)
     candidates = pool.task.candidates if closed else None
     longest = limits.prompt or max(map(len, prompts))
+    if longest >= most:
+        raise ConfigError(
+            f"prompts of {longest} tokens leave no room for a response: {model.name} reads {most} "
+            "(max_position_embeddings); lower limits.prompt, with too_long truncate-left"
+        )
     response = limits.response or _response_limit(wide, pool, candidates, most - longest)
     if longest + response > most:
         raise ConfigError(

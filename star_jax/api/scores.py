@@ -23,6 +23,7 @@ from star_jax.acquisition.strategy import (
 )
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.active.loop import select
+from star_jax.api.checks import check_whole
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, OnBatch, TokenLimits, tokenize, unwatched
 from star_jax.config import AcquisitionConfig, DropoutMode
@@ -110,7 +111,7 @@ def score_pool(
       True
     """
     sampling = None
-    if mc_samples > 1:
+    if check_whole("mc_samples", mc_samples, 1) > 1:
         if adapter is None:
             raise ConfigError(
                 f"mc_samples is {mc_samples} and there is no adapter: dropout acts on the adapter's input, and without "
@@ -187,6 +188,13 @@ def select_batch(
       ['row-000002']
     """
     chosen = get_strategy(strategy, acquisition)
+    count, query, queries = (
+        check_whole("count", count),
+        check_whole("query", query, 0),
+        check_whole("queries", queries, 1),
+    )
+    if isinstance(labelled, str):
+        raise ConfigError(f"labelled is the text {labelled!r}; pass a list of ids")
     taken = set(labelled)
     unlabelled = np.asarray([name not in taken for name in scores.ids])
     if not 1 <= count <= unlabelled.sum():
@@ -200,8 +208,17 @@ def select_batch(
     return [scores.ids[place] for place in picked.tolist()]
 
 
+_DISAGREEMENT = ("bald", "jensen_gap")
+"""Beginnings of measures that are 0 for a single pass. Of the others, a single pass is an estimate without noise."""
+
+
 def _feature(need: Feature, scores: Scores, strategy: str) -> np.ndarray:
     if isinstance(need, Measure):
+        if need.samples and not scores.samples and need.name.startswith(_DISAGREEMENT):
+            raise ConfigError(
+                f"strategy {strategy} needs the disagreement of dropout samples, and there is a single pass; pass "
+                "adapter= and mc_samples= to score_pool"
+            )
         return scores.base[need.name] if need.model == "base" else scores.measures[need.name]
     if need not in scores.embeddings:
         raise ConfigError(f"strategy {strategy} needs {need}; pass embeddings=[...] with it to score_pool")

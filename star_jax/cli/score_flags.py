@@ -21,6 +21,7 @@ from star_jax.config import (
 )
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.errors import ConfigError
+from star_jax.registry import load_plugins
 
 PROGRAM = "star-jax score"
 
@@ -67,6 +68,8 @@ class ScoreConfig:
     example, per_token none."""
     dropout_rate: float | None = None
     """Dropout probability of the MC passes; the adapter's own when none."""
+    plugins: tuple[str, ...] = ()
+    """Python files or modules that register tasks, comma separated; imported before the task is looked up."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for a trace of the scoring, for TensorBoard or Perfetto."""
     format: FormatConfig = field(default_factory=FormatConfig)
@@ -111,14 +114,17 @@ def parse_score(argv: Sequence[str], program: str = PROGRAM) -> ScoreConfig:
     """What `star-jax score ARGV` is asked to do.
 
     Raises:
-      ConfigError: values that make no sense, or contradict each other.
+      ConfigError: the file or a plug-in cannot be used, or values make no sense or contradict each other.
       SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be read, explained on stderr.
     """
-    chosen = flags.given(program, argv, "config")["config"]
+    early = flags.given(program, argv, "config", "plugins")
+    chosen = early["config"]
     if chosen is None:
         defaults = ScoreArguments(model=tyro.MISSING, data=tyro.MISSING, task=tyro.MISSING)
     else:
         defaults = _score_defaults(config_from_mapping(*load_yaml(chosen)))
+    load_plugins(defaults.plugins if early["plugins"] is None else flags.separated(early["plugins"]))
+    flags.describe_names(ScoreArguments)
     parsed = flags.parse(program, ScoreArguments, argv, defaults)
     return ScoreConfig(**{name: value for name, value in flags.shallow(parsed).items() if name != "config"})
 
@@ -139,5 +145,6 @@ def _score_defaults(experiment: ExperimentConfig) -> ScoreArguments:
         max_response_tokens=data.max_response_tokens,
         too_long=data.too_long,
         on_bad_row=data.on_bad_row,
+        plugins=experiment.plugins,
         format=experiment.format,
     )
