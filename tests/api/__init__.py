@@ -1,0 +1,1 @@
+"""A package, since some of its tests have the names of others'."""
