@@ -29,6 +29,7 @@ from star_jax.errors import ConfigError, LabelsNeeded
 from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, TestSet, evaluate, prepare_test_set
 from star_jax.experiment.setup import ExperimentContext, experiment_shapes, load_seed, make_problem, open_experiment
 from star_jax.models.lora import Adapter, b_norm
+from star_jax.registry import load_plugins
 from star_jax.report.model_card import model_card
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, load_state, save_choice, save_state
@@ -86,6 +87,7 @@ def run_experiment(
       LabelsNeeded: every run has gone as far as its labels go, and a person has to give some.
       FloatingPointError: a training or a score diverged.
     """
+    load_plugins(config.plugins)  # the commands have done so; a caller from Python may not
     strategies = [get_strategy(name, config.acquisition) for name in config.strategies]
     watch = Stopwatch(began)
     with watch.phase("load"):

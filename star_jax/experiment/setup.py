@@ -42,7 +42,7 @@ from star_jax.models.merged import can_merge
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.attention_kernels import choose_implementation
 from star_jax.parallel.mesh import replicated_sharding
-from star_jax.registry import ANNOTATORS, load_plugins, plugins_fingerprint
+from star_jax.registry import ANNOTATORS, plugins_fingerprint
 from star_jax.runs.score_store import FOLDER, BaseScores, scores_origin
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import Stopwatch
@@ -107,7 +107,6 @@ def open_experiment(
     Raises:
       ConfigError, DataError: something the user can put right.
     """
-    load_plugins(config.plugins)  # the commands have done so; a caller from Python may not
     folder = open_folder(config.model.path)
     task = get_task(config.data.task, config.format, folder.tokenizer)
     check_experiment(config, strategies, task)

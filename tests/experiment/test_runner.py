@@ -25,13 +25,15 @@ from star_jax.config import (
 from star_jax.data.batching import make_batch, sequence_batches
 from star_jax.data.run_data import RunData, TokenizedSet
 from star_jax.data.tokenization import Limits, TokenizedExample
-from star_jax.errors import ConfigError
+from star_jax.errors import ConfigError, LabelsNeeded
 from star_jax.experiment import runner as experiment
 from star_jax.experiment import setup
 from star_jax.parallel.mesh import data_mesh
+from star_jax.registry import TRACKERS, load_plugins
 from star_jax.runs.files import read_yaml
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import PHASES, Stopwatch
+from star_jax.tracking.tracker import open_trackers
 
 CONFIG = ExperimentConfig(
     strategies=("base_only",),
@@ -285,6 +287,148 @@ def test_shapes_hold_the_rows_of_every_seed_and_one_pool_counts_once(rng):
         batches = sequence_batches([longest, *rows], shapes.sequences)
         assert sum(int(batch.row_mask.sum()) for batch in batches) == len(rows) + 1
         assert make_batch([longest] * CONFIG.training.batch_size, range(CONFIG.training.batch_size), shapes.training)
+
+
+PLUGIN = """
+import jax.numpy as jnp
+from star_jax.acquisition.strategy import Embedding, Measure, register_strategy
+from star_jax.annotators.annotator import Answer, register_annotator
+from star_jax.tracking.tracker import register_tracker
+
+NEEDS = (Embedding("full", "last", 4), Measure("margin", "base"), Measure("bald", samples=True))
+
+
+@register_strategy("far", needs=NEEDS)
+def far(key, pool, query):
+    vectors, margin, bald = (pool[need] for need in NEEDS)
+    scores = jnp.linalg.norm(vectors - vectors.mean(axis=0), axis=1) + margin + bald
+    return jnp.argsort(jnp.where(pool.unlabelled, -scores, jnp.inf))[: query.count], scores * pool.unlabelled
+
+
+@register_annotator("careful")
+class Careful:
+    def __init__(self, context):
+        self.labels = context.labels
+
+    def annotate(self, requests):
+        return [self.answer(request.id, request.rank) for request in requests]
+
+    def answer(self, name, rank):
+        return Answer(name, None if rank % 4 == 3 else self.labels[name], "Ada", "2026-02-03T04:05:06")
+
+
+@register_tracker("listed")
+class Tracker:
+    calls = []
+
+    def start(self, run):
+        self.calls.append((run.experiment, run.name, run.resumed))
+
+    def log(self, values, step):
+        self.calls.append((dict(values), step))
+
+    def finish(self):
+        self.calls.append("finish")
+
+    def report(self, path):
+        self.calls.append("report")
+"""
+
+
+def without_seconds(folder, strategy):
+    """The rows of a run's metrics, but for what depends on the clock."""
+    return [
+        {name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows(folder, strategy)
+    ]
+
+
+@pytest.mark.usefixtures("registries")
+def test_strategy_annotator_and_tracker_of_ones_own_run_and_a_run_is_taken_up(tmp_path, monkeypatch):
+    """A quarter of what is picked is skipped; another run is stopped after its second round and goes on."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    changes = {"plugins": (str(plugin),), "strategies": ("far",), "annotator": "careful"}
+    changes["loop"] = dataclasses.replace(CONFIG.loop, rounds=3)
+    load_plugins(changes["plugins"])
+    calls = TRACKERS.get("listed").calls
+
+    def run_in(folder):
+        config = dataclasses.replace(CONFIG, output_dir=str(folder), **changes)
+        experiment.run_experiment(config, Progress("silent"), tracking=open_trackers(["listed"], print))
+
+    run_in(tmp_path / "whole")
+    told, calls[:] = list(calls), []
+
+    # What was skipped counts, and is in no training; who labelled the rest, and when, is written down.
+    measured = rows(tmp_path / "whole", "far")
+    assert [(row["labelled"], row["skipped"]) for row in measured] == [(6, 2), (9, 1), (12, 1)]
+    files = sorted((tmp_path / "whole" / "far" / "seed-0").glob("rounds/*/queried.jsonl"))
+    queried = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert len({row["id"] for row in queried}) == len(queried) == 16
+    for row in queried:
+        assert (row["annotator"], row["labelled_at"]) == ("Ada", "2026-02-03T04:05:06")
+        assert row.get("skipped", False) is (row["response"] is None) is (row["rank"] % 4 == 3)
+    chosen = [row for row in queried if row["score"] is not None]
+    assert len(chosen) == 8
+    assert all(row["base_uncertainty"] >= 0 < row["full_uncertainty"] for row in chosen)
+
+    # Losses are counted in training steps, over all rounds; figures of a round in labels.
+    assert (told[0], told[-1]) == (("whole", "far/seed-0", False), "finish")
+    losses = [(values["train/cross_entropy"], step) for values, step in told[1:-1] if "train/cross_entropy" in values]
+    assert [step for _, step in losses] == list(range(sum(row["train_steps"] for row in measured)))
+    assert all(loss > 0 for loss, _ in losses)
+    rounds = [(values, step) for values, step in told[1:-1] if "round/accuracy" in values]
+    assert [step for _, step in rounds] == [6, 9, 12]
+    assert [values["round/ece"] for values, _ in rounds] == [row["ece"] for row in measured]
+    assert len(losses) + len(rounds) == len(told) - 2
+
+    # Stopped, and taken up by the same command.
+    whole = experiment.save_state
+
+    def stopped(folder, state):
+        whole(folder, state)
+        if state.round == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "save_state", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_in(tmp_path / "stopped")
+    assert calls[-1] == "finish"
+    calls[:] = []
+    run_in(tmp_path / "stopped")
+    assert picks(tmp_path / "stopped", "far") == picks(tmp_path / "whole", "far")
+    assert without_seconds(tmp_path / "stopped", "far") == without_seconds(tmp_path / "whole", "far")
+    assert calls[0] == ("stopped", "far/seed-0", True)
+    before = sum(row["train_steps"] for row in measured[:2])
+    assert [step for values, step in calls[1:-1]] == [*range(before, len(losses)), 12]
+
+    # Other source is another experiment.
+    plugin.write_text(f"{PLUGIN}# changed")
+    with pytest.raises(ConfigError, match=r"\(the files of plugins have changed\)"):
+        run_in(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_caller_from_python_need_not_load_plugins(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from star_jax.acquisition.strategy import register_strategy\n"
+        "register_strategy('first')(lambda key, pool, query: (~pool.unlabelled).argsort()[: query.count])\n"
+    )
+    play(tmp_path / "out", plugins=(str(tmp_path / "mine.py"),), strategies=("first",))
+    assert len(picks(tmp_path / "out", "first")) == 2
+
+
+def test_an_oracle_without_answers_says_how_to_go_on(tmp_path, rng):
+    """Every run goes as far as its labels do, and nothing is lost."""
+    test = write_digits(tmp_path / "test.jsonl", rng, 20)
+    train = tmp_path / "train.jsonl"
+    questions = [f"copy {' '.join(map(str, rng.integers(0, 10, 5)))} =" for _ in range(30)]
+    train.write_text("".join(json.dumps({"question": text}) + "\n" for text in questions))
+    data = dataclasses.replace(CONFIG.data, train=str(train), test=test)
+    with pytest.raises(LabelsNeeded, match=r"^8 examples that were picked have no response in the pool, train-\d+ amo"):
+        play(tmp_path / "out", data=data, annotator="oracle")
+    assert not list((tmp_path / "out").rglob("labels.csv"))
 
 
 class Listed(Progress):
