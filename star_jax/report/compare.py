@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from star_jax.evaluation.curves import aubc
 from star_jax.report.read import Run, read_runs
@@ -42,17 +43,17 @@ def comparison_table(folders: Sequence[str | Path], between: str = " ± ") -> Ta
     for folder in folders:
         runs = read_runs(Path(folder))
         for strategy in dict.fromkeys(run.strategy for run in runs):
-            table.add_row(str(folder), *_row([run for run in runs if run.strategy == strategy], between))
+            table.add_row(Text(str(folder)), *_row([run for run in runs if run.strategy == strategy], between))
     return table
 
 
-def _row(runs: Sequence[Run], between: str) -> list[str]:
+def _row(runs: Sequence[Run], between: str) -> list[str | Text]:
     rows = [run.rows for run in runs]
     last = [one[-1] for one in rows]
     areas = [aubc([row["labelled"] for row in one], [row["accuracy"] for row in one]) for one in rows]
     figures: list[list[Any]] = [[row["accuracy"] for row in last], [row["ece"] for row in last], areas]
     return [
-        runs[0].strategy,
+        Text(runs[0].strategy),
         str(len(runs)),
         _span([len(one) for one in rows]),
         _span([row["labelled"] for row in last]),

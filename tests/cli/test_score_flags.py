@@ -7,6 +7,7 @@ import pytest
 from star_jax.cli.score_flags import ScoreConfig, parse_score
 from star_jax.config import FormatConfig
 from star_jax.errors import ConfigError
+from star_jax.registry import TASKS
 
 SCORE = ["--model", "m", "--data", "d.jsonl", "--task", "gsm8k"]
 
@@ -96,6 +97,24 @@ def test_score_takes_an_experiments_file_and_flags_over_it(tmp_path):
     other = parse_score([f"--config={path}", *argv.split()])
     assert (other.model, other.data, other.adapter, other.too_long) == ("other", "b.jsonl", None, "error")
     assert other.format == dataclasses.replace(config.format, chat=False, answers=("x", "y"))
+
+
+PLUGIN = "from star_jax.registry import TASKS\nTASKS.register('task_of_mine', None)\n"
+
+
+@pytest.mark.usefixtures("registries")
+def test_tasks_of_plugins_are_known_by_a_flag_or_by_the_file(tmp_path):
+    plugin, path = tmp_path / "mine.py", tmp_path / "mine.yaml"
+    plugin.write_text(PLUGIN)
+    path.write_text(f"plugins: [{plugin}]\ndata: {{task: task_of_mine, train: pool.csv}}\nmodel: {{path: m}}")
+    assert parse_score(["--config", str(path)]).plugins == (str(plugin),)
+    assert "task_of_mine" in TASKS
+    argv = ["--model", "m", "--data", "d.jsonl", "--task", "task_of_mine", "--plugins", str(plugin)]
+    assert parse_score(argv) == ScoreConfig("m", "d.jsonl", "task_of_mine", plugins=(str(plugin),))
+    path.write_text("plugins: [nowhere.py]")
+    assert parse_score(["--config", str(path), *argv]).plugins == (str(plugin),)
+    with pytest.raises(ConfigError, match=r"plugins names nowhere\.py; there is no such file"):
+        parse_score(["--config", str(path)])
 
 
 def test_score_asks_for_the_pool_that_a_file_does_not_name(tmp_path, capsys):
