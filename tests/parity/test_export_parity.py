@@ -13,7 +13,7 @@ from peft_adapters import ADAPTER_ROW, FILTER, peft_adapter, tiny_base
 from safetensors.numpy import load_file
 from tiny_models import torch_logits
 
-from star_jax import export
+from star_jax.cli import export
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

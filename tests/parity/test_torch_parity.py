@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from tiny_models import greedy, torch_logits
 from star_jax.checkpoints.huggingface import load_model, save_model
 from star_jax.checkpoints.peft import load_adapter, save_adapter
 from star_jax.config import LoraConfig, TrainingConfig
-from star_jax.inference.generation import generate
+from star_jax.inference.generation import PromptBatch, Stop, generate
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lm_head import output_head
 from star_jax.models.lora import Adapter
@@ -154,14 +153,14 @@ def test_greedy_tokens(llama: LlamaForCausalLM, model: LanguageModel, rng: np.ra
     assert all(len(response) == width for response in want)
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     tokens = np.stack([np.pad(prompt, (0, LONGEST - len(prompt))) for prompt in prompts])
-    run = jax.jit(partial(generate, width=width))
-    got, count, _ = run(model, None, tokens, lengths, eos_id=-1)
+    run = jax.jit(lambda eos: generate(model, None, PromptBatch(tokens, lengths), Stop(width, eos)))
+    got, count, _ = run(-1)
     assert count.tolist() == [width] * len(prompts)
     np.testing.assert_array_equal(got, np.stack(want))
 
     # A token that one continuation holds ends every row at its first place, and nowhere else.
     eos = int(want[0][10])
-    got, count, _ = run(model, None, tokens, lengths, eos_id=eos)
+    got, count, _ = run(eos)
     for row, response in enumerate(want):
         places = np.flatnonzero(response == eos)
         end = places[0] + 1 if len(places) else width
