@@ -1,6 +1,6 @@
 """What a user can put right, and what a run waits for: errors whose message is meant for the user as it stands.
 
-Commands turn each into one line on stderr and an exit code (`cli.main`); nothing else catches them.
+Commands turn each into one line on stderr and an exit code (`cli.guard`).
 """
 
 from __future__ import annotations

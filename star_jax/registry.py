@@ -10,14 +10,19 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from star_jax.errors import ConfigError
+
+_NAME = re.compile(r"\w[\w.-]*")
+"""What a name is made of: it becomes the name of a folder, and part of a list that commas separate."""
 
 
 class Registry:
@@ -27,6 +32,7 @@ class Registry:
       kind: what the values are, in the singular, for messages.
       group: entry points of this group are looked up too.
       built_in: name -> `module:attribute` of what the package brings.
+      reserved: names that mean something else where the value is asked for.
 
     Example:
       >>> colours = Registry("colour", "example.colours", {})
@@ -35,8 +41,9 @@ class Registry:
       '#f00'
     """
 
-    def __init__(self, kind: str, group: str, built_in: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, group: str, built_in: Mapping[str, str], reserved: Iterable[str] = ()) -> None:
         self.kind = kind
+        self._reserved = frozenset(reserved)
         self.group = group
         self._built_in = dict(built_in)
         self._registered: dict[str, Any] = {}
@@ -47,7 +54,7 @@ class Registry:
         Raises:
           ConfigError: the name is empty, or one that the package itself uses.
         """
-        if not name or name != name.strip() or any(mark in name for mark in "/\\,:"):
+        if not _NAME.fullmatch(name) or name in self._reserved:
             raise ConfigError(f"{name!r} is no {self.kind}'s name; use letters, digits and underscores")
         if name in self._built_in:
             raise ConfigError(f"the {self.kind} {name} comes with the package; choose another name")
@@ -91,10 +98,17 @@ class Registry:
                 f"{type(error).__name__}: {error}"
             ) from error
         # An entry point may name a module that registers, or the value itself.
-        return self._registered.setdefault(name, value)
+        found = self._registered.setdefault(name, value)
+        if isinstance(found, ModuleType):
+            raise ConfigError(
+                f"the installed package {_package(point)} names the module {found.__name__} for the {self.kind} "
+                f"{name}, and that module registers no such name"
+            )
+        return found
 
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
-        return {point.name: point for point in metadata.entry_points(group=self.group)}
+        points = metadata.entry_points(group=self.group)
+        return {point.name: point for point in points if _NAME.fullmatch(point.name)}
 
 
 def _package(point: metadata.EntryPoint) -> str:
@@ -136,6 +150,7 @@ ANNOTATORS = Registry(
     "annotator",
     "star_jax.annotators",
     {"oracle": "star_jax.annotators.oracle:oracle", "csv": "star_jax.annotators.csv_file:csv_file"},
+    reserved=("auto",),
 )
 """Name -> function of an `annotators.annotator.AnnotatorContext` that makes an `Annotator`."""
 
@@ -162,17 +177,25 @@ def load_plugins(plugins: Iterable[str]) -> None:
       ConfigError: there is no such file or module, or it fails when it is imported; the line is named.
     """
     for plugin in plugins:
-        _load_file(plugin) if plugin.endswith(".py") or "/" in plugin else _load_module(plugin)
+        _load_file(plugin) if _is_file(plugin) else _load_module(plugin)
 
 
-def plugins_fingerprint(plugins: Iterable[str]) -> str:
-    """Hash of the source of plug-ins that have been loaded; of a package, of its `__init__` alone."""
-    digest = hashlib.sha256()
-    for plugin in plugins:
-        is_file = plugin.endswith(".py") or "/" in plugin
-        source = plugin if is_file else getattr(sys.modules[plugin], "__file__", None)
-        digest.update(Path(source).expanduser().read_bytes() if source else plugin.encode())
-    return digest.hexdigest()
+def source_fingerprint(values: Iterable[Any]) -> str | None:
+    """Hash of the files that functions come from, those of the package itself left out; None where there are no others.
+
+    Args:
+      values: functions, or objects of classes.
+    """
+    names = {getattr(value, "__module__", None) or type(value).__module__ for value in values}
+    modules = [sys.modules[name] for name in sorted(names) if name in sys.modules and not name.startswith("star_jax.")]
+    files = sorted(file for file in (getattr(module, "__file__", None) for module in modules) if file)
+    if not files:
+        return None
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+
+
+def _is_file(plugin: str) -> bool:
+    return plugin.endswith(".py") or "/" in plugin or "\\" in plugin
 
 
 def _load_file(plugin: str) -> None:

@@ -10,6 +10,7 @@ Shapes: `N` pool, `D` width of an embedding, `k` picks.
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,9 @@ from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.config import AcquisitionConfig
 from star_jax.errors import ConfigError, ScoreError
 from star_jax.registry import STRATEGIES
+
+_TRIED = 32
+"""Examples of the pool that a strategy is traced on before a run starts."""
 
 Which = Literal["base", "full"]
 """The model without the adapter of the last round, or with it."""
@@ -227,7 +231,13 @@ def get_strategy(name: str, options: AcquisitionConfig | None = None) -> Strateg
         made = _made(found, options or AcquisitionConfig()) if callable(found) else None
     if not isinstance(made, Strategy):
         raise ConfigError(f"the strategy {name} is a {type(found).__name__}; register a Strategy, or a function")
-    return made if made.name == name else dataclasses.replace(made, name=name)
+    needs = made.needs if isinstance(made.needs, list | tuple) else (made.needs,)
+    wrong = [need for need in needs if not isinstance(need, Measure | Embedding)]
+    if wrong:
+        raise ConfigError(f"strategy {name} needs {wrong[0]!r}, which is no feature; name a Measure or an Embedding")
+    if made.name == name and made.needs == tuple(needs):
+        return made
+    return dataclasses.replace(made, name=name, needs=tuple(needs))
 
 
 @cache
@@ -257,7 +267,12 @@ def pick(
     if len(features) != len(strategy.needs):
         raise ValueError(f"strategy {strategy.name} needs {len(strategy.needs)} features, not {len(features)}")
     pool = PoolFeatures(unlabelled, dict(zip(strategy.needs, features, strict=True)))
-    found = strategy.pick(key, pool, query)
+    try:
+        found = strategy.pick(key, pool, query)
+    except ConfigError:
+        raise
+    except Exception as error:  # a plug-in's own code runs in there, and can fail in any way
+        raise ConfigError(f"strategy {strategy.name} fails{_where(error)}: {_said(error)}") from error
     if found is None:
         raise ConfigError(f"strategy {strategy.name} returned nothing; it must return {query.count} indices, or Picks")
     indices, scores = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
@@ -273,6 +288,49 @@ def pick(
             f"of the {unlabelled.shape[0]} examples of the pool"
         )
     return indices.astype(jnp.int32), scores
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+
+
+def _where(error: Exception) -> str:
+    """File and line of the strategy's own code."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    return f" ({frames[0].filename}, line {frames[0].lineno})" if frames else ""
+
+
+def check_strategy_settings(strategy: Strategy, *, dropout: float, mc_samples: int) -> None:
+    """Refuses settings with which a strategy means nothing, and a strategy that cannot be traced.
+
+    Args:
+      strategy: from `get_strategy`.
+      dropout: of the adapter.
+      mc_samples: K.
+
+    Raises:
+      ConfigError: dropout samples that are all the same, or one of them where they are to disagree; or the strategy
+        fails on a small pool.
+    """
+    if strategy.sampled and dropout == 0:
+        raise ConfigError(
+            f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
+            f"the same; set lora.dropout above 0 or choose another strategy"
+        )
+    if any(need.name.startswith("bald") for need in strategy.measures("full")) and mc_samples < 2:
+        raise ConfigError(
+            f"strategy {strategy.name} measures how dropout samples disagree and scoring.mc_samples is "
+            f"{mc_samples}; set it to 2 or more"
+        )
+    shapes = [(_TRIED,) if isinstance(need, Measure) else (_TRIED, need.projection or 4) for need in strategy.needs]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    key, index = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((), jnp.int32)))
+    unlabelled = jax.ShapeDtypeStruct((_TRIED,), bool)
+
+    def trace(key: Array, features: list[Array], unlabelled: Array, index: Array) -> Any:
+        return pick(strategy, key, features, unlabelled, Query(index, 2, _TRIED // 4))
+
+    jax.eval_shape(trace, key, arrays, unlabelled, index)
 
 
 def check_picks(strategy: Strategy, indices: np.ndarray, unlabelled: np.ndarray) -> None:

@@ -106,7 +106,7 @@ def ask(
         # At least one query: schedules divide by their number.
         query = Query(jnp.asarray(state.loop.round - 1), max(config.loop.rounds - 1, 1), count)
         choice = score_and_pick(config, strategy, problem, state.loop, (select_key, score_key), query, observer)
-    requests = requests_of(problem, choice)
+    requests = requests_of(problem, choice, strategy.name)
     loop = state.loop._replace(base={**state.loop.base, **choice.base_measures})
     return state._replace(loop=loop, asks=state.asks + 1, open=tuple(requests)), requests
 

@@ -1,4 +1,4 @@
-"""The features of a pool that a strategy needs, each computed by as few passes over the pool as there can be."""
+"""The features of a pool that a strategy needs, a pass over the pool for each way of scoring and for each embedding."""
 
 from __future__ import annotations
 

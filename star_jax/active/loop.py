@@ -163,12 +163,12 @@ def train(
     return fitted, validation
 
 
-def requests_of(problem: Problem, choice: Choice) -> list[Request]:
+def requests_of(problem: Problem, choice: Choice, strategy: str | None = None) -> list[Request]:
     """What a choice asks to be labelled, first pick first."""
     picked, scores = np.asarray(choice.picked).tolist(), choice.scores
     values = [None] * len(picked) if scores is None else [float(value) for value in np.asarray(scores)[picked]]
     return [
-        Request(problem.prompts[index], rank, value)
+        Request(problem.prompts[index], rank, value, strategy)
         for rank, (index, value) in enumerate(zip(picked, values, strict=True))
     ]
 

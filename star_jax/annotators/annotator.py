@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.tasks.task import Task
-from star_jax.errors import LabelsNeeded
+from star_jax.errors import DataError, LabelsNeeded
 from star_jax.registry import ANNOTATORS
 
 
@@ -142,9 +142,14 @@ def collect(annotator: Annotator, requests: Sequence[Request]) -> list[Answer]:
 
     Raises:
       LabelsNeeded: some are open; the annotator says how to go on.
-      DataError: as `Annotator.annotate`.
+      DataError: as `Annotator.annotate`; or an answer is none, or there are two for one request.
     """
-    answers = {answer.id: answer for answer in annotator.annotate(requests)}
+    answers: dict[str, Answer] = {}
+    for answer in annotator.annotate(requests) or ():
+        if not isinstance(answer, Answer) or not isinstance(answer.response, str | None):
+            raise DataError(f"the annotator gave {answer!r}; it must give an Answer whose response is a text, or None")
+        if answers.setdefault(answer.id, answer) != answer:
+            raise DataError(f"the annotator gave two answers for {answer.id!r}; it must give one")
     still_open = [request for request in requests if request.id not in answers]
     if still_open:
         raise LabelsNeeded(annotator.instructions(still_open))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from star_jax.config import TrainingConfig
+from star_jax.config import SEEDS, TrainingConfig
 from star_jax.errors import ConfigError
 
 
@@ -23,6 +23,17 @@ def check_whole(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}")
     return int(value)
+
+
+def check_key(key: Any) -> int:
+    """A seed that JAX's keys can be made of.
+
+    Raises:
+      ConfigError: it is no whole number from 0 to 2³² − 1.
+    """
+    if check_whole("key", key, 0) >= SEEDS:
+        raise ConfigError(f"key is {key}; it must be less than {SEEDS}")
+    return int(key)
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from star_jax.acquisition.strategy import get_strategy
+from star_jax.acquisition.strategy import check_strategy_settings, get_strategy
 from star_jax.active import ask_tell
 from star_jax.active.ask_tell import AskTellState, TellInfo
 from star_jax.active.loop import init
@@ -111,11 +111,8 @@ class ActiveLoop:
                 f"scoring.answers is {self._config.scoring.answers}; leave it out, for the answers that the format "
                 "names are what is scored, and the model's own where it names none"
             )
-        if self._strategy.sampled and self._config.lora.dropout == 0:
-            raise ConfigError(
-                f"strategy {strategy} averages over dropout samples and lora.dropout is 0, where all samples are the "
-                "same; set lora.dropout above 0 or choose another strategy"
-            )
+        samples = self._config.scoring.mc_samples
+        check_strategy_settings(self._strategy, dropout=self._config.lora.dropout, mc_samples=samples)
         self._key = jax.random.key(key)
         self._limits, self._start = limits, start
         self._problem = _problem(model, pool, self._config, limits, start)

@@ -23,7 +23,7 @@ from star_jax.acquisition.strategy import (
 )
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.active.loop import select
-from star_jax.api.checks import check_whole
+from star_jax.api.checks import check_key, check_whole
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, OnBatch, TokenLimits, tokenize, unwatched
 from star_jax.config import AcquisitionConfig, DropoutMode
@@ -122,7 +122,7 @@ def score_pool(
     batches, names = tokens.batches(pool), pool.ids
     weights = None if adapter is None else adapter.weights
     found = score_batches(
-        model.weights, weights, batches, key=jax.random.key(key), sampling=sampling, on_batch=on_batch
+        model.weights, weights, batches, key=jax.random.key(check_key(key)), sampling=sampling, on_batch=on_batch
     )
     of_base = found if adapter is None else score_batches(model.weights, None, batches, on_batch=on_batch)
     for scored in (found, of_base):
@@ -201,7 +201,11 @@ def select_batch(
         raise ConfigError(f"count is {count} and {unlabelled.sum()} examples are unlabelled; ask for 1 to that many")
     features = tuple(jnp.asarray(_feature(need, scores, strategy)) for need in chosen.needs)
     indices, _ = select(
-        chosen, jax.random.key(key), features, jnp.asarray(unlabelled), Query(jnp.asarray(query), queries, count)
+        chosen,
+        jax.random.key(check_key(key)),
+        features,
+        jnp.asarray(unlabelled),
+        Query(jnp.asarray(query), queries, count),
     )
     picked = np.asarray(indices)
     check_picks(chosen, picked, unlabelled)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from star_jax.acquisition.pool_scoring import generated_texts, score_pool
-from star_jax.api.checks import check_training
+from star_jax.api.checks import check_key, check_training
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, OnBatch, TokenLimits, Tokens, tokenize, unwatched
 from star_jax.config import EvaluationConfig, LoraConfig, TrainingConfig
@@ -70,7 +70,7 @@ def fit(
     shapes = training_shapes(lengths, [], limit.prompt + limit.response, training)
     weights = None if start is None else start.weights
     data = TrainingRows(rows, (), shapes)
-    fitted = train(jax.random.key(key), model.weights, data, lora, training, start=weights, on_step=on_step)
+    fitted = train(jax.random.key(check_key(key)), model.weights, data, lora, training, start=weights, on_step=on_step)
     return TunedAdapter(fitted.adapter, model.name, lora.dropout, lora.rslora if start is None else start.rslora)
 
 

@@ -107,10 +107,11 @@ def without_former_names(argv: Sequence[str], normaliser: str | None = None) -> 
         if name == "--acquisition.normaliser":
             asked = value if equals else (rest[0] if rest else "")
         kept.append(name + equals + value)
-    if former == "released" and asked not in (None, "none", "released"):
+    said = normaliser if asked is None else asked
+    if former == "released" and said not in (None, "none", "released"):
         raise ConfigError(
-            f"--acquisition.normaliser is {asked}, but --acquisition.arithmetic released scales the base by min-max "
-            "and the full model not at all; pass one of the two"
+            f"acquisition.normaliser is {said}, but --acquisition.arithmetic released scales the base by min-max "
+            "and the full model not at all; set one of the two"
         )
     if former == "released":
         kept += ["--acquisition.normaliser", "released"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -45,3 +48,13 @@ def ripl(aubc_strategy: float, aubc_random: float) -> float | None:
     if aubc_random >= 1:
         return None
     return float((aubc_strategy - aubc_random) / (1 - aubc_random))
+
+
+def aubc_of_rounds(rows: Sequence[Mapping[str, Any]]) -> float:
+    """`aubc` of a run's rows; of rounds that bought no label, because all was skipped, the last one counts.
+
+    Args:
+      rows: of metrics.jsonl.
+    """
+    points = {row["labelled"]: row["accuracy"] for row in rows}
+    return aubc(list(points), list(points.values()))

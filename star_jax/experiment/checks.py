@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from star_jax.acquisition.strategy import Strategy
+from star_jax.acquisition.strategy import Strategy, check_strategy_settings
 from star_jax.checkpoints.hub import EMBEDDED
 from star_jax.checkpoints.huggingface import projection_shapes
 from star_jax.config import ExperimentConfig
@@ -13,21 +13,15 @@ from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError
 from star_jax.models.projections import choose_modules
 from star_jax.models.transformer import LanguageModel
+from star_jax.registry import ANNOTATORS
 
 
 def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
     """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
     for strategy in strategies:
-        if strategy.sampled and config.lora.dropout == 0:
-            raise ConfigError(
-                f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
-                f"the same; set lora.dropout above 0 or choose another strategy"
-            )
-        if any(need.name.startswith("bald") for need in strategy.measures("full")) and config.scoring.mc_samples < 2:
-            raise ConfigError(
-                f"strategy {strategy.name} measures how dropout samples disagree and scoring.mc_samples is "
-                f"{config.scoring.mc_samples}; set it to 2 or more"
-            )
+        check_strategy_settings(strategy, dropout=config.lora.dropout, mc_samples=config.scoring.mc_samples)
+    if config.annotator != "auto":
+        ANNOTATORS.get(config.annotator, "annotator")
     replay = config.training.replay
     if replay is not None and replay.startswith(EMBEDDED) and (config.model.path, task.name) != (replay, "skills"):
         raise ConfigError(

@@ -29,7 +29,7 @@ from star_jax.errors import ConfigError, LabelsNeeded
 from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, TestSet, evaluate, prepare_test_set
 from star_jax.experiment.setup import ExperimentContext, experiment_shapes, load_seed, make_problem, open_experiment
 from star_jax.models.lora import Adapter, b_norm
-from star_jax.registry import load_plugins
+from star_jax.registry import load_plugins, source_fingerprint
 from star_jax.report.model_card import model_card
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, load_state, save_choice, save_state
@@ -117,7 +117,15 @@ def run_experiment(
 def _open(context: ExperimentContext, strategy: Strategy, seed: int, data: RunData) -> RunFolder:
     config = context.config
     device = jax.devices()[0].device_kind
-    return RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device, data.facts)
+    facts = _facts(context, strategy, data)
+    return RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device, facts)
+
+
+def _facts(context: ExperimentContext, strategy: Strategy, data: RunData) -> dict[str, Any]:
+    """What a run must find again: its data and model, and the code of a strategy or a task that is a plug-in."""
+    task = context.task
+    code = source_fingerprint([strategy.pick, task.prompt, task.response, task.parse])
+    return data.facts if code is None else data.facts | {"plugins": code}
 
 
 def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunData, shapes: Shapes) -> dict[str, Any]:
@@ -181,7 +189,7 @@ def _round(run: Run, state: LoopState) -> LoopState:
     config, number = context.config, state.round
     candidates = np.asarray(available(state.pool))
     timed = Timed(context.progress, context.watch, f"{run.title}, round {number + 1}/{config.loop.rounds}")
-    key, origin = jax.random.key(run.seed), folder.origin(config.to_dict(), data.facts)
+    key, origin = jax.random.key(run.seed), folder.origin(config.to_dict(), _facts(context, run.strategy, data))
     # 1. What to label, unless an interrupted session has chosen already.
     kept = load_choice(folder.path, number, origin)
     if kept is None:

@@ -42,7 +42,7 @@ from star_jax.models.merged import can_merge
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.attention_kernels import choose_implementation
 from star_jax.parallel.mesh import replicated_sharding
-from star_jax.registry import ANNOTATORS, plugins_fingerprint
+from star_jax.registry import ANNOTATORS
 from star_jax.runs.score_store import FOLDER, BaseScores, scores_origin
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import Stopwatch
@@ -156,8 +156,6 @@ def load_seed(context: ExperimentContext, seed: int) -> RunData:
     data.facts["model"] = context.folder.fingerprint
     if config.model.adapter is not None:
         data.facts["start"] = folder_fingerprint(Path(config.model.adapter))
-    if config.plugins:
-        data.facts["plugins"] = plugins_fingerprint(config.plugins)
     if context.replay:
         data.facts["replay"] = rows_fingerprint(context.replay)
     check_data(config, data)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from star_jax.evaluation.curves import aubc
+from star_jax.evaluation.curves import aubc_of_rounds
 from star_jax.report.read import Run, read_runs
 from star_jax.tracking.console import LINE_WIDTH, mean_sd
 
@@ -33,7 +33,8 @@ def comparison_table(folders: Sequence[str | Path], between: str = " ± ") -> Ta
       between: what stands between mean and standard deviation.
 
     Raises:
-      DataError: a folder holds no run, or one that cannot be read.
+      ConfigError: a folder holds no run.
+      DataError: a run cannot be read.
     """
     table = Table(box=box.SIMPLE)
     for name in ("experiment", "strategy"):
@@ -41,7 +42,7 @@ def comparison_table(folders: Sequence[str | Path], between: str = " ± ") -> Ta
     for name in ("seeds", "rounds", "labels", "accuracy", "ECE", "AUBC"):
         table.add_column(name, justify="right", no_wrap=True)
     for folder in folders:
-        runs = read_runs(Path(folder))
+        runs = [run for run in read_runs(Path(folder)) if run.rows]  # one that has just begun has nothing to show
         for strategy in dict.fromkeys(run.strategy for run in runs):
             table.add_row(Text(str(folder)), *_row([run for run in runs if run.strategy == strategy], between))
     return table
@@ -50,7 +51,7 @@ def comparison_table(folders: Sequence[str | Path], between: str = " ± ") -> Ta
 def _row(runs: Sequence[Run], between: str) -> list[str | Text]:
     rows = [run.rows for run in runs]
     last = [one[-1] for one in rows]
-    areas = [aubc([row["labelled"] for row in one], [row["accuracy"] for row in one]) for one in rows]
+    areas = [aubc_of_rounds(one) for one in rows]
     figures: list[list[Any]] = [[row["accuracy"] for row in last], [row["ece"] for row in last], areas]
     return [
         Text(runs[0].strategy),

@@ -10,7 +10,7 @@ import numpy as np
 from star_jax.active.state import Problem, RoundInfo
 from star_jax.annotators.annotator import Answer
 from star_jax.data.tasks.task import Task
-from star_jax.evaluation.curves import aubc
+from star_jax.evaluation.curves import aubc_of_rounds
 from star_jax.tracking.timing import total_seconds
 
 
@@ -79,7 +79,7 @@ def summary_row(
         "labelled": last["labelled"],
         "accuracy": last["accuracy"],
         "ece": last["ece"],
-        "aubc": aubc([row["labelled"] for row in rows], [row["accuracy"] for row in rows]),
+        "aubc": aubc_of_rounds(rows),
         "seconds": total_seconds(rows, after),
         "data": dict(data),
     }

@@ -58,12 +58,15 @@ FINGERPRINTS = {
     "model": "the files of model.path",
     "start": "the files of model.adapter",
     "replay": "the rows of training.replay",
-    "plugins": "the files of plugins",
+    "plugins": "the files of the strategy or the task",
 }
 """Entries of data.json that a run must find again, and what has changed where it does not."""
 
 NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track")
 """Configuration keys that do not change what one strategy and seed compute."""
+
+LATER = ("annotator",)
+"""Configuration keys that the first release did not have."""
 
 FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise")
 """Configuration keys that change results by rounding alone; a run that ran out of memory goes on with others."""
@@ -86,8 +89,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     `NOT_COMPARED` keys are left out. Both sides are compared as written (`plain`). A setting that `old` lacks counts as
     its default, for it may be from a release that did not have it; one of a former name counts as that of today.
     """
-    flat_old, flat_new = flatten(plain(without_former_settings(old))), flatten(plain(new))
-    flat_old = {name: value for name, value in _defaults().items() if name in flat_new} | flat_old
+    flat_old, flat_new = (_defaults() | flatten(plain(without_former_settings(one))) for one in (old, new))
     keys = [key for key in {**flat_new, **flat_old} if key not in NOT_COMPARED]
     pairs = {key: (flat_old.get(key, "absent"), flat_new.get(key, "absent")) for key in keys}
     return {key: (before, now) for key, (before, now) in pairs.items() if before != now}
@@ -224,6 +226,13 @@ class RunFolder:
         """Hash of the settings that are compared and of the data: a choice made with others means nothing."""
         free = (*NOT_COMPARED, *FIT_TO_MEMORY)
         settings = {name: value for name, value in flatten(plain(config)).items() if name not in free}
+        # As the first release hashed them, so that a choice that waits for labels survives: settings that came later
+        # count where they differ from their default, and the released scale by its former name.
+        settings = {name: value for name, value in settings.items() if name not in LATER or value != _defaults()[name]}
+        released = settings["acquisition.normaliser"] == "released" if "acquisition.normaliser" in settings else False
+        if "acquisition.normaliser" in settings:
+            settings["acquisition.arithmetic"] = "released" if released else "standard"
+            settings["acquisition.normaliser"] = None if released else settings["acquisition.normaliser"]
         facts = {name: data[name] for name in FINGERPRINTS if name in data}
         return hashlib.sha256(json.dumps([settings, facts], sort_keys=True).encode()).hexdigest()
 

@@ -148,6 +148,8 @@ def open_trackers(names: Sequence[str], log: Callable[[str], None]) -> Tracking:
             raise ConfigError(
                 f"track names {name}, which needs the package {error.name or error}; install {how}"
             ) from error
+        except Exception as error:  # libraries and networks fail in any way
+            log(f"tracker {name} cannot be started and is left out: {type(error).__name__}: {error}")
     return Tracking(trackers, log)
 
 

@@ -17,7 +17,7 @@ AXES = {"train": "train/step", "round": "round/labelled"}
 
 
 class WandbLikeTracker:
-    """Sends scalars, the configuration and the report's place to a library with wandb's interface.
+    """Sends scalars and the configuration to a library with wandb's interface; the report stays a file.
 
     Args:
       library: `wandb` or `trackio`.

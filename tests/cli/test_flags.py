@@ -164,7 +164,7 @@ def test_help_shows_every_flag_and_its_documentation(capsys):
         (["--acquisition.arithmetic"], "--acquisition.arithmetic is ''; it must be one of standard, released"),
         (
             ["--acquisition.arithmetic", "released", "--acquisition.normaliser", "rank"],
-            "--acquisition.normaliser is rank, but --acquisition.arithmetic released scales the base by min-max",
+            "acquisition.normaliser is rank, but --acquisition.arithmetic released scales the base by min-max",
         ),
         (["--plugins", "nowhere.py"], "plugins names nowhere.py; there is no such file"),
         (["--lora.rslora", "yes"], "'yes' is neither true nor false"),
@@ -220,7 +220,7 @@ RANKS = "strategies: [entropy_dynamic]\nacquisition: {normaliser: rank}"
         (RELEASED, ["--acquisition.arithmetic", "standard"], None),
         (RELEASED, ["--acquisition.normaliser", "zscore"], "zscore"),
         (RANKS, ["--acquisition.arithmetic", "standard"], "rank"),
-        (RANKS, ["--acquisition.arithmetic", "released"], "released"),
+        (RANKS, ["--acquisition.arithmetic", "released", "--acquisition.normaliser", "none"], "released"),
     ],
 )
 def test_the_former_flag_of_the_released_arithmetic_is_todays_scale(tmp_path, text, argv, normaliser):
@@ -312,3 +312,10 @@ def test_parsing_does_not_import_jax():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_former_flag_that_contradicts_the_file_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(RANKS)
+    with pytest.raises(ConfigError, match=r"acquisition\.normaliser is rank, but --acquisition\.arithmetic released"):
+        parse_experiment(["--config", str(path), "--acquisition.arithmetic", "released"])

@@ -105,7 +105,7 @@ def test_every_command_explains_its_flags_under_both_of_its_names(name):
         program = program or f"python -m star_jax.{name}"
         assert done.stdout.startswith(f"usage: {program} [-h]")
         boxed = [line for line in done.stdout.splitlines() if line[:1] in set("╭│╰")]
-        assert max(map(len, boxed)) <= 80  # tyro wraps neither the usage nor the description
+        assert max(map(len, boxed), default=0) <= 80  # tyro wraps neither the usage nor the description
         loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "star_jax.cli.guard" in loaded
         assert not loaded & {"jax", "flax", "transformers", "datasets", "matplotlib"}

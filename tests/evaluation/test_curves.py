@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc
 
-from star_jax.evaluation.curves import aubc, ripl
+from star_jax.evaluation.curves import aubc, aubc_of_rounds, ripl
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -39,3 +39,9 @@ def test_improvement_over_passive_learning() -> None:
     assert ripl(1.0, 0.3) == 1
     assert ripl(0.4, 0.6) == pytest.approx(-0.5)
     assert ripl(1.0, 1.0) is None
+
+
+def test_a_round_without_a_new_label_does_not_count_twice():
+    rows = [{"labelled": 5, "accuracy": 0.2}, {"labelled": 5, "accuracy": 0.4}, {"labelled": 9, "accuracy": 0.6}]
+    assert aubc_of_rounds(rows) == pytest.approx(0.5)
+    assert aubc_of_rounds(rows[:2]) == pytest.approx(0.4)

@@ -405,7 +405,7 @@ def test_strategy_annotator_and_tracker_of_ones_own_run_and_a_run_is_taken_up(tm
 
     # Other source is another experiment.
     plugin.write_text(f"{PLUGIN}# changed")
-    with pytest.raises(ConfigError, match=r"\(the files of plugins have changed\)"):
+    with pytest.raises(ConfigError, match=r"\(the files of the strategy or the task have changed\)"):
         run_in(tmp_path / "whole")
 
 

@@ -1,5 +1,6 @@
 """The run folder: what it writes, when it lets nobody in, and what it refuses."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,8 +17,8 @@ from star_jax.config import (
     TrainingConfig,
 )
 from star_jax.errors import ConfigError
-from star_jax.runs.files import read_json, read_yaml, write_yaml_atomic
-from star_jax.runs.run_folder import FIT_TO_MEMORY, RunFolder, differences
+from star_jax.runs.files import plain, read_json, read_yaml, write_yaml_atomic
+from star_jax.runs.run_folder import FIT_TO_MEMORY, RunFolder, differences, flatten
 
 CONFIG = ExperimentConfig(output_dir="out", strategies=("star", "random"), seeds=(3, 4)).to_dict()
 
@@ -99,7 +100,6 @@ def test_a_changed_configuration_is_refused_with_every_key(tmp_path):
     with open_folder(tmp_path) as folder:
         write_rounds(folder, 1)
     changed = ExperimentConfig(loop=LoopConfig(rounds=5, initial_labels=7)).to_dict()
-    del changed["evaluation"]["bins"]
     changed["data"]["pool_limit"] = 400
     with pytest.raises(ConfigError) as caught:
         open_folder(tmp_path, changed)
@@ -107,8 +107,9 @@ def test_a_changed_configuration_is_refused_with_every_key(tmp_path):
     assert "loop.rounds: 10 in the folder, 5 now" in message
     assert "loop.initial_labels: 500 in the folder, 7 now" in message
     assert "data.pool_limit: none in the folder, 400 now" in message
-    assert "evaluation.bins: 15 in the folder, absent now" in message
-    assert message.count(" now") == 4
+    changed["unknown"] = 1
+    assert differences(changed, CONFIG)["unknown"] == (1, "absent")
+    assert message.count(" now") == 3
     assert "--output-dir" in message
     assert "\n" not in message
     open_folder(tmp_path).close()
@@ -176,7 +177,7 @@ def test_what_is_shown_and_where_names_come_from_may_change(tmp_path):
     assert len({RunFolder.origin(CONFIG, one) for one in facts}) == 3
     with RunFolder.open(tmp_path, "star", 3, CONFIG, "cpu", facts[0]) as folder:
         write_rounds(folder, 1)
-    with pytest.raises(ConfigError, match=r"\(the files of plugins have changed\)"):
+    with pytest.raises(ConfigError, match=r"\(the files of the strategy or the task have changed\)"):
         RunFolder.open(tmp_path, "star", 3, CONFIG, "cpu", facts[1])
     RunFolder.open(tmp_path, "star", 3, CONFIG, "cpu", facts[0]).close()
 
@@ -239,3 +240,28 @@ def test_a_path_that_is_a_file_is_a_user_error(tmp_path):
     (tmp_path / "star").write_text("")
     with pytest.raises(ConfigError, match="cannot be used"):
         open_folder(tmp_path)
+
+
+def test_a_choice_of_the_first_release_is_taken_up():
+    """Its hash was over settings that had acquisition.arithmetic and no annotator."""
+    facts = {"pool": "p", "test": "t", "model": "m"}
+    for normaliser, arithmetic, former in (
+        (None, "standard", None),
+        ("rank", "standard", "rank"),
+        ("released", "released", None),
+    ):
+        config = ExperimentConfig(acquisition=AcquisitionConfig(normaliser=normaliser)).to_dict()
+        free = {"output_dir", "strategies", "seeds", "plugins", "track", "annotator"}
+        old = {name: value for name, value in flatten(plain(config)).items() if name not in (*free, *FIT_TO_MEMORY)}
+        old |= {"acquisition.arithmetic": arithmetic, "acquisition.normaliser": former}
+        want = hashlib.sha256(json.dumps([old, facts], sort_keys=True).encode()).hexdigest()
+        assert RunFolder.origin(config, facts) == want
+    other = ExperimentConfig(annotator="csv").to_dict()
+    assert RunFolder.origin(other, facts) != RunFolder.origin(ExperimentConfig().to_dict(), facts)
+
+
+def test_settings_compare_whichever_side_is_the_older():
+    new = ExperimentConfig().to_dict()
+    old = {name: value for name, value in new.items() if name != "annotator"}
+    old["acquisition"] = {**old["acquisition"], "arithmetic": "standard"}
+    assert differences(new, old) == differences(old, new) == {}
