@@ -290,7 +290,7 @@ class ActiveLoop:
                 for name, leaves in tree["layers"].items():
                     arrays |= {f"{kind}/{name}/{part}": np.asarray(leaf) for part, leaf in leaves.items()}
         np.savez(folder / _ARRAYS, **arrays)
-        asked = [{"id": one.id, "rank": one.rank, "score": one.score} for one in state.open]
+        asked = [{"id": one.id, "rank": one.rank, "score": one.score, "strategy": one.strategy} for one in state.open]
         numbers = {"round": state.loop.round, "asks": state.asks, "skipped": state.skipped}
         known = {"settings": self._config.to_dict(), "labels": self.labels, "open": asked}
         write_json_atomic(folder / _STATE, {**self._identity(), **numbers, **known})
@@ -323,7 +323,10 @@ def _read_state(path: Path, kept: Mapping[str, Any], problem: Problem) -> AskTel
     loop: LoopState = init(len(place))._replace(
         round=kept["round"], pool=pool, labels=dict(sorted(labels.items())), adapter=adapter, base=base
     )
-    asked = tuple(Request(problem.prompts[place[one["id"]]], one["rank"], one["score"]) for one in kept["open"])
+    asked = tuple(
+        Request(problem.prompts[place[one["id"]]], one["rank"], one["score"], one.get("strategy"))
+        for one in kept["open"]
+    )
     return AskTellState(loop, kept["asks"], asked, kept["skipped"])
 
 
