@@ -16,7 +16,7 @@ import numpy as np
 from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, score_pool
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import open_folder
-from star_jax.cli.flags import parse_experiment
+from star_jax.cli.run import parse_experiment
 from star_jax.data.run_data import tokenize_examples
 from star_jax.data.tasks import get_task
 from star_jax.data.tokenization import Encoder, Limits
