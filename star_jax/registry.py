@@ -10,10 +10,12 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -186,12 +188,19 @@ def source_fingerprint(values: Iterable[Any]) -> str | None:
     Args:
       values: functions, or objects of classes.
     """
-    names = {getattr(value, "__module__", None) or type(value).__module__ for value in values}
+    names = {getattr(value, "__module__", None) or type(value).__module__ for value in map(_innermost, values)}
     modules = [sys.modules[name] for name in sorted(names) if name in sys.modules and not name.startswith("star_jax.")]
     files = sorted(file for file in (getattr(module, "__file__", None) for module in modules) if file)
     if not files:
         return None
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+
+
+def _innermost(value: Any) -> Any:
+    """The function inside of `functools.partial` and of decorators such as `jit`."""
+    while isinstance(value, partial):
+        value = value.func
+    return inspect.unwrap(value) if callable(value) else value
 
 
 def _is_file(plugin: str) -> bool:

@@ -1,5 +1,8 @@
 """What a user's own strategy, annotator or tracker can get wrong gets one sentence, early where it can be."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -111,3 +114,8 @@ def test_auto_is_no_annotator_of_ones_own(registered):
 def test_the_code_of_plugins_counts_and_that_of_the_package_does_not():
     assert source_fingerprint([get_strategy("star").pick, get_task("skills").prompt]) is None
     assert source_fingerprint([branches]) == source_fingerprint([test_one_need_may_stand_alone]) is not None
+
+
+@pytest.mark.parametrize("wrap", [partial, jax.jit, lambda function: partial(jax.jit(function))])
+def test_a_wrapped_function_counts_by_its_own_file(wrap):
+    assert source_fingerprint([wrap(branches)]) == source_fingerprint([branches])
