@@ -13,7 +13,10 @@ import zlib
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("pinned", derandomize=True)
+# Where an environment variable says that a continuous integration runs the tests, Hypothesis pins its examples by
+# itself: fresh ones have to be asked for. Neither keeps examples for the next run, which a seed could not repeat.
+hypothesis.settings.register_profile("pinned", derandomize=True, database=None)
+hypothesis.settings.register_profile("fresh", derandomize=False, database=None)
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -28,7 +31,9 @@ def configure(config: pytest.Config) -> None:
         config.option.seed = int.from_bytes(os.urandom(4), "big")
     if config.option.seed is None:
         hypothesis.settings.load_profile("pinned")
-    elif config.option.hypothesis_seed is None:
+        return
+    hypothesis.settings.load_profile("fresh")
+    if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = config.option.seed
 
 

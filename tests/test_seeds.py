@@ -53,8 +53,8 @@ def test_fails(seed):
 """
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(params=["", "true"], ids=["at_a_desk", "in_ci"])
+def run(tmp_path, request):
     """Runs the tests above; gives what each drew, and what is printed of the one that fails."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_these.py").write_text(TESTS)
@@ -62,7 +62,8 @@ def run(tmp_path):
 
     def play(*flags):
         command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *flags]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "CI": request.param}
+        environment = {name: value for name, value in environment.items() if value}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 1, done.stdout + done.stderr
         drawn = {
