@@ -35,8 +35,9 @@ _PLACES = {
     "TrainingConfig": "config",
     "ScoringConfig": "config",
     "AcquisitionConfig": "config",
-    "Measure": "acquisition.strategy",
-    "Embedding": "acquisition.strategy",
+    "Measure": "acquisition.needs",
+    "Embedding": "acquisition.needs",
+    "GradientSketch": "acquisition.needs",
     "register_strategy": "acquisition.strategy",
     "register_task": "data.tasks",
     "register_annotator": "annotators.annotator",
@@ -57,6 +58,7 @@ __all__ = [
     "DataError",
     "Embedding",
     "Format",
+    "GradientSketch",
     "LoraConfig",
     "Measure",
     "ScoringConfig",
@@ -79,7 +81,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from star_jax.acquisition.strategy import Embedding, Measure, register_strategy
+    from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
+    from star_jax.acquisition.strategy import register_strategy
     from star_jax.annotators.annotator import Answer, register_annotator
     from star_jax.annotators.csv_file import SKIP
     from star_jax.api.loop import ActiveLoop

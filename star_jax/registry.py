@@ -160,12 +160,13 @@ TRACKERS = Registry(
     "tracker",
     "star_jax.trackers",
     {
+        "console": "star_jax.tracking.tracker:ConsoleTracker",
         "tensorboard": "star_jax.tracking.tensorboard:TensorBoardTracker",
         "trackio": "star_jax.tracking.wandb_like:trackio_tracker",
         "wandb": "star_jax.tracking.wandb_like:wandb_tracker",
     },
 )
-"""Name -> function without arguments that makes a `tracking.tracker.Tracker`."""
+"""Name -> function without arguments that makes a `tracking.tracker.Tracker`; the console is always there."""
 
 
 def load_plugins(plugins: Iterable[str]) -> None:

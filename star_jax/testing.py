@@ -17,16 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.strategy import (
-    Embedding,
-    Feature,
-    Measure,
-    Query,
-    Strategy,
-    check_picks,
-    get_strategy,
-    pick,
-)
+from star_jax.acquisition.needs import Feature, Measure
+from star_jax.acquisition.strategy import Query, Strategy, check_picks, get_strategy, pick, shape_of
 from star_jax.config import AcquisitionConfig
 from star_jax.errors import ConfigError
 
@@ -50,8 +42,8 @@ def check_strategy(
 
     - *picks*: as many unlabelled examples as were asked for, each once; scores, where there are some, one an example.
     - *blind*: it reads nothing but its needs, and no measure of a labelled example, which may be NaN. It is given
-      arrays alone, so it cannot know a response, unless it goes and looks for one. Embeddings of labelled examples may
-      be read: they are of prompts.
+      arrays alone, so it cannot know a response, unless it goes and looks for one. Embeddings and gradient sketches of
+      labelled examples may be read: they know prompts and the model's own answers.
     - *finite*: its scores are numbers.
     - *deterministic*: the same key gives the same picks, however often it is called and whatever was asked in between.
     - *jit*: compiled, it picks what it picks uncompiled, and one program serves all queries of a run.
@@ -94,8 +86,8 @@ def _random_pool(needs: Sequence[Feature], rng: np.random.Generator) -> tuple[Ar
     """Features with distinct values, and which examples are unlabelled."""
 
     def draw(need: Feature) -> np.ndarray:
-        if isinstance(need, Embedding):
-            return rng.normal(size=(SIZE, need.projection or WIDTH)).astype(np.float32)
+        if not isinstance(need, Measure):
+            return rng.normal(size=shape_of(need, SIZE, WIDTH)).astype(np.float32)
         return (rng.permutation(SIZE) + rng.random(SIZE) / 2).astype(np.float32)
 
     unlabelled = rng.random(SIZE) < 0.6

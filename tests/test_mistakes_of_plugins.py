@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from star_jax.acquisition.strategy import Measure, Strategy, check_strategy_settings, get_strategy
+from star_jax.acquisition.needs import Measure
+from star_jax.acquisition.strategy import Strategy, check_strategy_settings, get_strategy
 from star_jax.annotators.annotator import Answer, Request, collect
 from star_jax.config import ExperimentConfig
 from star_jax.data.examples import Prompt

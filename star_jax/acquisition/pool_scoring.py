@@ -199,7 +199,7 @@ def score_pool(
         answered = _answers(*merge_adapter(model, adapter), pool, on_batch)
         if sampling is None:
             return answered
-        rows = _with_answers(pool, answered)
+        rows = answered_rows(pool, answered)
         measures = _proposed(model, adapter, proposed_pool(rows, pool.sequences), key, sampling, on_batch)
         return PoolScores(measures, answered.responses, answered.lengths)
     judge = merge_adapter(model, adapter) if sampling is None else (model, adapter)
@@ -218,15 +218,6 @@ def _answers(
         return _answer(model, adapter, rows, capacity=batch.capacity, width=pool.response_limit, end_ids=pool.end_ids)
 
     return PoolScores(*map_batches(run, pool.batches, 1, pool.size, on_batch))
-
-
-def _with_answers(pool: GeneratedPool, answered: PoolScores) -> list[TokenizedExample]:
-    """Prompts with the responses behind them."""
-    responses, lengths = np.asarray(answered.responses), np.asarray(answered.lengths)
-    return [
-        TokenizedExample(np.concatenate([prompt, response[:length]]), len(prompt))
-        for prompt, response, length in zip(pool.prompts, responses, lengths, strict=True)
-    ]
 
 
 def _candidates(
@@ -261,6 +252,40 @@ def _proposed(
 
 def _inputs(batch: Batch) -> SequenceInputs:
     return SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths)
+
+
+def answered_rows(pool: Pool, scores: PoolScores) -> list[TokenizedExample]:
+    """Each prompt with the answer that its scores are of behind it.
+
+    Args:
+      pool: what was scored.
+      scores: of it; of candidates, the chosen one is taken, and of a proposed answer that one.
+    """
+    if isinstance(pool, GeneratedPool):
+        responses, lengths = np.asarray(scores.responses), np.asarray(scores.lengths)
+        return [
+            TokenizedExample(np.concatenate([prompt, response[:length]]), len(prompt))
+            for prompt, response, length in zip(pool.prompts, responses, lengths, strict=True)
+        ]
+    group = pool.candidates if isinstance(pool, CandidatePool) else 1
+    chosen = np.zeros(pool.size, np.int64) if scores.responses is None else np.asarray(scores.responses)
+    rows: dict[int, TokenizedExample] = {}
+    for batch in pool.batches:
+        for start in np.flatnonzero(batch.row_mask[::group]) * group:
+            example = int(batch.index[start])
+            row = int(start + chosen[example])
+            tokens = np.asarray(batch.tokens[row, : batch.lengths[row]])
+            rows[example] = TokenizedExample(tokens, int(batch.prompt_lengths[row]))
+    return [rows[example] for example in range(pool.size)]
+
+
+def answered_shapes(pool: Pool) -> Sequence[Shape]:
+    """Shapes of batches of a pool's prompts with one answer each, whichever it is."""
+    if isinstance(pool, GeneratedPool):
+        return pool.sequences
+    group = pool.candidates if isinstance(pool, CandidatePool) else 1
+    rows = group * data_mesh().size
+    return sorted({Shape(len(batch.index) // rows, batch.tokens.shape[1], batch.capacity) for batch in pool.batches})
 
 
 def generated_texts(scores: PoolScores, encoder: Encoder) -> list[str]:

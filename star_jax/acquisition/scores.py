@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from star_jax.acquisition import dynamic, selection
-from star_jax.acquisition.strategy import Feature, Measure, Picks, PoolFeatures, Query
+from star_jax.acquisition.needs import Feature, Measure
+from star_jax.acquisition.strategy import Picks, PoolFeatures, Query
 
 
 class Score(Protocol):

@@ -9,9 +9,10 @@ from __future__ import annotations
 from jax import Array
 
 from star_jax.acquisition import dynamic, selection
+from star_jax.acquisition.needs import Measure, Which
 from star_jax.acquisition.released import RELEASED, check_has_released_form, unscaled
 from star_jax.acquisition.scores import Blend, ByScore, Difference, Power, Scaled, Score, Selector, TopK, Value
-from star_jax.acquisition.strategy import Measure, Picks, PoolFeatures, Query, Strategy, Which
+from star_jax.acquisition.strategy import Picks, PoolFeatures, Query, Strategy
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.config import AcquisitionConfig
 

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,81 +22,13 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from star_jax.acquisition.uncertainty import MEASURES
+from star_jax.acquisition.needs import Feature, GradientSketch, Measure, Which
 from star_jax.config import AcquisitionConfig
 from star_jax.errors import ConfigError, ScoreError
 from star_jax.registry import STRATEGIES
 
 _TRIED = 32
 """Examples of the pool that a strategy is traced on before a run starts."""
-
-Which = Literal["base", "full"]
-"""The model without the adapter of the last round, or with it."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """An uncertainty measure, `N` float32; larger is more uncertain.
-
-    Attributes:
-      name: one of `acquisition.uncertainty.MEASURES`.
-      model: `full` is the fine-tuned model, `base` the one before.
-      samples: whether it is averaged over Monte-Carlo dropout samples; of the full model only.
-
-    Raises:
-      ConfigError: there is no such measure, or samples of the base model were asked for.
-
-    Example:
-      >>> Measure("token_entropy").model
-      'full'
-    """
-
-    name: str
-    model: Which = "full"
-    samples: bool = False
-
-    def __post_init__(self) -> None:
-        if self.name not in MEASURES:
-            raise ConfigError(f"{self.name!r} is no measure; choose from {', '.join(MEASURES)}")
-        if self.model not in ("base", "full"):
-            raise ConfigError(f"a measure of model {self.model!r}; choose base or full")
-        if self.samples and self.model == "base":
-            raise ConfigError("dropout acts on the adapter, so the base model has no samples; ask for the full model's")
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """A vector for each prompt, `N×D` float32: hidden states of the last layer, after its norm.
-
-    Only the prompt is read, so an embedding knows no response, the model's own included.
-
-    Attributes:
-      model: `base`, whose embeddings stay the same over a run, or `full`.
-      pooling: `mean` over the prompt's tokens, or that of its `last` token.
-      projection: width of a random Gaussian projection (Johnson & Lindenstrauss 1984); None keeps the model's width.
-
-    Raises:
-      ConfigError: a value that is none of these.
-
-    Example:
-      >>> Embedding(projection=64).pooling
-      'mean'
-    """
-
-    model: Which = "base"
-    pooling: Literal["mean", "last"] = "mean"
-    projection: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.model not in ("base", "full") or self.pooling not in ("mean", "last"):
-            raise ConfigError(
-                f"an embedding of model {self.model!r} with pooling {self.pooling!r}; choose base or full, mean or last"
-            )
-        if self.projection is not None and self.projection < 1:
-            raise ConfigError(f"an embedding's projection is {self.projection}; it must be at least 1, or None")
-
-
-Feature = Measure | Embedding
 
 
 @dataclass(frozen=True)
@@ -105,7 +37,7 @@ class PoolFeatures:
 
     Attributes:
       unlabelled: `N` bool, True where an example may be picked. Measures elsewhere mean nothing, and may be NaN;
-        embeddings are of prompts, and are there for all.
+        embeddings and sketches are there for all.
       features: an array for each feature of the strategy's `needs`.
     """
 
@@ -232,9 +164,11 @@ def get_strategy(name: str, options: AcquisitionConfig | None = None) -> Strateg
     if not isinstance(made, Strategy):
         raise ConfigError(f"the strategy {name} is a {type(found).__name__}; register a Strategy, or a function")
     needs = made.needs if isinstance(made.needs, list | tuple) else (made.needs,)
-    wrong = [need for need in needs if not isinstance(need, Measure | Embedding)]
+    wrong = [need for need in needs if not isinstance(need, Feature)]
     if wrong:
-        raise ConfigError(f"strategy {name} needs {wrong[0]!r}, which is no feature; name a Measure or an Embedding")
+        raise ConfigError(
+            f"strategy {name} needs {wrong[0]!r}, which is no feature; name a Measure, an Embedding or a GradientSketch"
+        )
     if made.name == name and made.needs == tuple(needs):
         return made
     return dataclasses.replace(made, name=name, needs=tuple(needs))
@@ -322,8 +256,7 @@ def check_strategy_settings(strategy: Strategy, *, dropout: float, mc_samples: i
             f"strategy {strategy.name} measures how dropout samples disagree and scoring.mc_samples is "
             f"{mc_samples}; set it to 2 or more"
         )
-    shapes = [(_TRIED,) if isinstance(need, Measure) else (_TRIED, need.projection or 4) for need in strategy.needs]
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    arrays = [jax.ShapeDtypeStruct(shape_of(need, _TRIED), jnp.float32) for need in strategy.needs]
     key, index = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((), jnp.int32)))
     unlabelled = jax.ShapeDtypeStruct((_TRIED,), bool)
 
@@ -331,6 +264,13 @@ def check_strategy_settings(strategy: Strategy, *, dropout: float, mc_samples: i
         return pick(strategy, key, features, unlabelled, Query(index, 2, _TRIED // 4))
 
     jax.eval_shape(trace, key, arrays, unlabelled, index)
+
+
+def shape_of(need: Feature, size: int, width: int = 4) -> tuple[int, ...]:
+    """Shape of a feature of `size` examples, of a model that is `width` wide."""
+    if isinstance(need, Measure):
+        return (size,)
+    return (size, need.width if isinstance(need, GradientSketch) else need.projection or width)
 
 
 def check_picks(strategy: Strategy, indices: np.ndarray, unlabelled: np.ndarray) -> None:

@@ -107,7 +107,7 @@ def ask(
         query = Query(jnp.asarray(state.loop.round - 1), max(config.loop.rounds - 1, 1), count)
         choice = score_and_pick(config, strategy, problem, state.loop, (select_key, score_key), query, observer)
     requests = requests_of(problem, choice, strategy.name)
-    loop = state.loop._replace(base={**state.loop.base, **choice.base_measures})
+    loop = state.loop._replace(base={**state.loop.base, **choice.base_features})
     return state._replace(loop=loop, asks=state.asks + 1, open=tuple(requests)), requests
 
 

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from star_jax.acquisition.needs import Measure
 from star_jax.acquisition.selection import uniform
-from star_jax.acquisition.strategy import Measure, Query, Strategy, check_finite, check_picks, pick
+from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, pick
 from star_jax.active.features import Features, compute_features
 from star_jax.active.pool import available, init_pool, label, skip
 from star_jax.active.state import Choice, LoopState, Observer, Problem, RoundInfo, Unobserved
@@ -122,7 +123,7 @@ def learn(
     info = RoundInfo(
         picked, len(labels), fitted.loss, scores, base, full, tokens, validation, answers, fitted.step_losses
     )
-    return LoopState(state.round + 1, pool, labels, fitted.adapter, {**state.base, **choice.base_measures}), info
+    return LoopState(state.round + 1, pool, labels, fitted.adapter, {**state.base, **choice.base_features}), info
 
 
 def train(

@@ -14,7 +14,9 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
+from star_jax.acquisition.needs import Feature, Measure
 from star_jax.acquisition.pool_scoring import Pool
+from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.active.pool import PoolState
 from star_jax.annotators.annotator import Annotator, Answer
 from star_jax.data.bucketing import Shapes
@@ -77,14 +79,24 @@ class LoopState(NamedTuple):
       pool: what is labelled.
       labels: index in the pool -> response, for everything labelled so far; each was asked for once.
       adapter: of the last training; None before the first.
-      base: name -> `N`, measures of the base model on its own responses; each is computed at most once.
+      base: what is known of the base model, whose features stay the same; each is computed at most once.
     """
 
     round: int
     pool: PoolState
     labels: Mapping[int, str]
     adapter: Adapter | None = None
-    base: Mapping[str, Array] = MappingProxyType({})
+    base: Mapping[Feature, Array] = MappingProxyType({})
+
+
+def base_measures(state: LoopState) -> dict[str, Array]:
+    """What is known of the base model and is small: its measures, by name."""
+    return {need.name: values for need, values in state.base.items() if isinstance(need, Measure)}
+
+
+def base_features(measures: Mapping[str, Array]) -> dict[Feature, Array]:
+    """The same as a state has it; what is no measure any more is left out."""
+    return {Measure(name, "base"): values for name, values in measures.items() if name in MEASURES}
 
 
 class RoundInfo(NamedTuple):
@@ -123,7 +135,7 @@ class RoundInfo(NamedTuple):
 class Choice(NamedTuple):
     """The outcome of scoring and selection: see `RoundInfo`; `picked` `k`, arrays `N` or None.
 
-    `base_measures` are those of the base model that were computed for it, by name, for the state to keep.
+    `base_features` are those of the base model that it was made from, for the state to keep.
     """
 
     picked: Array
@@ -131,4 +143,4 @@ class Choice(NamedTuple):
     base: Array | None = None
     full: Array | None = None
     response_tokens: Array | None = None
-    base_measures: Mapping[str, Array] = MappingProxyType({})
+    base_features: Mapping[Feature, Array] = MappingProxyType({})

@@ -17,7 +17,7 @@ from star_jax.active import ask_tell
 from star_jax.active.ask_tell import AskTellState, TellInfo
 from star_jax.active.loop import init
 from star_jax.active.pool import PoolState
-from star_jax.active.state import LoopState, Problem
+from star_jax.active.state import LoopState, Problem, base_features, base_measures
 from star_jax.annotators.annotator import Answer, Request
 from star_jax.annotators.csv_file import SKIP
 from star_jax.annotators.oracle import SimulatedOracle
@@ -284,7 +284,7 @@ class ActiveLoop:
     def _write(self, folder: Path) -> None:
         state = self._state
         arrays: dict[str, Any] = {"labelled_in": np.asarray(state.loop.pool.labelled_in)}
-        arrays |= {f"base/{name}": np.asarray(values) for name, values in state.loop.base.items()}
+        arrays |= {f"base/{name}": np.asarray(values) for name, values in base_measures(state.loop).items()}
         if state.loop.adapter is not None:
             for kind, tree in (("weights", state.loop.adapter.weights), ("scale", state.loop.adapter.scale)):
                 for name, leaves in tree["layers"].items():
@@ -321,7 +321,7 @@ def _read_state(path: Path, kept: Mapping[str, Any], problem: Problem) -> AskTel
         adapter = Adapter({"layers": trees["weights"]}, {"layers": trees["scale"]})
     labels = {place[name]: text for name, text in kept["labels"].items()}
     loop: LoopState = init(len(place))._replace(
-        round=kept["round"], pool=pool, labels=dict(sorted(labels.items())), adapter=adapter, base=base
+        round=kept["round"], pool=pool, labels=dict(sorted(labels.items())), adapter=adapter, base=base_features(base)
     )
     asked = tuple(
         Request(problem.prompts[place[one["id"]]], one["rank"], one["score"], one.get("strategy"))

@@ -10,25 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Measure
 from star_jax.acquisition.pool_scoring import Sampling, generated_texts
 from star_jax.acquisition.pool_scoring import score_pool as score_batches
-from star_jax.acquisition.strategy import (
-    Embedding,
-    Feature,
-    Measure,
-    Query,
-    check_finite,
-    check_picks,
-    get_strategy,
-)
+from star_jax.acquisition.strategy import Query, check_finite, check_picks, get_strategy
 from star_jax.acquisition.uncertainty import MEASURES
+from star_jax.active.features import PoolRows, pool_vectors
 from star_jax.active.loop import select
 from star_jax.api.checks import check_key, check_whole
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, OnBatch, TokenLimits, tokenize, unwatched
-from star_jax.config import AcquisitionConfig, DropoutMode
+from star_jax.config import AcquisitionConfig, DropoutMode, LoraConfig
 from star_jax.errors import ConfigError
-from star_jax.inference.features import embed_prompts
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Scores(Mapping[str, np.ndarray]):
       measures: of the model with its adapter, or of the base model where there is none.
       base: measures of the base model; the same where there is no adapter.
       samples: whether the measures are averages over Monte-Carlo dropout samples.
-      embeddings: vectors that were asked for, `N×D`.
+      features: vectors that were asked for, `N×D` or `N×W`.
     """
 
     ids: Sequence[str] = field(repr=False)
@@ -49,7 +42,7 @@ class Scores(Mapping[str, np.ndarray]):
     measures: Mapping[str, np.ndarray] = field(repr=False)
     base: Mapping[str, np.ndarray] = field(repr=False)
     samples: bool = False
-    embeddings: Mapping[Embedding, np.ndarray] = field(default_factory=dict, repr=False)
+    features: Mapping[Feature, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.measures[name]
@@ -75,7 +68,7 @@ def score_pool(
     *,
     mc_samples: int = 1,
     dropout: DropoutMode = "shared",
-    embeddings: Sequence[Embedding] = (),
+    features: Sequence[Embedding | GradientSketch] = (),
     limits: TokenLimits | None = None,
     batch_size: int = 16,
     key: int = 0,
@@ -91,14 +84,16 @@ def score_pool(
       adapter: a LoRA on top; the base model alone where None.
       mc_samples: Monte-Carlo dropout passes over the adapter; 1 is a single pass without dropout.
       dropout: masks of the passes: one a pass (`shared`), one an example (`tied`), or one a token (`per_token`).
-      embeddings: vectors that are wanted besides the measures.
+      features: vectors that are wanted besides the measures. A gradient sketch is of the adapter; one of the base
+        model, of a fresh adapter with the settings of `LoraConfig()`.
       limits: of tokens.
       batch_size: prompts that a device scores at once.
       key: seed of the dropout masks.
       on_batch: told the number of examples of each batch.
 
     Raises:
-      ConfigError: samples without an adapter, or with one that was trained without dropout.
+      ConfigError: samples without an adapter, or with one that was trained without dropout; or a gradient sketch of the
+        full model without an adapter.
       ScoreError: a score is not finite; the examples are named.
 
     Example:
@@ -118,6 +113,8 @@ def score_pool(
                 "one all passes are the same; pass adapter=, or leave mc_samples out"
             )
         sampling = Sampling(mc_samples, adapter.dropout, dropout)
+    if adapter is None and any(isinstance(need, GradientSketch) and need.model == "full" for need in features):
+        raise ConfigError("a gradient sketch of the full model is of its adapter, and there is none; pass adapter=")
     tokens = tokenize(model, pool, limits, batch_size)
     batches, names = tokens.batches(pool), pool.ids
     weights = None if adapter is None else adapter.weights
@@ -133,20 +130,12 @@ def score_pool(
         responses = [pool.task.candidates[choice].strip() for choice in np.asarray(found.responses)]
     else:
         responses = generated_texts(found, tokens.encoder)
-    vectors = {
-        wanted: np.asarray(
-            embed_prompts(
-                model.weights,
-                weights if wanted.model == "full" else None,
-                tokens.prompts,
-                tokens.shapes.prompts,
-                wanted.pooling,
-                projection=wanted.projection,
-                on_batch=on_batch,
-            )
-        )
-        for wanted in embeddings
-    }
+    vectors: dict[Feature, np.ndarray] = {}
+    for which, lora, answered in (("full", weights, found), ("base", None, of_base)):
+        needs = [need for need in features if need.model == which]
+        rows = PoolRows(tokens.prompts, tokens.shapes.prompts, batches, answered)
+        made = pool_vectors(model.weights, lora, needs, rows, LoraConfig(), on_batch)
+        vectors |= {need: np.asarray(array) for need, array in made.items()}
     measures, base = ({name: np.asarray(one.measures[name]) for name in MEASURES} for one in (found, of_base))
     return Scores(names, responses, measures, base, sampling is not None, vectors)
 
@@ -224,6 +213,6 @@ def _feature(need: Feature, scores: Scores, strategy: str) -> np.ndarray:
                 "adapter= and mc_samples= to score_pool"
             )
         return scores.base[need.name] if need.model == "base" else scores.measures[need.name]
-    if need not in scores.embeddings:
-        raise ConfigError(f"strategy {strategy} needs {need}; pass embeddings=[...] with it to score_pool")
-    return scores.embeddings[need]
+    if need not in scores.features:
+        raise ConfigError(f"strategy {strategy} needs {need}; pass features=[...] with it to score_pool")
+    return scores.features[need]

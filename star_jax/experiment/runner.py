@@ -77,7 +77,7 @@ def run_experiment(
       progress: where to show what is going on.
       began: when the command was started, by `time.monotonic`; now when None. What all runs share, loading and the
         base model's scores, counts as time of the run that it was done for first.
-      tracking: where figures go besides the run folders; nowhere when None.
+      tracking: where figures go besides the run folders; to the screen alone when None.
 
     Returns:
       One summary a run, in the order of strategies and seeds.
@@ -162,7 +162,7 @@ def _tracked(run: Run, resumed: bool) -> TrackedRun:
     config = run.context.config
     experiment = Path(config.output_dir).resolve().name
     name = f"{run.strategy.name}/seed-{run.seed}"
-    return TrackedRun(experiment, name, run.folder.path, config.to_dict(), resumed)
+    return TrackedRun(experiment, name, run.folder.path, config.to_dict(), resumed, run.title)
 
 
 def _drop_unfinished(folder: RunFolder, rounds: int) -> None:
@@ -228,9 +228,6 @@ def _round(run: Run, state: LoopState) -> LoopState:
         save_state(folder.path, state)
         forget_choices(folder.path)
         context.tracking.log({f"round/{name}": value for name, value in row.items()}, info.labelled)
-    context.progress.log(
-        f"{timed.title}: {info.labelled} labels, accuracy {figures['accuracy']:.3f}, ECE {figures['ece']:.3f}"
-    )
     return state
 
 
@@ -267,12 +264,12 @@ def _validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: st
 
 def _with_base(run: Run, state: LoopState, title: str) -> LoopState:
     """The state with the base model's measures, where the coming query needs some that it does not have."""
-    names = [need.name for need in run.strategy.measures("base")]
-    if state.round == 0 or all(name in state.base for name in names):
+    needs = run.strategy.measures("base")
+    if state.round == 0 or all(need in state.base for need in needs):
         return state
     with run.context.watch.phase("score"):
         measures = _base_measures(run.context, run.problem.pool, f"{title}: base model on the pool")
-    return state._replace(base={name: jnp.asarray(measures[name]) for name in names})
+    return state._replace(base={**state.base, **{need: jnp.asarray(measures[need.name]) for need in needs}})
 
 
 def _base_measures(context: ExperimentContext, pool: Pool, title: str) -> StoredScores:

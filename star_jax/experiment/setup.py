@@ -46,7 +46,7 @@ from star_jax.registry import ANNOTATORS
 from star_jax.runs.score_store import FOLDER, BaseScores, scores_origin
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import Stopwatch
-from star_jax.tracking.tracker import Tracking
+from star_jax.tracking.tracker import Tracking, open_trackers
 from star_jax.training.trainer import training_shapes
 
 REPLAY_FILE = "replay.jsonl"
@@ -102,7 +102,7 @@ def open_experiment(
       strategies: of all runs.
       progress: where to show what is going on.
       watch: counts already.
-      tracking: where figures go besides; nowhere when None.
+      tracking: where figures go besides; to the screen alone when None.
 
     Raises:
       ConfigError, DataError: something the user can put right.
@@ -126,7 +126,7 @@ def open_experiment(
         base=BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config, folder.path), progress.log),
         progress=progress,
         watch=watch,
-        tracking=tracking or Tracking({}, progress.log),
+        tracking=tracking or open_trackers((), progress.log),
         start=start,
         base_adapter=_base_adapter(config, model, start),
         rslora=rslora,

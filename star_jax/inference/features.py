@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,55 +30,74 @@ PROJECTION_SEED = 0
 """Seed of the projection's matrix: the same for every call, so that embeddings of several rounds compare."""
 
 
+class Readout(NamedTuple):
+    """How hidden states become a vector.
+
+    Attributes:
+      pooling: `mean` over the tokens of the prompt, or the state of its `last` token.
+      projection: P, width of a random projection; None for none.
+    """
+
+    pooling: Pooling = "mean"
+    projection: int | None = None
+
+
 def embed_prompts(
     model: LanguageModel,
     adapter: Adapter | None,
     prompts: Sequence[np.ndarray],
     shapes: Sequence[Shape],
-    pooling: Pooling = "mean",
-    *,
-    projection: int | None = None,
+    readouts: Sequence[Readout],
     on_batch: Callable[[int], None] = lambda rows: None,
-) -> Array:
-    """Embeds prompts on all local devices.
+) -> tuple[Array, ...]:
+    """Embeds prompts on all local devices, by one pass for all readouts.
 
     Args:
       model: decoder and frozen weights.
       adapter: None for the base model.
       prompts: tokens of each prompt.
       shapes: of batches of prompts.
-      pooling: `mean` over the tokens of the prompt, or the state of its `last` token.
-      projection: P; None for none.
+      readouts: what is read from the hidden states.
       on_batch: told the number of prompts of each batch.
 
     Returns:
-      `N×D` float32, or `N×P` with a projection by a matrix of entries N(0, 1/P), which keeps distances on average
-      (Johnson & Lindenstrauss 1984).
+      For each readout `N×D` float32, or `N×P` with a projection by a matrix of entries N(0, 1/P), which keeps distances
+      on average (Johnson & Lindenstrauss 1984).
     """
-    model, adapter = merge_adapter(replicated(model), replicated(adapter))
-    matrix = None
-    if projection is not None:
-        shape = (model.config.hidden_size, projection)
-        matrix = replicated(jax.random.normal(jax.random.key(PROJECTION_SEED), shape) / jnp.sqrt(projection))
+    merged = merge_adapter(replicated(model), replicated(adapter))
+    matrices = {
+        width: replicated(
+            jax.random.normal(jax.random.key(PROJECTION_SEED), (model.config.hidden_size, width)) / jnp.sqrt(width)
+        )
+        for width in {readout.projection for readout in readouts}
+        if width is not None
+    }
 
-    def run(batch: Batch) -> Array:
-        rows = (batch.tokens, np.maximum(batch.lengths, 1))
-        return _embed((model, adapter, matrix), rows, capacity=batch.capacity + len(batch.lengths), pooling=pooling)
+    def run(batch: Batch) -> tuple[Array, ...]:
+        rows, capacity = (batch.tokens, np.maximum(batch.lengths, 1)), batch.capacity + len(batch.lengths)
+        return _embed((*merged, matrices), rows, capacity=capacity, readouts=tuple(readouts))
 
-    return map_batches(run, list(prompt_batches(prompts, shapes, data_mesh().size)), 1, len(prompts), on_batch)
+    batches = list(prompt_batches(prompts, shapes, data_mesh().size))
+    found: tuple[Array, ...] = map_batches(run, batches, 1, len(prompts), on_batch)
+    return found
 
 
-@partial(jax.jit, static_argnames=("capacity", "pooling"))
-def _embed(shared: Any, rows: Any, *, capacity: int, pooling: Pooling) -> Array:
-    def embed(shared: Any, rows: Any) -> Array:
-        (model, adapter, matrix), (tokens, lengths) = shared, rows
+@partial(jax.jit, static_argnames=("capacity", "readouts"))
+def _embed(shared: Any, rows: Any, *, capacity: int, readouts: tuple[Readout, ...]) -> tuple[Array, ...]:
+    def embed(shared: Any, rows: Any) -> tuple[Array, ...]:
+        (model, adapter, matrices), (tokens, lengths) = shared, rows
         hidden = hidden_states(model, adapter, SequenceInputs(tokens, lengths, lengths), None, capacity)
         hidden = hidden.astype(jnp.float32)
-        if pooling == "last":
-            pooled = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        else:
-            real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-            pooled = jnp.where(real[..., None], hidden, 0).sum(axis=1) / lengths[:, None]
-        return pooled if matrix is None else jnp.matmul(pooled, matrix, precision=jax.lax.Precision.HIGHEST)
+        real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+        pooled = {
+            "last": jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0],
+            "mean": jnp.where(real[..., None], hidden, 0).sum(axis=1) / lengths[:, None],
+        }
+        return tuple(
+            pooled[pooling]
+            if width is None
+            else jnp.matmul(pooled[pooling], matrices[width], precision=jax.lax.Precision.HIGHEST)
+            for pooling, width in readouts
+        )
 
     return by_rows(embed, shared, rows)

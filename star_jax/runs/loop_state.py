@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from star_jax.active.pool import PoolState
-from star_jax.active.state import Choice, LoopState
+from star_jax.active.state import Choice, LoopState, base_features, base_measures
 from star_jax.models.lora import Adapter
 from star_jax.runs.files import full_disk_named, write_bytes_atomic
 from star_jax.tracking.timing import Seconds
@@ -27,7 +27,7 @@ CHOICE = "choice-{:03d}.npz"
 """Name of the file that keeps a round's choice while its labels are waited for."""
 
 _ARRAYS = ("picked", "scores", "base", "full", "response_tokens")
-"""What is kept of a choice. The base model's measures are kept by the score store."""
+"""What is kept of a choice. The base model's measures are kept by the score store, and its vectors are found again."""
 
 _SECONDS = "seconds."
 """Beginning of the names in it of the seconds of a phase."""
@@ -68,7 +68,9 @@ def load_state(folder: Path) -> LoopState | None:
     # Bound to no device, as in a run that was not interrupted.
     tree = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored)
     adapter = Adapter(tree["weights"], tree["scale"])
-    return LoopState(round_number, PoolState(tree["labelled_in"]), {}, adapter, _base(tree.get("base")))
+    base = tree.get("base")  # former states have one measure, without its name, which is found anew
+    kept = base_features(base) if isinstance(base, dict) else {}
+    return LoopState(round_number, PoolState(tree["labelled_in"]), {}, adapter, kept)
 
 
 def _to_tree(state: LoopState) -> dict[str, Any]:
@@ -78,12 +80,8 @@ def _to_tree(state: LoopState) -> dict[str, Any]:
         "weights": state.adapter.weights,
         "scale": state.adapter.scale,
     }
-    return tree | ({"base": {name: jnp.asarray(values) for name, values in state.base.items()}} if state.base else {})
-
-
-def _base(kept: Any) -> dict[str, jax.Array]:
-    """The base model's measures by name; former states have one without its name, found anew."""
-    return kept if isinstance(kept, dict) else {}
+    base = {name: jnp.asarray(values) for name, values in base_measures(state).items()}
+    return tree | ({"base": base} if base else {})
 
 
 def _metadata(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:

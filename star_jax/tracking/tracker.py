@@ -29,6 +29,7 @@ class TrackedRun:
       folder: of the run; a tracker that writes files may make a folder of its own there.
       config: the experiment, nested plain values.
       resumed: whether the run is taken up again.
+      title: its name for people.
     """
 
     experiment: str
@@ -36,6 +37,7 @@ class TrackedRun:
     folder: Path
     config: Mapping[str, Any]
     resumed: bool = False
+    title: str = ""
 
 
 class Tracker(Protocol):
@@ -131,14 +133,50 @@ class Tracking:
                 self._log(f"tracker {name} failed and is left out from here on: {type(error).__name__}: {error}")
 
 
+class ConsoleTracker:
+    """A line a round for a person; what every experiment has, and the others are opened beside.
+
+    Args:
+      log: prints a line.
+    """
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+        self._run: TrackedRun | None = None
+
+    def start(self, run: TrackedRun) -> None:
+        """Remembers the run, whose title the lines begin with."""
+        self._run = run
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Prints the figures of a round; those of a training step have their bar."""
+        if self._run is not None and {"round/round", "round/accuracy", "round/ece"} <= values.keys():
+            place = f"round {values['round/round'] + 1:.0f}/{self._run.config['loop']['rounds']}"
+            figures = f"accuracy {values['round/accuracy']:.3f}, ECE {values['round/ece']:.3f}"
+            self._log(f"{self._run.title}, {place}: {step} labels, {figures}")
+
+    def finish(self) -> None:
+        """Forgets the run."""
+        self._run = None
+
+    def report(self, path: Path) -> None:
+        """Nothing: the command prints its last line itself, on stdout, which scripts read."""
+
+
+CONSOLE = "console"
+"""Name of the tracker that is always there."""
+
+
 def open_trackers(names: Sequence[str], log: Callable[[str], None]) -> Tracking:
-    """The trackers of those names.
+    """The console, and the trackers of those names.
 
     Raises:
       ConfigError: there is no such tracker, or its library is not installed.
     """
-    trackers = {}
+    trackers: dict[str, Tracker] = {CONSOLE: ConsoleTracker(log)}
     for name in names:
+        if name == CONSOLE:
+            continue
         factory = TRACKERS.get(name, "track")
         try:
             trackers[name] = factory()

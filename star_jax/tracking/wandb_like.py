@@ -17,7 +17,7 @@ AXES = {"train": "train/step", "round": "round/labelled"}
 
 
 class WandbLikeTracker:
-    """Sends scalars and the configuration to a library with wandb's interface; the report stays a file.
+    """Sends scalars, the configuration and the report to a library with wandb's interface.
 
     Args:
       library: `wandb` or `trackio`.
@@ -26,9 +26,11 @@ class WandbLikeTracker:
     def __init__(self, library: Any) -> None:
         self._library = library
         self._run: Any = None
+        self._last: TrackedRun | None = None
 
     def start(self, run: TrackedRun) -> None:
         """Opens a run of the project that is named after the output folder, or goes on with it."""
+        self._last = run
         options: dict[str, Any] = {"project": run.experiment, "name": run.name, "config": dict(run.config)}
         if self._library.__name__ == "wandb":
             options |= {"id": _identifier(run), "dir": str(run.folder)}
@@ -49,7 +51,12 @@ class WandbLikeTracker:
             self._run = None
 
     def report(self, path: Path) -> None:
-        """Nothing: the report is a file beside the run folders, and the runs are closed."""
+        """Adds the page to the run that was last, opened once more: it is made when all runs have ended."""
+        if self._last is not None:
+            self.start(self._last)
+            page = path.read_text(encoding="utf-8")
+            self._library.log({"report": self._library.Html(page)})
+            self.finish()
 
 
 def trackio_tracker() -> WandbLikeTracker:

@@ -18,9 +18,10 @@ from star_jax.acquisition.dynamic import (
     released_schedule,
     subtract,
 )
+from star_jax.acquisition.needs import Measure
 from star_jax.acquisition.scores import Blend, Difference, Scaled, Value
 from star_jax.acquisition.strategies import SCALES
-from star_jax.acquisition.strategy import Measure, PoolFeatures, Query
+from star_jax.acquisition.strategy import PoolFeatures, Query
 
 
 def pool(seed: int, size: int = 40, share: float = 0.6):

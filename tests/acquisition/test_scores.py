@@ -14,8 +14,9 @@ from star_jax.acquisition.dynamic import (
     released_schedule,
     zscore,
 )
+from star_jax.acquisition.needs import Embedding, Measure
 from star_jax.acquisition.scores import Blend, ByScore, Difference, Power, Scaled, TopK, Value
-from star_jax.acquisition.strategy import Embedding, Measure, PoolFeatures, Query
+from star_jax.acquisition.strategy import PoolFeatures, Query
 from star_jax.errors import ConfigError
 
 SIZE, COUNT = 30, 6

@@ -18,16 +18,9 @@ from star_jax.acquisition.dynamic import (
     released_schedule,
     zscore,
 )
+from star_jax.acquisition.needs import Measure
 from star_jax.acquisition.scores import Blend, ByScore, Power, Scaled, TopK, Value
-from star_jax.acquisition.strategy import (
-    Measure,
-    PickFunction,
-    PoolFeatures,
-    Query,
-    check_finite,
-    get_strategy,
-    pick,
-)
+from star_jax.acquisition.strategy import PickFunction, PoolFeatures, Query, check_finite, get_strategy, pick
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.config import AcquisitionConfig
 from star_jax.errors import ConfigError, ScoreError

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from star_jax.acquisition.needs import Embedding, Measure
 from star_jax.acquisition.strategy import (
-    Embedding,
-    Measure,
     Picks,
     PoolFeatures,
     Query,

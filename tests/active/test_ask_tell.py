@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import star_jax as sj
+from star_jax.acquisition.needs import Measure
 from star_jax.acquisition.strategy import get_strategy
 from star_jax.active import ask_tell
 from star_jax.active.ask_tell import ask, start, tell
@@ -219,13 +220,14 @@ def test_labels_from_the_beginning_are_trained_on_by_the_first_tell(problem):
 
 def test_measures_of_the_base_model_are_computed_once(problem, labelled):
     after, first = asked(problem, labelled, 3, strategy="entropy_dynamic")
-    assert "token_entropy" in after.loop.base
-    poisoned = after._replace(loop=after.loop._replace(base={"token_entropy": -after.loop.base["token_entropy"]}))
+    entropy = Measure("token_entropy", "base")
+    assert entropy in after.loop.base
+    poisoned = after._replace(loop=after.loop._replace(base={entropy: -after.loop.base[entropy]}))
     again, same = asked(problem, after, 3, strategy="entropy_dynamic")
     _, other = asked(problem, poisoned, 3, strategy="entropy_dynamic")
     assert [one.id for one in same] == [one.id for one in first]
     assert [one.id for one in other] != [one.id for one in first]
-    np.testing.assert_array_equal(again.loop.base["token_entropy"], after.loop.base["token_entropy"])
+    np.testing.assert_array_equal(again.loop.base[entropy], after.loop.base[entropy])
 
 
 def test_progress_is_told_by_phase(problem, labelled):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
 from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool, score_pool
-from star_jax.acquisition.strategy import Embedding, Measure, Strategy, get_strategy
+from star_jax.acquisition.strategy import Strategy, get_strategy
 from star_jax.active.loop import choose, init, learn, step
 from star_jax.active.pool import SKIPPED, available
 from star_jax.active.state import Problem
@@ -28,9 +29,11 @@ from star_jax.config import (
 )
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
-from star_jax.data.tokenization import Encoder, Limits
+from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
 from star_jax.errors import ConfigError, LabelsNeeded, ScoreError
-from star_jax.inference.features import embed_prompts
+from star_jax.inference.features import Readout, embed_prompts
+from star_jax.inference.gradients import gradient_sketches
+from star_jax.models.lora import init_adapter
 from star_jax.training.trainer import training_shapes
 
 CONFIG = ExperimentConfig(
@@ -106,8 +109,8 @@ def test_the_annotator_is_asked_for_what_is_picked_and_once(problem, examples):
 def test_base_scores_are_computed_once_and_handed_on(problem, played):
     state, infos = played
     np.testing.assert_array_equal(infos[1].base, infos[2].base)
-    assert list(state.base) == ["token_entropy"]
-    np.testing.assert_array_equal(infos[1].base, np.asarray(state.base["token_entropy"]))
+    assert list(state.base) == [Measure("token_entropy", "base")]
+    np.testing.assert_array_equal(infos[1].base, np.asarray(state.base[Measure("token_entropy", "base")]))
     again = init(len(problem.prompts))._replace(base=state.base)
     again, _ = step(CONFIG, get_strategy("star"), problem, again, jax.random.key(0))
     _, info = step(CONFIG, get_strategy("star"), problem, again, jax.random.key(0))
@@ -164,7 +167,7 @@ def test_broken_scores_are_named(problem):
             CONFIG,
             get_strategy("base_only"),
             problem,
-            state._replace(base={"token_entropy": jax.numpy.asarray(broken)}),
+            state._replace(base={Measure("token_entropy", "base"): jax.numpy.asarray(broken)}),
             jax.random.key(0),
         )
 
@@ -295,9 +298,9 @@ def test_a_strategy_of_an_embedding_and_two_measures_runs_through_the_loop(probl
     unlabelled = np.asarray(available(before.pool))
     base = score_pool(problem.model, None, problem.pool).measures
     full = score_pool(problem.model, before.adapter, problem.pool).measures
-    vectors = np.asarray(
-        embed_prompts(problem.model, before.adapter, problem.tokens, problem.shapes.prompts, "last", projection=5)
-    )
+    shapes = problem.shapes.prompts
+    (vectors,) = embed_prompts(problem.model, before.adapter, problem.tokens, shapes, [Readout("last", 5)])
+    vectors = np.asarray(vectors)
     np.testing.assert_allclose(info.base, base["margin"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(info.full, full["sequence_nll_mean"], rtol=1e-5, atol=1e-6)
     worth = np.exp(np.asarray(full["sequence_nll_mean"]) - np.asarray(base["margin"]))
@@ -305,7 +308,7 @@ def test_a_strategy_of_an_embedding_and_two_measures_runs_through_the_loop(probl
     np.testing.assert_allclose(info.scores, want, rtol=1e-4, atol=1e-5)
     assert unlabelled[info.picked].all()
     assert set(info.picked) == set(np.argsort(-info.scores)[:4])
-    assert list(state.base) == ["margin"]
+    assert list(state.base) == [Measure("margin", "base")]
     np.testing.assert_array_equal(info.response_tokens, full["response_tokens"])
 
 
@@ -327,15 +330,63 @@ def test_each_feature_is_one_pass_over_the_pool(problem):
         "two measures": ((Measure("margin"), Measure("sequence_nll")), 1),
         "with and without samples": ((Measure("margin"), Measure("bald", samples=True)), 3),
         "two embeddings and a measure": ((Embedding(), Embedding("full"), Measure("margin")), 3),
+        "two embeddings of one model": ((Embedding("full"), Embedding("full", "last", 3)), 1),
+        "a sketch and a measure": ((GradientSketch(width=3), Measure("margin")), 2),
+        "a sketch alone": ((GradientSketch("base", 3),), 2),
         "both models": ((Measure("margin", "base"), Measure("sequence_nll", "base"), Measure("margin")), 2),
     }
     for needed, _ in needs.values():
         choose(CONFIG, first_unlabelled(needed), problem, state, key, Counter())
     assert totals == [(passes * size,) * 2 for _, passes in needs.values()]
     totals.clear()
-    known = {"margin": jnp.zeros(size), "sequence_nll": jnp.ones(size)}
+    known = {Measure("margin", "base"): jnp.zeros(size), Measure("sequence_nll", "base"): jnp.ones(size)}
     choose(CONFIG, first_unlabelled(needs["both models"][0]), problem, state._replace(base=known), key, Counter())
     assert totals == [(size, size)]
+
+
+def test_vectors_of_the_base_model_are_computed_once(problem):
+    """And handed on by the state, as its measures are."""
+    needs, key = (Embedding("base", projection=3), GradientSketch("base", 3), Embedding("full", projection=3)), 0
+    state = play(problem, "random", rounds=1)[0]
+    choice = choose(CONFIG, first_unlabelled(needs), problem, state, jax.random.key(key))
+    after, _ = learn(CONFIG, problem, state, choice, jax.random.key(key))
+    assert list(after.base) == list(needs[:2])
+    seen = {}
+
+    def pick(key, pool, query):
+        return jnp.argsort(~pool.unlabelled)[: query.count], pool[needs[0]][:, 0] + pool[needs[1]][:, 1]
+
+    spoilt = after._replace(base={need: values + 100 for need, values in after.base.items()})
+    for name, known in (("kept", after), ("spoilt", spoilt), ("anew", after._replace(base={}))):
+        seen[name] = choose(CONFIG, Strategy("shown", "of a test", needs, pick), problem, known, jax.random.key(key))
+    np.testing.assert_array_equal(seen["kept"].scores, seen["anew"].scores)
+    np.testing.assert_allclose(seen["spoilt"].scores, seen["kept"].scores + 200, rtol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["full", "base"])
+def test_a_sketch_is_of_the_models_own_answer(problem, which):
+    state = play(problem, "random", rounds=1)[0]
+    need = GradientSketch(which, 6)
+    seen = []
+
+    def pick(key, pool, query):
+        jax.debug.callback(seen.append, pool[need])
+        return jnp.argsort(~pool.unlabelled)[: query.count]
+
+    choose(CONFIG, Strategy("shown", "of a test", (need,), pick), problem, state, jax.random.key(0))
+    judge = state.adapter if which == "full" else None
+    scored = score_pool(problem.model, judge, problem.pool)
+    responses, lengths = np.asarray(scored.responses), np.asarray(scored.lengths)
+    rows = [
+        TokenizedExample(np.concatenate([prompt, response[:length]]), len(prompt))
+        for prompt, response, length in zip(problem.tokens, responses, lengths, strict=True)
+    ]
+    differentiated = judge or init_adapter(jax.random.key(0), problem.model.params, CONFIG.lora)
+    want = gradient_sketches(problem.model, differentiated, rows, problem.shapes.sequences, 6)
+    jax.effects_barrier()
+    (got,) = seen
+    assert np.abs(np.asarray(want)).max() > 0
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(np.asarray(want)).max())
 
 
 def first_unlabelled(needs, returned=lambda indices: indices):

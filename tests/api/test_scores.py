@@ -197,10 +197,23 @@ def test_a_strategy_that_needs_embeddings_says_what_to_pass(model, pool, scores)
         norms = jnp.linalg.norm(pool[wanted], axis=1)
         return jnp.argsort(jnp.where(pool.unlabelled, -norms, jnp.inf))[: query.count]
 
-    with pytest.raises(sj.ConfigError, match=r"longest needs Embedding.*'last'.*pass embeddings="):
+    with pytest.raises(sj.ConfigError, match=r"longest needs Embedding.*'last'.*pass features="):
         sj.select_batch(scores, strategy="longest", count=3)
-    embedded = sj.score_pool(model, pool, embeddings=[wanted])
-    vectors = embedded.embeddings[wanted]
+    embedded = sj.score_pool(model, pool, features=[wanted])
+    vectors = embedded.features[wanted]
     assert vectors.shape == (len(pool), 4)
     order = np.argsort(-np.linalg.norm(vectors, axis=1))
     assert sj.select_batch(embedded, strategy="longest", count=3) == [pool.ids[place] for place in order[:3]]
+
+
+@pytest.mark.parametrize("answers", [None, ("1 2 3", "4 5 6")], ids=["generated", "closed"])
+def test_gradient_sketches_of_both_models(model, adapter, answers):
+    rows = [{"question": f"rev {number} 2 3 ="} for number in range(5)]
+    pool = sj.read_pool(rows, "skills" if answers is None else sj.Format(prompt="{{ question }} ", answers=answers))
+    full, base = sj.GradientSketch(width=8), sj.GradientSketch("base", width=8)
+    with pytest.raises(sj.ConfigError, match=r"gradient sketch of the full model is of its adapter.*pass adapter="):
+        sj.score_pool(model, pool, features=[full])
+    assert sj.score_pool(model, pool, features=[base]).features[base].any()
+    found = sj.score_pool(model, pool, adapter, features=[full, base]).features
+    assert found[full].shape == found[base].shape == (5, 8)
+    assert (np.abs(found[full] - found[base]).max(axis=1) > 0).all()

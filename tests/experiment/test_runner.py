@@ -291,7 +291,8 @@ def test_shapes_hold_the_rows_of_every_seed_and_one_pool_counts_once(rng):
 
 PLUGIN = """
 import jax.numpy as jnp
-from star_jax.acquisition.strategy import Embedding, Measure, register_strategy
+from star_jax.acquisition.needs import Embedding, Measure
+from star_jax.acquisition.strategy import register_strategy
 from star_jax.annotators.annotator import Answer, register_annotator
 from star_jax.tracking.tracker import register_tracker
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from star_jax.data.batching import Shape
-from star_jax.inference.features import PROJECTION_SEED, embed_prompts
+from star_jax.inference import features
+from star_jax.inference.features import PROJECTION_SEED, Readout
 from star_jax.models.lora import with_adapter
 from star_jax.parallel.mesh import data_mesh
 
@@ -20,6 +21,12 @@ def prompts(rng, small_model):
     drawn = [rng.integers(0, small_model.config.vocab_size, length).astype(np.int32) for length in LENGTHS]
     drawn[5] = drawn[3][:2]
     return drawn
+
+
+def embed_prompts(model, adapter, prompts, shapes, pooling="mean", projection=None, on_batch=lambda rows: None):
+    """By one readout."""
+    (found,) = features.embed_prompts(model, adapter, prompts, shapes, [Readout(pooling, projection)], on_batch)
+    return found
 
 
 @jax.jit
@@ -102,6 +109,15 @@ def test_a_projection_keeps_distances_roughly(small_model, prompts):
     apart = before > 1e-6
     assert apart.sum() > 50
     np.testing.assert_allclose(after[apart] / before[apart], 1, atol=12 * np.sqrt(2 / 3000))
+
+
+def test_one_pass_gives_all_readouts(small_model, small_adapter, prompts):
+    readouts = [Readout(), Readout("last", 3), Readout("mean", 5), Readout("last"), Readout("mean", 3)]
+    seen = []
+    found = features.embed_prompts(small_model, small_adapter, prompts, SHAPES, readouts, seen.append)
+    assert sum(seen) == len(prompts)
+    for got, readout in zip(found, readouts, strict=True):
+        assert_close(got, np.asarray(embed_prompts(small_model, small_adapter, prompts, SHAPES, *readout)))
 
 
 def test_progress_counts_every_prompt_once(small_model, prompts):

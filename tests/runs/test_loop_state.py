@@ -7,6 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from star_jax.acquisition.needs import Embedding, Measure
 from star_jax.active.pool import SKIPPED, PoolState
 from star_jax.active.state import Choice, LoopState
 from star_jax.models.lora import Adapter
@@ -21,10 +22,15 @@ def state_of(number, base=None):
     return LoopState(number, PoolState(labelled_in), {}, Adapter(weights, scale), base or {})
 
 
+ENTROPY = Measure("token_entropy", "base")
 ENTROPIES, LENGTHS = jnp.array([0.1, jnp.nan, 3.0]), jnp.array([3, 1, 2], jnp.int32)
 
 
-@pytest.mark.parametrize("base", [{}, {"token_entropy": ENTROPIES, "response_tokens": LENGTHS}], ids=["none", "two"])
+@pytest.mark.parametrize(
+    "base",
+    [{}, {Measure("token_entropy", "base"): ENTROPIES, Measure("response_tokens", "base"): LENGTHS}],
+    ids=["none", "two"],
+)
 def test_newest_state_comes_back_bit_for_bit(tmp_path, base):
     for number in (1, 2):
         save_state(tmp_path, state_of(number, base))
@@ -50,8 +56,14 @@ def test_a_former_state_comes_back_and_its_nameless_measure_is_found_anew(tmp_pa
     for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     # What is saved from there has names.
-    save_state(tmp_path, loaded._replace(round=4, base={"token_entropy": ENTROPIES}))
-    np.testing.assert_array_equal(load_state(tmp_path).base["token_entropy"], ENTROPIES)
+    save_state(tmp_path, loaded._replace(round=4, base={ENTROPY: ENTROPIES}))
+    np.testing.assert_array_equal(load_state(tmp_path).base[ENTROPY], ENTROPIES)
+
+
+def test_vectors_of_the_base_model_are_not_written(tmp_path):
+    """They are large, and are found again."""
+    save_state(tmp_path, state_of(1, {ENTROPY: ENTROPIES, Embedding(): jnp.ones((3, 5))}))
+    assert list(load_state(tmp_path).base) == [ENTROPY]
 
 
 def test_half_written_state_does_not_count(tmp_path):
@@ -88,14 +100,14 @@ def test_what_an_interrupted_save_leaves_is_removed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("scores", [None, jnp.array([0.25, -jnp.inf, 3.0])])
 def test_what_a_round_chose_is_kept_until_it_is_trained_on(tmp_path, scores):
     """But for the base model's measures, which lie with its scores."""
-    choice = Choice(jnp.array([4, 1, 2], jnp.int32), scores, None, scores, None, {"token_entropy": ENTROPIES})
+    choice = Choice(jnp.array([4, 1, 2], jnp.int32), scores, None, scores, None, {ENTROPY: ENTROPIES})
     assert load_choice(tmp_path, 1, "these settings") is None
     save_choice(tmp_path, 1, KeptChoice(choice, {"score": 2.5, "compile": 0.25}), "these settings")
     assert load_choice(tmp_path, 2, "these settings") is None
     assert load_choice(tmp_path, 1, "other settings") is None
     again, seconds = load_choice(tmp_path, 1, "these settings")
     assert seconds == {"score": 2.5, "compile": 0.25}
-    assert again.base_measures == {}
+    assert again.base_features == {}
     for ours, theirs in zip(again[:-1], choice[:-1], strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:

@@ -115,7 +115,7 @@ def test_a_tracker_of_your_own_is_opened_by_its_name(run):
 
     play(open_trackers(["mine"], print), run)
     assert [one.calls for one in made] == [calls_of(run)]
-    assert TRACKERS.names() == ["tensorboard", "trackio", "wandb", "mine"]
+    assert TRACKERS.names() == ["console", "tensorboard", "trackio", "wandb", "mine"]
     with pytest.raises(ConfigError, match=r"^track names mime, which does not exist \(did you mean mine\?\); choose"):
         open_trackers(["mine", "mime"], print)
     with pytest.raises(ConfigError, match=r"^the tracker wandb comes with the package; choose another name$"):
@@ -150,3 +150,18 @@ def test_the_library_of_a_tracker_of_your_own_comes_from_elsewhere():
 
     with pytest.raises(ConfigError, match=r"needs the package theirs; install it, or take the tracker out$"):
         open_trackers(["mine"], print)
+
+
+def test_the_console_is_always_there_and_says_a_line_a_round(tmp_path):
+    run = TrackedRun("experiment", "star/seed-0", tmp_path, {"loop": {"rounds": 3}}, title="star seed 0")
+    figures = {"round/round": 1, "round/accuracy": 0.61251, "round/ece": 0.2, "round/labelled": 20}
+    for names in ((), ("console",)):
+        lines = []
+        tracking = open_trackers(names, lines.append)
+        tracking.start(run)
+        tracking.losses(np.asarray([3.0, 2.0], np.float32), 0)
+        tracking.log(figures, 20)
+        tracking.finish()
+        tracking.log(figures, 20)
+        tracking.report(tmp_path)
+        assert lines == ["star seed 0, round 2/3: 20 labels, accuracy 0.613, ECE 0.200"]

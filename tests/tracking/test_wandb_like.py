@@ -32,6 +32,9 @@ class Library(SimpleNamespace):
     def finish(self):
         self.calls.append(("finish",))
 
+    def Html(self, page):
+        return ("page", page)
+
 
 def run_in(folder, resumed=False):
     return TrackedRun("experiment", "star/seed-0", folder, CONFIG, resumed)
@@ -43,7 +46,10 @@ def play(tracker, run):
     tracker.log({"round/accuracy": 0.5, "round/ece": 0.25}, 20)
     tracker.finish()
     tracker.finish()
-    tracker.report(run.folder / "report.html")
+    run.folder.mkdir(exist_ok=True)
+    report = run.folder / "report.html"
+    report.write_text("<html>ä report</html>", encoding="utf-8")
+    tracker.report(report)
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
@@ -51,6 +57,11 @@ def test_a_library_is_told_of_the_run_its_figures_and_its_end_once(tmp_path, nam
     library = Library(name)
     play(WandbLikeTracker(library), run_in(tmp_path))
     (_, options), *rest = library.calls
+    # The report comes when the run has ended: it is opened once more.
+    again = next(place for place, call in enumerate(rest) if call[0] == "init")
+    assert rest[again] == ("init", options)
+    rest, last = rest[:again], [call for call in rest[again + 1 :] if call[0] != "axis"]
+    assert last == [("log", {"report": ("page", "<html>ä report</html>")}), ("finish",)]
     assert (options["project"], options["name"], options["resume"]) == ("experiment", "star/seed-0", "allow")
     assert options["config"] == CONFIG
     assert ("id" in options) == ("dir" in options) == (name == "wandb")  # trackio knows a run by its name
@@ -67,8 +78,10 @@ def test_the_same_folder_is_the_same_run_of_wandb_and_another_one_is_not(tmp_pat
     library = Library("wandb")
     for run in (run_in(tmp_path / "one"), run_in(tmp_path / "one", resumed=True), run_in(tmp_path / "other")):
         play(WandbLikeTracker(library), run)
-    first, again, other = (options["id"] for name, *rest in library.calls if name == "init" for options in rest)
+    opened = [options["id"] for name, *rest in library.calls if name == "init" for options in rest]
+    first, again, other = opened[::2]
     assert first == again != other
+    assert opened[1::2] == [first, again, other]  # for the report
 
 
 TRACKED = """
