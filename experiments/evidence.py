@@ -31,6 +31,8 @@ class Experiment(NamedTuple):
 
 ALL = "random,entropy,base_only,star,star_constant,star_reversed"
 TWELVE = range(7, 19)
+SIX = range(7, 13)
+HERE = Path(__file__).parent
 
 EXPERIMENTS = {
     "R1": Experiment("star,random", range(7, 37)),
@@ -42,7 +44,18 @@ EXPERIMENTS = {
     "linear": Experiment("star", TWELVE, ("--acquisition.schedule", "linear")),
     "decay_b_0": Experiment("star,random", TWELVE, ("--training.decay-b", "0")),
     "penalty": Experiment("star,random", TWELVE, ("--training.confidence-penalty", "0.1")),
-    "dropout_off": Experiment("star,random", TWELVE, ("--lora.dropout", "0", "--lora.training-dropout", "off")),
+    "dropout_off": Experiment(
+        "entropy_dynamic,random",
+        TWELVE,
+        ("--lora.dropout", "0", "--lora.training-dropout", "off", "--acquisition.normaliser", "rank"),
+    ),
+    "inert_base": Experiment("star", SIX, ("--acquisition.normaliser", "released")),
+    "same_passes": Experiment("entropy_dynamic", SIX, ("--acquisition.normaliser", "rank")),
+    "gold_scored": Experiment("star", SIX, ("--scoring.answers", "reference")),
+    "wrong_length": Experiment("star,random", SIX, ("--plugins", f"{HERE}/defects/wrong_length.py")),
+    "no_end": Experiment(
+        "star,random", SIX, ("--plugins", f"{HERE}/defects/no_end.py", "--data.task", "skills_no_end")
+    ),
 }
 
 

@@ -177,6 +177,11 @@ def _slopes(
     return jax.lax.psum((losses, slopes), ROWS)
 
 
+def schedule_steps(rows: int, config: TrainingConfig) -> int:
+    """Steps over which the learning rate runs: those that are really taken for so many labelled rows."""
+    return math.ceil(rows / config.batch_size) * config.epochs
+
+
 def epoch_batches(key: Array, rows: int, batch_size: int, epochs: int) -> Iterator[np.ndarray]:
     """Row numbers of each step, at most `batch_size`: a fresh permutation an epoch, whose last batch may be shorter."""
     for epoch in range(epochs):
@@ -238,7 +243,7 @@ def fit(
     model = replicated(LanguageModel(model.decoder.clone(rematerialise=config.rematerialise), model.params))
     state, scale = replicated(init_state(adapter_key, model, lora, config, start))
     steps_an_epoch = math.ceil(len(rows) / config.batch_size)
-    total = jnp.asarray(steps_an_epoch * config.epochs, jnp.int32)
+    total = jnp.asarray(schedule_steps(len(rows), config), jnp.int32)
     fixed = Fixed(model, scale, dropout_key, total)
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)
     running: deque[TrainInfo] = deque()
