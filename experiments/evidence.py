@@ -53,9 +53,7 @@ EXPERIMENTS = {
     "same_passes": Experiment("entropy_dynamic", SIX, ("--acquisition.normaliser", "rank")),
     "gold_scored": Experiment("star", SIX, ("--scoring.answers", "reference")),
     "wrong_length": Experiment("star,random", SIX, ("--plugins", f"{HERE}/defects/wrong_length.py")),
-    "no_end": Experiment(
-        "star,random", SIX, ("--plugins", f"{HERE}/defects/no_end.py", "--data.task", "skills_no_end")
-    ),
+    "no_end": Experiment("star,random", SIX, ("--plugins", f"{HERE}/defects/no_end.py")),
 }
 
 

@@ -1,7 +1,7 @@
 """Every table of PROTOCOL.md from one file of raw results.
 
-    python experiments/evidence_tables.py collect OUTPUT_DIR --commit HASH     finished runs into the file
-    python experiments/evidence_tables.py                                      the tables, as Markdown
+    python experiments/evidence_tables.py collect DIR@COMMIT ...     finished runs, and the commit they ran with
+    python experiments/evidence_tables.py                            the tables, as Markdown
 
 The file is experiments/results/skills.jsonl.xz: a line a run, with the rows of its metrics.jsonl.
 """
@@ -9,6 +9,7 @@ The file is experiments/results/skills.jsonl.xz: a line a run, with the rows of 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import lzma
 from collections.abc import Callable, Mapping, Sequence
@@ -43,10 +44,11 @@ SELECTION, TRAINING = ("mc_1", "minmax", "linear"), ("decay_b_0", "penalty", "dr
 """Ablations of what is picked, and of what is trained."""
 
 
-def collect(directory: Path, commit: str) -> int:
-    """Writes all finished runs below the folder of each experiment; returns how many."""
+def collect(sources: Sequence[str]) -> int:
+    """Writes all finished runs of folders of experiments/evidence.py, each with its commit; returns how many."""
     lines = []
-    for experiment in EXPERIMENTS:
+    for source, experiment in itertools.product(sources, EXPERIMENTS):
+        directory, commit = Path(source.rpartition("@")[0]), source.rpartition("@")[2]
         for summary in sorted((directory / experiment).glob("*/seed-*/summary.json")):
             said = json.loads(summary.read_text())
             rows = [json.loads(line) for line in (summary.parent / "metrics.jsonl").read_text().splitlines()]
@@ -203,13 +205,12 @@ def hours(runs: Runs) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", nargs="?", choices=["collect", "tables"], default="tables")
-    parser.add_argument("directory", nargs="?", type=Path, help="of experiments/evidence.py, to collect from")
-    parser.add_argument("--commit", help="that the runs were made with, to collect")
+    parser.add_argument("sources", nargs="*", metavar="DIR@COMMIT", help="what to collect from")
     args = parser.parse_args()
     if args.action == "collect":
-        if args.directory is None or args.commit is None:
-            parser.error("collect needs a folder and --commit")
-        print(f"{collect(args.directory, args.commit)} runs in {RESULTS}")
+        if not args.sources or not all("@" in source for source in args.sources):
+            parser.error("collect needs the folders of the runs, each with @ and its commit behind it")
+        print(f"{collect(args.sources)} runs in {RESULTS}")
         return
     runs = read()
     primary(runs)
