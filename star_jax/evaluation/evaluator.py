@@ -48,6 +48,7 @@ class TestSet:
       examples: with gold responses.
       prompts: for generation.
       gold: the gold responses, for their NLL.
+      readings: the gold responses as the model can write them; see `Encoder.readings`.
     """
 
     __test__ = False  # The name is the field's; it is no test case.
@@ -57,6 +58,7 @@ class TestSet:
     examples: Sequence[Example]
     prompts: GeneratedPool
     gold: ProposedPool
+    readings: Sequence[str]
 
 
 class Evaluation(NamedTuple):
@@ -75,7 +77,8 @@ class Evaluation(NamedTuple):
 def prepare_test_set(task: Task, encoder: Encoder, test: TokenizedSet, shapes: Shapes) -> TestSet:
     """Batches prompts and gold responses."""
     gold = proposed_pool(test.rows, shapes.sequences)
-    return TestSet(task, encoder, test.examples, generated_pool(encoder, test.prompts, shapes), gold)
+    prompts = generated_pool(encoder, test.prompts, shapes)
+    return TestSet(task, encoder, test.examples, prompts, gold, encoder.readings(test.examples))
 
 
 def evaluate(
@@ -105,7 +108,7 @@ def evaluate(
     for measures in (scores.measures, gold):
         check_finite(measures["sequence_nll"], [example.id for example in test.examples])
     texts = generated_texts(scores, test.encoder)
-    correct = judge(test.task, texts, [example.response for example in test.examples])
+    correct = judge(test.task, texts, [example.response for example in test.examples], test.readings)
 
     suffix = "_mean" if config.confidence == "mean_token" else ""
     nll = np.asarray(scores.measures[f"sequence_nll{suffix}"], np.float64)

@@ -38,6 +38,8 @@ class Task:
       end_id: the token that ends a response instead, where a chat template has one of its own.
       add_special_tokens: whether the tokenizer puts its special tokens around a prompt; False where they are part
         of the prompt's text, as a chat template writes them.
+      joint_tokens: whether prompt and response are tokenised as one text, as the released code does it: a prompt may
+        then have other tokens in front of a response than those that the model is asked with.
       id_field: the field of a row that names it. Any but `id` must be there.
       group_field: the field of a row that becomes `Prompt.group`, or None.
       sparse: whether a field that only some rows of a source have is an empty one in the others.
@@ -65,6 +67,7 @@ class Task:
     append_eos: bool = True
     end_id: int | None = None
     add_special_tokens: bool = True
+    joint_tokens: bool = False
     id_field: str = "id"
     group_field: str | None = None
     sparse: bool = False
