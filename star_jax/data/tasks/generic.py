@@ -17,7 +17,7 @@ from star_jax.data.examples import Prompt
 from star_jax.data.spelling import blanks_at_end
 from star_jax.data.tasks.chat import chat_format
 from star_jax.data.tasks.choices import choice_reader
-from star_jax.data.tasks.fields import short
+from star_jax.data.tasks.fields import short, whole_number
 from star_jax.data.tasks.numbers import last_number
 from star_jax.data.tasks.task import Task, no_group
 from star_jax.data.tasks.templates import RowTemplate, UnfilledError
@@ -63,6 +63,7 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
         """The response of that text, or of the closed answer that it names."""
         answer = parse(text)
         if answers:
+            answer = answer if answer in answers else parse(whole_number(text))
             if answer not in answers:
                 raise DataError(f"the response is {short(text)}; expected one of {', '.join(config.answers)}")
             return begin + answers[answer]
@@ -72,7 +73,9 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
 
     def response(row: Mapping[str, Any]) -> str | None:
         try:
-            text = response_template.render(row).rstrip()
+            # A column of whole numbers with gaps is one of fractions to many a program.
+            whole = {name: whole_number(value) if isinstance(value, float) else value for name, value in row.items()}
+            text = response_template.render(whole).rstrip()
         except UnfilledError:
             return None
         if not text:
@@ -101,6 +104,7 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
         end_id=None if chat is None else chat.end_id,
         id_field=config.id,
         group_field=config.group,
+        label_fields=response_template.columns - prompt_template.columns,
         sparse=True,
     )
 
