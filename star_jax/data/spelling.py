@@ -101,18 +101,22 @@ class Reader:
         self.unknown: int | None = tokenizer.unk_token_id
         # Decoders of byte-level tokenizers take the letters of added tokens for bytes; only ASCII survives that.
         added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
-        self._spelled = {
+        self._added = {
             number: text for number, text in added.items() if not text.isascii() and self._decode([number]) != text
         }
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of tokens as it was written: special tokens stay, and blanks before punctuation."""
-        kept = [int(token) for token in tokens if int(token) not in self._left_out]
-        if self._spelled.keys().isdisjoint(kept):
+        return self.spelled([token for token in tokens if int(token) not in self._left_out])
+
+    def spelled(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of all tokens, none left out."""
+        kept = [int(token) for token in tokens]
+        if self._added.keys().isdisjoint(kept):
             return self._decode(kept)
-        runs = ((added, list(run)) for added, run in itertools.groupby(kept, self._spelled.__contains__))
+        runs = ((added, list(run)) for added, run in itertools.groupby(kept, self._added.__contains__))
         return "".join(
-            "".join(map(self._spelled.__getitem__, run)) if added else self._decode(run) for added, run in runs
+            "".join(map(self._added.__getitem__, run)) if added else self._decode(run) for added, run in runs
         )
 
     def _decode(self, tokens: list[int]) -> str:

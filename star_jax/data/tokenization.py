@@ -119,7 +119,7 @@ class Encoder:
         Raises:
           DataError: a prompt or a response is empty, or over its limit where that is an error.
         """
-        rows, cut = self._rows(examples)
+        rows, cut = self._fit_responses(examples, self._split(examples))
         if cut and not counted:
             self._say_cut(cut, len(rows))
         return rows
@@ -168,9 +168,11 @@ class Encoder:
             verb = "left out" if self.limits.too_long == "drop" else "cut on the left"
             _log.warning("%d of %d prompts are over %d tokens and are %s", long, len(prompts), self.limits.prompt, verb)
         labelled = [Example(prompt, labels[prompt.id]) for prompt in kept if prompt.id in labels]
-        responses_cut = self._rows(labelled)[1]
+        parts = self._split(labelled)
+        responses_cut = self._fit_responses(labelled, parts)[1]
         if responses_cut:
             self._say_cut(responses_cut, len(labelled))
+        self._say_unwritable(labelled, [tokens for _, tokens in parts])
         left_out = len(prompts) - len(kept)
         return Fitting(kept, left_out, long - left_out, responses_cut)
 
@@ -189,13 +191,14 @@ class Encoder:
         return [self._reading(example, tokens) for example, (_, tokens) in parts]
 
     def _reading(self, example: Example, tokens: Sequence[int]) -> str:
-        text = self.text(tokens)
-        return example.response if self._reader.unknown in tokens or loses_text(example.response, text) else text
+        return example.response if self._loses(example, tokens) else self.text(tokens)
 
-    def _rows(self, examples: Sequence[Example]) -> tuple[list[TokenizedExample], int]:
-        """The rows, and how many responses were cut."""
+    def _fit_responses(
+        self, examples: Sequence[Example], parts: Sequence[tuple[np.ndarray, list[int]]]
+    ) -> tuple[list[TokenizedExample], int]:
+        """The rows, and how many responses were cut; `parts` as `_split` makes them."""
         rows, cut = [], 0
-        for example, (prompt, response) in zip(examples, self._split(examples), strict=True):
+        for example, (prompt, response) in zip(examples, parts, strict=True):
             if len(response) > self.limits.response:
                 if self.limits.too_long == "error":
                     raise DataError(self._too_long(example.id, "response", len(response), self.limits.response))
@@ -255,6 +258,31 @@ class Encoder:
     def _say_cut(self, cut: int, of: int) -> None:
         limit = self.limits.response
         _log.warning("%d of %d responses are over %d tokens and are cut on the right", cut, of, limit)
+
+    def _say_unwritable(self, examples: Sequence[Example], responses: Sequence[list[int]]) -> None:
+        """Logs how many responses the model cannot write as they stand; `responses` are their tokens."""
+        ends = [one for one, tokens in zip(examples, responses, strict=True) if self._ends_early(tokens)]
+        if ends:
+            _log.warning(
+                "%d of %d responses hold a token that ends a response before their end, as example %s does with %s; "
+                "the model will stop there",
+                *(len(ends), len(examples), ends[0].id, short(ends[0].response)),
+            )
+        lost = [one for one, tokens in zip(examples, responses, strict=True) if self._loses(one, tokens)]
+        if lost:
+            _log.warning(
+                "%d of %d responses have characters that the model's tokenizer does not know, as example %s does with "
+                "%s; no answer will equal them",
+                *(len(lost), len(examples), lost[0].id, short(lost[0].response)),
+            )
+
+    def _ends_early(self, tokens: Sequence[int]) -> bool:
+        return not set(self.end_ids).isdisjoint(tokens[:-1])
+
+    def _loses(self, example: Example, tokens: Sequence[int]) -> bool:
+        spelled = example.response.rstrip().endswith(self.tokenizer.convert_ids_to_tokens(self.eos_id))
+        written = tokens if spelled or tokens[-1:] != [self.eos_id] else tokens[:-1]
+        return self._reader.unknown in written or loses_text(example.response, self._reader.spelled(written))
 
     def _tokenize(self, names: Sequence[str], texts: list[str], **options: Any) -> list[Joint]:
         """Tokens of each text without those that the tokenizer adds behind it; `names` are those of the examples."""

@@ -1,5 +1,6 @@
 """A model is asked with the tokens that it is trained and scored on, whatever the task, and text comes back."""
 
+import logging
 import unicodedata
 
 import numpy as np
@@ -250,6 +251,8 @@ def test_what_a_tokenizer_loses(text, reading, lost):
         (gpt2, "yes <both> no", "yes<both>no"),
         (gpt2, "<tool>yes", "<tool>yes"),
         (llama2, " yes", "yes"),
+        (words, "a fish </s>", "a fish"),
+        (words, "<s> a fish", "a fish"),
         (words, "the \u4e2d", "the \u4e2d"),  # it has no token for the last word: nobody can write this response
     ],
 )
@@ -282,3 +285,18 @@ def test_a_response_that_no_token_spells_is_refused():
     said = r"example p: the model's tokenizer has no tokens for the response '\u4e2d'; write it otherwise or leave the"
     with pytest.raises(DataError, match=said):
         encoder.examples([Example(Prompt("p", "Q\n"), "\u4e2d")])
+
+
+def test_responses_that_the_model_cannot_write_are_counted(caplog):
+    """One that spells the end of a response in its midst, and one with letters that no token has."""
+    tokenizer = fast(words)
+    encoder = Encoder(tokenizer, get_task("generic", FormatConfig()), Limits(99, 99))
+    texts = {"a": "yes", "b": "a </s> fish", "c": "the question", "d": "the \u4e2d", "e": "a fish </s>"}
+    prompts = [Prompt(name, "is the sea\n") for name in texts]
+    with caplog.at_level(logging.WARNING):
+        encoder.within_limits(prompts, texts)
+    early, lost = (record.getMessage() for record in caplog.records)
+    said = "1 of 5 responses hold a token that ends a response before their end, as example b does with 'a </s> fish'; "
+    assert early == said + "the model will stop there"
+    said = "1 of 5 responses have characters that the model's tokenizer does not know, as example d does with "
+    assert lost == said + "'the \u4e2d'; no answer will equal them"
