@@ -67,7 +67,9 @@ class Evaluation(NamedTuple):
     Attributes:
       metrics: accuracy, nll (nats a gold token), brier, ece (equal width), ece_equal_mass, auroc and
         auroc_base (uncertainty against errors; None where all answers are right or all wrong), group_accuracy.
-      predictions: one object an example, ready for predictions.jsonl.
+      predictions: one object an example, ready for predictions.jsonl: `id`, `group`, `prompt`, the model's answer
+        `prediction`, the gold response `reference`, `correct`, `confidence` (a probability), and `uncertainty` and
+        `base_uncertainty` (`UNCERTAINTY` of the model and of the base model, nats).
     """
 
     metrics: dict[str, Any]
@@ -128,6 +130,7 @@ def evaluate(
     predictions = [
         {
             "id": example.id,
+            "prompt": example.prompt.text,
             "prediction": text,
             "reference": example.response,
             "correct": bool(right),
