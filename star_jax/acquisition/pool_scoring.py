@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from star_jax.acquisition.uncertainty import sequence_measures
 from star_jax.data.batching import Batch, Shape, grouped_batches, prompt_batches, sequence_batches
@@ -277,6 +278,15 @@ def answered_rows(pool: Pool, scores: PoolScores) -> list[TokenizedExample]:
             tokens = np.asarray(batch.tokens[row, : batch.lengths[row]])
             rows[example] = TokenizedExample(tokens, int(batch.prompt_lengths[row]))
     return [rows[example] for example in range(pool.size)]
+
+
+def answer_texts(encoder: Encoder, pool: Pool, scores: PoolScores, indices: ArrayLike) -> list[str] | None:
+    """Text of the model's answers to some of a pool's prompts; None where it was the caller who proposed answers."""
+    if isinstance(pool, ProposedPool):
+        return None
+    rows = answered_rows(pool, scores)
+    chosen = [rows[index] for index in np.asarray(indices).tolist()]
+    return [encoder.text(row.tokens[row.prompt_length :]).strip() for row in chosen]
 
 
 def answered_shapes(pool: Pool) -> Sequence[Shape]:

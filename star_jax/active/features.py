@@ -43,11 +43,13 @@ class Features(NamedTuple):
       arrays: feature -> `N`, `N×D` or `N×W`.
       base: those of the base model, for the state to keep.
       response_tokens: `N` tokens of the responses that the full model was scored on, or None.
+      answered: the full model's answers, or else the base model's; None where neither gave any for this.
     """
 
     arrays: Mapping[Feature, Array]
     base: Mapping[Feature, Array]
     response_tokens: Array | None = None
+    answered: PoolScores | None = None
 
 
 def compute_features(
@@ -76,11 +78,12 @@ def compute_features(
     draws = _Draws(key, Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout))
     passes = sum(_passes(problem, needs, draws) for needs in (base, full))
     with observer.phase("score", passes * len(problem.prompts), "examples") as tick:
-        found, _ = _of_model(problem, problem.start, base, draws, config.lora, tick)
+        found, of_base = _of_model(problem, problem.start, base, draws, config.lora, tick)
         known = {**state.base, **found}
         kept = {need: known[need] for need in strategy.needs if need.model == "base"}
-        arrays, tokens = _of_model(problem, state.adapter, full, draws, config.lora, tick)
-    return Features({**kept, **arrays}, kept, tokens)
+        arrays, answered = _of_model(problem, state.adapter, full, draws, config.lora, tick)
+    tokens = None if answered is None else answered.measures["response_tokens"]
+    return Features({**kept, **arrays}, kept, tokens, of_base if answered is None else answered)
 
 
 class _Draws(NamedTuple):
@@ -115,8 +118,8 @@ def _of_model(
     draws: _Draws,
     lora: LoraConfig,
     tick: Callable[[int], None],
-) -> tuple[dict[Feature, Array], Array | None]:
-    """Features of one of the two models, and the tokens of its responses where it gave some."""
+) -> tuple[dict[Feature, Array], PoolScores | None]:
+    """Features of one of the two models, and its answers where it gave some."""
     arrays: dict[Feature, Array] = {}
     scored: PoolScores | None = None
     # 1. Measures, a pass for each way of scoring.
@@ -128,7 +131,7 @@ def _of_model(
     # 2. Vectors.
     rows = PoolRows(problem.tokens, problem.shapes.prompts, problem.pool, scored)
     arrays |= pool_vectors(problem.model, adapter, needs, rows, lora, tick)
-    return arrays, None if scored is None else scored.measures["response_tokens"]
+    return arrays, scored
 
 
 class PoolRows(NamedTuple):

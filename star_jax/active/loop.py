@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.needs import Measure
+from star_jax.acquisition.pool_scoring import answer_texts
 from star_jax.acquisition.selection import uniform
 from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, pick
 from star_jax.active.features import Features, compute_features
@@ -120,9 +121,8 @@ def learn(
     fitted, validation = train(config, problem, labels, train_key, observer)
     # 3. What the next round needs, and what a person wants to see.
     scores, base, full, tokens = (None if leaf is None else np.asarray(leaf) for leaf in choice[1:5])
-    info = RoundInfo(
-        picked, len(labels), fitted.loss, scores, base, full, tokens, validation, answers, fitted.step_losses
-    )
+    seen = (scores, base, full, tokens, validation, answers, fitted.step_losses, choice.guesses)
+    info = RoundInfo(picked, len(labels), fitted.loss, *seen)
     return LoopState(state.round + 1, pool, labels, fitted.adapter, {**state.base, **choice.base_features}), info
 
 
@@ -218,7 +218,10 @@ def score_and_pick(
     base, full = (
         next((computed.arrays[need] for need in strategy.measures(model)), None) for model in ("base", "full")
     )
-    return Choice(picked, scores, base, full, computed.response_tokens, computed.base)
+    guesses = (
+        None if computed.answered is None else answer_texts(problem.encoder, problem.pool, computed.answered, picked)
+    )
+    return Choice(picked, scores, base, full, computed.response_tokens, computed.base, guesses)
 
 
 @partial(jax.jit, static_argnames=("strategy",))

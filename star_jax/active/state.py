@@ -113,6 +113,7 @@ class RoundInfo(NamedTuple):
       validation: labelled examples that were not trained on.
       answers: to each of the picks, in their order.
       losses: cross-entropy of each training step, nats a token.
+      guesses: what the model that the picks were made by answers to each of them, or None.
     """
 
     picked: np.ndarray
@@ -125,6 +126,7 @@ class RoundInfo(NamedTuple):
     validation: Sequence[Example] = ()
     answers: Sequence[Answer] = ()
     losses: np.ndarray = np.zeros(0)
+    guesses: Sequence[str] | None = None
 
     @property
     def skipped(self) -> int:
@@ -144,3 +146,4 @@ class Choice(NamedTuple):
     full: Array | None = None
     response_tokens: Array | None = None
     base_features: Mapping[Feature, Array] = MappingProxyType({})
+    guesses: Sequence[str] | None = None

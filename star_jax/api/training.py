@@ -92,7 +92,7 @@ class Evaluation:
       ece: expected calibration error, bins of equal width.
       auroc: how well uncertainty tells wrong answers from right ones; None where all are right, or all wrong.
       group_accuracy: accuracy by group.
-      predictions: one object an example: id, prediction, reference, correct, confidence, uncertainty, group.
+      predictions: one object an example: id, prompt, prediction, reference, correct, confidence, uncertainty, group.
     """
 
     accuracy: float

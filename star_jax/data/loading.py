@@ -13,9 +13,10 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from star_jax.config import DataConfig, OnBadRow
+from star_jax.data.cells import clear_labels, plain_row, warn_of_gaps
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.readers import Numbered, Record, Source, base_name, place, read_rows, unit
-from star_jax.data.tasks.fields import field_names
+from star_jax.data.tasks.fields import field_names, is_missing, whole_number
 from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError, DataError
 
@@ -74,6 +75,8 @@ def load_pool_and_test(config: DataConfig, task: Task, seed: int) -> LoadedData:
         train, held_out = _required(config.train, "train", task), _required(config.test, "test", task)
         pool = _usable(task, train, "train", config.on_bad_row, lambda prompt, row: (prompt, task.response(row)))
         test = _usable(task, held_out, "test", config.on_bad_row, _labelled(task))
+    if config.train is not None:
+        warn_of_gaps(config.train, [response for _, response in pool.items if response is not None])
     prompts = _draw([prompt for prompt, _ in pool.items], config.pool_limit, seed)
     responses = {prompt.id: response for prompt, response in pool.items if response is not None}
     examples = _draw(test.items, config.test_limit, TEST_DRAW_SEED)
@@ -161,7 +164,7 @@ def _usable(
     lines: dict[str, int] = {}
     shown: list[str] = []
     bad = 0
-    for number, row in _filled(read_rows(source, split)) if task.sparse else read_rows(source, split):
+    for number, row in _rows(task, source, split):
         try:
             if isinstance(row, DataError):
                 raise row
@@ -181,6 +184,17 @@ def _usable(
     if bad:
         _report(source, shown, bad, len(items))
     return _Usable(items, bad)
+
+
+def _rows(task: Task, source: Source, split: str) -> Numbered:
+    """The rows of a source with their values as a task reads them."""
+    rows = ((number, plain_row(row) if isinstance(row, dict) else row) for number, row in read_rows(source, split))
+    if not task.sparse:
+        yield from rows
+        return
+    filled = list(_filled(rows))
+    clear_labels([row for _, row in filled if isinstance(row, dict)], task.label_fields)
+    yield from filled
 
 
 def _filled(rows: Numbered) -> Numbered:
@@ -212,8 +226,8 @@ def _identifier(task: Task, row: Record) -> str | None:
             return None
         state = "is empty" if name in row else f"is missing (the row has {field_names(row)})"
         raise DataError(f"field '{name}', which should name the row, {state}; fill it in, or leave out format.id")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # A column of whole numbers with gaps is read as one of fractions by many a tool.
+    if isinstance(value, float):
+        value = whole_number(value)  # A column of whole numbers with gaps is read as one of fractions by many a tool.
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(f"field '{name}' is {value!r}; it must be a number or a text, or be absent")
     return str(value)
@@ -225,7 +239,8 @@ def _group(task: Task, row: Record) -> str | None:
     if task.group_field not in row:
         raise DataError(f"field '{task.group_field}', of format.group, is missing (the row has {field_names(row)})")
     value = row[task.group_field]
-    return None if value is None else str(value).strip() or None
+    value = whole_number(value) if isinstance(value, float) else value
+    return None if is_missing(value) else str(value).strip() or None
 
 
 def _draw(items: list[Named], limit: int | None, seed: int) -> list[Named]:

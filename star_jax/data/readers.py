@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,12 @@ def _read_hub(source: str, split: str) -> Numbered:
         raise DataError(f"{source}: is neither a file nor a hub name, NAME[:CONFIG][@SPLIT]; check the path")
     import datasets  # takes seconds to import; most runs read local files
 
+    load = partial(datasets.load_dataset, match["name"], match["config"], split=match["split"] or split)
     try:
-        rows = datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
+        rows = load()
+        if getattr(getattr(rows, "info", None), "builder_name", None) == "csv":
+            # Of CSV files it would take labels such as NA and None for empty cells.
+            rows = load(keep_default_na=False, na_values=[""])
     except Exception as error:  # client, network and file system each have their own; the user can do the same
         raise DataError(
             f"{source}: is no file here, and cannot be loaded from the hub ({_first_line(error)}); check the name "

@@ -14,6 +14,9 @@ import numpy as np
 
 from star_jax.config import TooLong
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.spelling import Joint, Reader, blanks_at_end, loses_text, response_tokens
+from star_jax.data.tasks.chat import end_of_turn
+from star_jax.data.tasks.fields import short
 from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError
 
@@ -80,29 +83,34 @@ class Encoder:
         self.limits = limits
         self.append_eos = task.append_eos
         self.add_special_tokens = task.add_special_tokens
+        self.joint_tokens = task.joint_tokens
         self.eos_id: int = tokenizer.eos_token_id if task.end_id is None else task.end_id
         self.end_ids: tuple[int, ...] = tuple(sorted({*end_ids, tokenizer.eos_token_id, self.eos_id}))
+        frame = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, end_of_turn(tokenizer))
+        self._reader = Reader(tokenizer, [token for token in frame if token is not None])
         self._vocab_size = vocab_size
         self._check_vocabulary("the end of a response", [self.eos_id])
 
     def prompts(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """Tokens of each prompt, with special tokens as the tokenizer adds them, unless the text has its own.
 
-        What the tokenizer adds behind the text is left out: a prompt goes on in its response.
+        What the tokenizer adds behind the text is left out: a prompt goes on in its response. Blanks at its end are
+        the response's, since tokenizers make one token of a blank and the word behind it.
 
         Raises:
           DataError: a prompt is longer than the limit and `too_long` is not `truncate-left`; `within_limits`
             leaves such prompts out beforehand where it is `drop`.
         """
-        encoded = self._tokenize([prompt.id for prompt in prompts], [prompt.text for prompt in prompts])
+        encoded = self._asked(prompts)
         return [self._fit_prompt(prompt, text.ids) for prompt, text in zip(prompts, encoded, strict=True)]
 
     def examples(self, examples: Sequence[Example], *, counted: bool = False) -> list[TokenizedExample]:
         """Tokens of each prompt followed by its response.
 
-        The text is tokenised as one, and a token belongs to the response if it ends behind the last
-        character of the prompt. End-of-sequence is part of the response where the task says so. Responses
-        that are cut are counted and logged.
+        A row begins with the tokens that `prompts` gives, and the response is spelled as what follows them. Where the
+        task has `joint_tokens`, the text is tokenised as one instead, and a token belongs to the response if it ends
+        behind the last character of the prompt. End-of-sequence is part of the response where the task says so.
+        Responses that are cut are counted and logged.
 
         Args:
           examples: prompts with responses.
@@ -111,7 +119,7 @@ class Encoder:
         Raises:
           DataError: a prompt or a response is empty, or over its limit where that is an error.
         """
-        rows, cut = self._rows(examples)
+        rows, cut = self._fit_responses(examples, self._split(examples))
         if cut and not counted:
             self._say_cut(cut, len(rows))
         return rows
@@ -148,7 +156,7 @@ class Encoder:
         Raises:
           DataError: `too_long` is `error` and a prompt or a response is over its limit, or one has no tokens.
         """
-        encoded = self._tokenize([prompt.id for prompt in prompts], [prompt.text for prompt in prompts])
+        encoded = self._asked(prompts)
         kept, long = [], 0
         for prompt, text in zip(prompts, encoded, strict=True):
             over = len(text.ids) > self.limits.prompt
@@ -160,21 +168,37 @@ class Encoder:
             verb = "left out" if self.limits.too_long == "drop" else "cut on the left"
             _log.warning("%d of %d prompts are over %d tokens and are %s", long, len(prompts), self.limits.prompt, verb)
         labelled = [Example(prompt, labels[prompt.id]) for prompt in kept if prompt.id in labels]
-        responses_cut = self._rows(labelled)[1]
+        parts = self._split(labelled)
+        responses_cut = self._fit_responses(labelled, parts)[1]
         if responses_cut:
             self._say_cut(responses_cut, len(labelled))
+        self._say_unwritable(labelled, [tokens for _, tokens in parts])
         left_out = len(prompts) - len(kept)
         return Fitting(kept, left_out, long - left_out, responses_cut)
 
-    def text(self, tokens: np.ndarray) -> str:
-        """Text of response tokens, special tokens and the token that ends the response left out."""
+    def text(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """Text of response tokens without those that begin, end or fill up a text; others that are special stay."""
         ended = len(tokens) > 0 and int(tokens[-1]) in self.end_ids
-        return self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+        return self._reader.text(tokens[:-1] if ended else tokens)
 
-    def _rows(self, examples: Sequence[Example]) -> tuple[list[TokenizedExample], int]:
-        """The rows, and how many responses were cut."""
+    def readings(self, examples: Sequence[Example]) -> list[str]:
+        """What `text` makes of each response that is written with the very tokens that are trained on, uncut.
+
+        It differs from the response where the tokenizer changes characters or blanks; where it loses some, the response
+        itself is given.
+        """
+        parts = zip(examples, self._split(examples), strict=True)
+        return [self._reading(example, tokens) for example, (_, tokens) in parts]
+
+    def _reading(self, example: Example, tokens: Sequence[int]) -> str:
+        return example.response if self._loses(example, tokens) else self.text(tokens)
+
+    def _fit_responses(
+        self, examples: Sequence[Example], parts: Sequence[tuple[np.ndarray, list[int]]]
+    ) -> tuple[list[TokenizedExample], int]:
+        """The rows, and how many responses were cut; `parts` as `_split` makes them."""
         rows, cut = [], 0
-        for example, (prompt, response) in zip(examples, self._split(examples), strict=True):
+        for example, (prompt, response) in zip(examples, parts, strict=True):
             if len(response) > self.limits.response:
                 if self.limits.too_long == "error":
                     raise DataError(self._too_long(example.id, "response", len(response), self.limits.response))
@@ -184,26 +208,83 @@ class Encoder:
 
     def _split(self, examples: Sequence[Example]) -> list[tuple[np.ndarray, list[int]]]:
         """Tokens of each prompt, within the limit, and of its response, whatever its length."""
-        texts = [example.prompt.text + example.response for example in examples]
+        tails = [self._tail(example) for example in examples]
+        texts = [self._text_asked(example.prompt) + tail for example, tail in zip(examples, tails, strict=True)]
         encoded = self._tokenize([example.id for example in examples], texts, return_offsets_mapping=True)
+        prompts = [] if self.joint_tokens else list({example.prompt: None for example in examples})
+        asked = dict(zip(prompts, self._asked(prompts), strict=True))
         parts = []
-        for example, text in zip(examples, encoded, strict=True):
-            end = len(example.prompt.text)
-            start = next((i for i, stop in enumerate(text.stops) if stop > end), len(text.ids))
-            response = text.ids[start:]
-            if self.append_eos and response[-1:] != [self.eos_id]:  # a file's text may spell the end itself
-                response = [*response, self.eos_id]
-            if not response:
-                raise DataError(f"example {example.id}: the response is empty; give it a text or leave the row out")
-            # Leaving out a prompt that is too long only with this response behind it would tell of the response.
-            parts.append((self._fit_prompt(example.prompt, text.ids[:start], ("truncate-left", "drop")), response))
+        for example, text, tail in zip(examples, encoded, tails, strict=True):
+            end = len(self._text_asked(example.prompt))
+            if self.joint_tokens:
+                start = next((i for i, (_, stop) in enumerate(text.offsets) if stop > end), len(text.ids))
+                # Leaving out a prompt that is too long only with this response behind it would tell of the response.
+                prompt = self._fit_prompt(example.prompt, text.ids[:start], ("truncate-left", "drop"))
+                response = list(text.ids[start:])
+            else:
+                tokens = asked[example.prompt].ids
+                prompt = self._fit_prompt(example.prompt, tokens)
+                response = response_tokens(self.tokenizer, tokens, text, end, tail)
+            parts.append((prompt, self._ended(example, response)))
         return parts
+
+    def _ended(self, example: Example, response: list[int]) -> list[int]:
+        """The tokens of a response with the one that ends it."""
+        self._check_vocabulary(f"example {example.id}", response)
+        if not response and example.response.strip():
+            raise DataError(
+                f"example {example.id}: the model's tokenizer has no tokens for the response "
+                f"{short(example.response)}; write it otherwise or leave the row out"
+            )
+        if self.append_eos and response[-1:] != [self.eos_id]:  # a file's text may spell the end itself
+            response = [*response, self.eos_id]
+        if not response:
+            raise DataError(f"example {example.id}: the response is empty; give it a text or leave the row out")
+        return response
+
+    def _asked(self, prompts: Sequence[Prompt]) -> list[Joint]:
+        """Tokens of each prompt as the model is asked with it, whatever their number."""
+        return self._tokenize([prompt.id for prompt in prompts], [self._text_asked(prompt) for prompt in prompts])
+
+    def _text_asked(self, prompt: Prompt) -> str:
+        return prompt.text if self.joint_tokens else prompt.text.removesuffix(blanks_at_end(prompt.text))
+
+    def _tail(self, example: Example) -> str:
+        """What follows the text that the model is asked with: blanks of the prompt, and the response."""
+        blanks = "" if self.joint_tokens else blanks_at_end(example.prompt.text)
+        # One blank on either side is one that was meant twice.
+        return example.response if blanks == " " and example.response.startswith(" ") else blanks + example.response
 
     def _say_cut(self, cut: int, of: int) -> None:
         limit = self.limits.response
         _log.warning("%d of %d responses are over %d tokens and are cut on the right", cut, of, limit)
 
-    def _tokenize(self, names: Sequence[str], texts: list[str], **options: Any) -> list[_Tokens]:
+    def _say_unwritable(self, examples: Sequence[Example], responses: Sequence[list[int]]) -> None:
+        """Logs how many responses the model cannot write as they stand; `responses` are their tokens."""
+        ends = [one for one, tokens in zip(examples, responses, strict=True) if self._ends_early(tokens)]
+        if ends:
+            _log.warning(
+                "%d of %d responses hold a token that ends a response before their end, as example %s does with %s; "
+                "the model will stop there",
+                *(len(ends), len(examples), ends[0].id, short(ends[0].response)),
+            )
+        lost = [one for one, tokens in zip(examples, responses, strict=True) if self._loses(one, tokens)]
+        if lost:
+            _log.warning(
+                "%d of %d responses have characters that the model's tokenizer does not know, as example %s does with "
+                "%s; no answer will equal them",
+                *(len(lost), len(examples), lost[0].id, short(lost[0].response)),
+            )
+
+    def _ends_early(self, tokens: Sequence[int]) -> bool:
+        return not set(self.end_ids).isdisjoint(tokens[:-1])
+
+    def _loses(self, example: Example, tokens: Sequence[int]) -> bool:
+        spelled = example.response.rstrip().endswith(self.tokenizer.convert_ids_to_tokens(self.eos_id))
+        written = tokens if spelled or tokens[-1:] != [self.eos_id] else tokens[:-1]
+        return self._reader.unknown in written or loses_text(example.response, self._reader.spelled(written))
+
+    def _tokenize(self, names: Sequence[str], texts: list[str], **options: Any) -> list[Joint]:
         """Tokens of each text without those that the tokenizer adds behind it; `names` are those of the examples."""
         if not texts:
             return []
@@ -221,7 +302,7 @@ class Encoder:
             stop = len(ids) - next((i for i, flag in enumerate(reversed(added)) if not flag), len(ids))
             offsets = encoded["offset_mapping"][place][:stop] if "offset_mapping" in encoded else ()
             self._check_vocabulary(f"example {name}", ids[:stop])
-            tokens.append(_Tokens(list(ids[:stop]), [end for _, end in offsets]))
+            tokens.append(Joint(list(ids[:stop]), offsets))
         return tokens
 
     def _check_vocabulary(self, what: str, ids: Sequence[int]) -> None:
@@ -252,13 +333,6 @@ class Encoder:
             f"example {name}: the {part} has {length} tokens, over the limit of {limit}; raise max_{part}_tokens, "
             "or set too_long to drop or truncate-left"
         )
-
-
-class _Tokens(NamedTuple):
-    """A tokenised text: its tokens, and where in the text each of them ends, if that was asked for."""
-
-    ids: list[int]
-    stops: list[int]
 
 
 def _row(prompt: np.ndarray, response: Sequence[int]) -> TokenizedExample:

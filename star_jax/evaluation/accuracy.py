@@ -10,10 +10,32 @@ from numpy.typing import ArrayLike
 from star_jax.data.tasks.task import Task
 
 
-def judge(task: Task, predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Whether each predicted text gives the answer of its reference, by the task's own parser: `N` bool."""
-    pairs = zip(predictions, references, strict=True)
-    return np.fromiter((task.is_correct(prediction, reference) for prediction, reference in pairs), dtype=bool)
+def judge(
+    task: Task, predictions: Sequence[str], references: Sequence[str], readings: Sequence[str] | None = None
+) -> np.ndarray:
+    """Whether each predicted text gives the answer of its reference, by the task's own parser: `N` bool.
+
+    Args:
+      task: the parser.
+      predictions: texts of the model.
+      references: the answers as somebody wrote them.
+      readings: the same as the model can write them, where its tokenizer changes characters or blanks
+        (`Encoder.readings`). A prediction that gives the answer of either is right, and so is one that is the reading.
+    """
+    readings = references if readings is None else readings
+    triples = zip(predictions, references, readings, strict=True)
+    return np.fromiter((_is_right(task, *texts) for texts in triples), dtype=bool)
+
+
+def _is_right(task: Task, prediction: str, reference: str, reading: str) -> bool:
+    if task.is_correct(prediction, reference):
+        return True
+    if reading == reference:
+        return False
+    # A parser of closed answers may not know the reading; whoever wrote the very tokens of the reference is right.
+    return task.is_correct(prediction, reading) or (
+        task.parse(reference) is not None and prediction.split() == reading.split()
+    )
 
 
 def accuracy(correct: ArrayLike) -> float:

@@ -48,6 +48,7 @@ class TestSet:
       examples: with gold responses.
       prompts: for generation.
       gold: the gold responses, for their NLL.
+      readings: the gold responses as the model can write them; see `Encoder.readings`.
     """
 
     __test__ = False  # The name is the field's; it is no test case.
@@ -57,6 +58,7 @@ class TestSet:
     examples: Sequence[Example]
     prompts: GeneratedPool
     gold: ProposedPool
+    readings: Sequence[str]
 
 
 class Evaluation(NamedTuple):
@@ -65,7 +67,9 @@ class Evaluation(NamedTuple):
     Attributes:
       metrics: accuracy, nll (nats a gold token), brier, ece (equal width), ece_equal_mass, auroc and
         auroc_base (uncertainty against errors; None where all answers are right or all wrong), group_accuracy.
-      predictions: one object an example, ready for predictions.jsonl.
+      predictions: one object an example, ready for predictions.jsonl: `id`, `group`, `prompt`, the model's answer
+        `prediction`, the gold response `reference`, `correct`, `confidence` (a probability), and `uncertainty` and
+        `base_uncertainty` (`UNCERTAINTY` of the model and of the base model, nats).
     """
 
     metrics: dict[str, Any]
@@ -75,7 +79,8 @@ class Evaluation(NamedTuple):
 def prepare_test_set(task: Task, encoder: Encoder, test: TokenizedSet, shapes: Shapes) -> TestSet:
     """Batches prompts and gold responses."""
     gold = proposed_pool(test.rows, shapes.sequences)
-    return TestSet(task, encoder, test.examples, generated_pool(encoder, test.prompts, shapes), gold)
+    prompts = generated_pool(encoder, test.prompts, shapes)
+    return TestSet(task, encoder, test.examples, prompts, gold, encoder.readings(test.examples))
 
 
 def evaluate(
@@ -105,7 +110,7 @@ def evaluate(
     for measures in (scores.measures, gold):
         check_finite(measures["sequence_nll"], [example.id for example in test.examples])
     texts = generated_texts(scores, test.encoder)
-    correct = judge(test.task, texts, [example.response for example in test.examples])
+    correct = judge(test.task, texts, [example.response for example in test.examples], test.readings)
 
     suffix = "_mean" if config.confidence == "mean_token" else ""
     nll = np.asarray(scores.measures[f"sequence_nll{suffix}"], np.float64)
@@ -125,6 +130,7 @@ def evaluate(
     predictions = [
         {
             "id": example.id,
+            "prompt": example.prompt.text,
             "prediction": text,
             "reference": example.response,
             "correct": bool(right),

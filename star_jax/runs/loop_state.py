@@ -6,6 +6,7 @@ A checkpoint is written last in a round and appears whole or not at all: it is w
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ CHOICE = "choice-{:03d}.npz"
 
 _ARRAYS = ("picked", "scores", "base", "full", "response_tokens")
 """What is kept of a choice. The base model's measures are kept by the score store, and its vectors are found again."""
+
+_GUESSES = "guesses"
+"""Name in it of the model's answers to the picks, as JSON."""
 
 _SECONDS = "seconds."
 """Beginning of the names in it of the seconds of a phase."""
@@ -114,6 +118,7 @@ def save_choice(folder: Path, number: int, kept: KeptChoice, origin: str) -> Non
     }
     seconds = {f"{_SECONDS}{phase}": np.asarray(value) for phase, value in kept.seconds.items()}
     arrays: dict[str, Any] = leaves | seconds | {"origin": np.asarray(origin)}
+    arrays[_GUESSES] = np.asarray(json.dumps(kept.choice.guesses))
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_bytes_atomic(folder / CHOICE.format(number), content.getvalue())
@@ -128,7 +133,8 @@ def load_choice(folder: Path, number: int, origin: str) -> KeptChoice | None:
         if str(arrays["origin"]) != origin:
             return None
         leaves: dict[str, Any] = {name: jnp.asarray(arrays[name]) for name in arrays.files if name in _ARRAYS}
-        choice = Choice(**leaves)
+        guesses = json.loads(str(arrays[_GUESSES])) if _GUESSES in arrays else None  # former choices have none
+        choice = Choice(**leaves, guesses=guesses)
         spent = [name for name in arrays.files if name.startswith(_SECONDS)]
         return KeptChoice(choice, {name.removeprefix(_SECONDS): float(arrays[name]) for name in spent})
 

@@ -15,24 +15,43 @@ from star_jax.tracking.timing import total_seconds
 
 
 def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Rows of queried.jsonl, first pick first; None where a strategy does not compute a figure."""
+    """Rows of queried.jsonl, one a pick, the first pick first.
+
+    Fields of a row; a figure is None where the strategy did not compute it, as all of them are in round 0:
+
+      `id`, `group`       of the example
+      `prompt`            what the model is asked, template applied
+      `prediction`        what the model answered before it was given the label, without blanks around it
+      `uncertainty`       what it was picked by: the full model's measure, or the base model's where that alone is read
+      `base_uncertainty`, `full_uncertainty`   the first measure of each model that the strategy reads
+      `score`, `rank`     the strategy's score, and its place among the picks, from 0
+      `response`          the label, as it is trained on; None where the example was skipped
+      `skipped`, `annotator`, `labelled_at`    where that was said
+
+    Files of former versions have neither `prompt`, `prediction` nor `uncertainty`.
+    """
 
     def at(values: np.ndarray | None, index: int) -> float | None:
         return None if values is None else float(values[index])
 
-    return [
-        {
-            "id": problem.prompts[index].id,
+    def row(rank: int, index: int, answer: Answer) -> dict[str, Any]:
+        prompt = problem.prompts[index]
+        return {
+            "id": prompt.id,
+            "prompt": prompt.text,
+            "prediction": None if info.guesses is None else info.guesses[rank],
             "score": at(info.scores, index),
+            "uncertainty": at(info.base if info.full is None else info.full, index),
             "base_uncertainty": at(info.base, index),
             "full_uncertainty": at(info.full, index),
             "rank": rank,
-            "group": task.group(problem.prompts[index]),
+            "group": task.group(prompt),
             "response": labels.get(index),
             **_given_by(answer),
         }
-        for rank, (index, answer) in enumerate(zip(info.picked.tolist(), info.answers, strict=True))
-    ]
+
+    picks = zip(info.picked.tolist(), info.answers, strict=True)
+    return [row(rank, index, answer) for rank, (index, answer) in enumerate(picks)]
 
 
 def _given_by(answer: Answer) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from star_jax.acquisition.pool_scoring import (
     BatchSizes,
     PoolScores,
     Sampling,
+    answer_texts,
     candidate_pool,
     check_candidates,
     choose_shapes,
@@ -206,6 +207,21 @@ def test_generated_texts_leave_out_what_is_behind_the_end(model, adapter, encode
     assert generated_texts(scores, encoder) == want
     with pytest.raises(ValueError, match="generated pool"):
         generated_texts(score_pool(model, adapter, build("proposed")), encoder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_read_for_those_that_are_asked_about(model, adapter, encoder, build, kind):
+    pool = build(kind)
+    scores = score_pool(model, adapter, pool)
+    found = answer_texts(encoder, pool, scores, np.array([3, 0, 5]))
+    if kind == "proposed":
+        assert found is None
+    elif kind == "candidates":
+        chosen = np.asarray(scores.responses)[[3, 0, 5]]
+        assert found == [CANDIDATES[place].strip() for place in chosen]
+    else:
+        texts = generated_texts(scores, encoder)
+        assert found == [texts[place].strip() for place in (3, 0, 5)]
 
 
 def test_generation_ends_at_every_token_that_the_encoder_names(model, adapter, encoder, prompts, build):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool, score_pool
+from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool, generated_texts, score_pool
 from star_jax.acquisition.strategy import Strategy, get_strategy
 from star_jax.active.loop import choose, init, learn, step
 from star_jax.active.pool import SKIPPED, available
@@ -98,6 +98,19 @@ def test_budget_is_exact_and_picks_never_repeat(played):
     assert int(np.sum(~np.asarray(available(state.pool)))) == 16
     for number, info in enumerate(infos):
         np.testing.assert_array_equal(np.asarray(state.pool.labelled_in)[info.picked], number)
+
+
+def test_picks_come_with_what_the_model_guessed_before_it_was_told(problem, played):
+    """The guess of a pick is the full model's greedy answer, and the measure beside it that of this answer."""
+    _, infos = played
+    assert infos[0].guesses is None
+    state = init(len(problem.prompts))
+    for info in infos[1:]:
+        state, _ = step(CONFIG, made("star"), problem, state, jax.random.key(0))
+        scores = score_pool(problem.model, state.adapter, problem.pool)
+        texts = generated_texts(scores, problem.encoder)
+        assert info.guesses == [texts[index].strip() for index in info.picked]
+    assert play(problem, "random", rounds=2)[1][1].guesses is None
 
 
 def test_the_annotator_is_asked_for_what_is_picked_and_once(problem, examples):

@@ -28,7 +28,7 @@ def test_templates_stand_as_they_are_but_for_blanks_at_the_end():
     task = generic(prompt="{{ row['The context'] }}\n{{ question }}\nAnswer:\n", response="\n{{ label }}")
     assert task.prompt(row) == "Tom has pens.\n  How many? \nAnswer:\n"
     assert task.response(row) == "\nthree"
-    assert generic(prompt="{{ question }}").prompt(row) == "  How many?"
+    assert generic(prompt="{{ question }}").prompt(row) == "  How many? "
 
 
 @pytest.mark.parametrize("blanks", ["", " ", " \t "])
@@ -132,6 +132,17 @@ def test_exact_match_sees_neither_blanks_nor_capitals():
     assert task.is_correct(" New \n york", "New York")
     assert not task.is_correct("New York.", "New York")
     assert not task.is_correct("", "")
+
+
+def test_letters_are_the_same_however_unicode_writes_them():
+    exact = generic(response="{{ a }}", match="exact")
+    assert exact.is_correct("cafe\u0301", "caf\u00e9")
+    assert not exact.is_correct("x2", "x\u00b2")
+    closed = generic(response="{{ a }}", answers=("\ufb01ne", "\u4e0d\u597d"), match="choice")
+    assert closed.parse("it is fine") == closed.parse("\ufb01ne") == "\ufb01ne"
+    assert closed.parse("\u4e0d\u597d") == "\u4e0d\u597d"
+    powers = generic(response="{{ a }}", answers=("x\u00b2", "x2"), match="choice")
+    assert (powers.parse("x\u00b2"), powers.parse("x2")) == ("x\u00b2", "x2")
 
 
 def test_numeric_match_reads_the_last_number():

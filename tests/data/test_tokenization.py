@@ -55,12 +55,14 @@ def ending(words) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def task(append_eos: bool = True) -> Task:
-    return Task("words", lambda row: "", lambda row: None, lambda text: text, append_eos=append_eos)
+def task(append_eos: bool = True, joint: bool = False) -> Task:
+    return Task("words", lambda row: "", lambda row: None, str, append_eos=append_eos, joint_tokens=joint)
 
 
-def encoder(tokenizer, *, prompt: int = 40, response: int = 20, append_eos: bool = True, too_long="error") -> Encoder:
-    return Encoder(tokenizer, task(append_eos), Limits(prompt, response, too_long))
+def encoder(
+    tokenizer, *, prompt: int = 40, response: int = 20, append_eos: bool = True, too_long="error", joint: bool = False
+) -> Encoder:
+    return Encoder(tokenizer, task(append_eos, joint), Limits(prompt, response, too_long))
 
 
 def example(prompt: str, response: str, name: str = "e1") -> Example:
@@ -91,10 +93,10 @@ def test_end_of_sequence_only_where_the_task_wants_it(words):
     assert one.prompt_length == other.prompt_length == 3
 
 
-def test_a_token_that_reaches_into_the_response_belongs_to_it(pieces):
+def test_in_joint_tokens_one_that_reaches_into_the_response_belongs_to_it(pieces):
     """Every cut behind the first word, inside words and at spaces: the prompt keeps what lies in it entirely."""
     examples = [example(text[:cut], text[cut:]) for text in SENTENCES for cut in range(text.index(" "), len(text))]
-    rows = encoder(pieces, prompt=99, response=99).examples(examples)
+    rows = encoder(pieces, prompt=99, response=99, joint=True).examples(examples)
     crossing = 0
     for one, row in zip(examples, rows, strict=True):
         whole = pieces.backend_tokenizer.encode(one.prompt.text + one.response)
@@ -224,21 +226,23 @@ def test_truncation_cuts_prompts_on_the_left_and_responses_on_the_right(words, c
     np.testing.assert_array_equal(prompt, row.tokens[:3])
 
 
-def test_a_prompt_that_only_its_response_makes_too_long_is_cut_where_long_ones_are_dropped():
+def test_a_joint_prompt_that_only_its_response_makes_too_long_is_cut_where_long_ones_are_dropped():
     """`xab` is one token, and `x`, `a`, `bc` are those of `xabc`. Leaving the prompt out would tell of the response."""
     parts = ["x", "a", "b", "c", "bc", "ab", "xab", "</s>"]
     merges = [("b", "c"), ("a", "b"), ("x", "ab")]
     model = models.BPE({part: number for number, part in enumerate(parts)}, merges)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>")
     one = example("xab", "c")
-    (whole,) = encoder(tokenizer).examples([one])
+    (whole,) = encoder(tokenizer, joint=True).examples([one])
     assert (tokenizer.convert_ids_to_tokens(whole.tokens), whole.prompt_length) == (["x", "a", "bc", "</s>"], 2)
-    dropping = encoder(tokenizer, prompt=1, too_long="drop")
+    dropping = encoder(tokenizer, prompt=1, too_long="drop", joint=True)
     assert fit(dropping, [one]) == Fitting([one.prompt], 0, 0, 0)
     (cut,) = dropping.examples([one])
     assert (tokenizer.convert_ids_to_tokens(cut.tokens), cut.prompt_length) == (["a", "bc", "</s>"], 1)
     with pytest.raises(DataError, match="over the limit of 1"):
-        encoder(tokenizer, prompt=1).examples([one])
+        encoder(tokenizer, prompt=1, joint=True).examples([one])
+    (asked,) = encoder(tokenizer).examples([one])
+    assert (tokenizer.convert_ids_to_tokens(asked.tokens), asked.prompt_length) == (["xab", "c", "</s>"], 1)
 
 
 def test_dropping_leaves_out_long_prompts_and_never_looks_at_responses(words, caplog):

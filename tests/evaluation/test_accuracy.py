@@ -1,5 +1,7 @@
 """Accuracy by hand, and judgement through a task's parser."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,19 @@ def test_judge_reads_both_texts_with_the_tasks_parser() -> None:
     assert correct.tolist() == [True, True, False, False]
     with pytest.raises(ValueError, match="shorter"):
         judge(TASK, ["yes", "no"], ["yes"])
+
+
+def test_what_a_tokenizer_can_write_of_an_answer_is_right() -> None:
+    exact = dataclasses.replace(TASK, parse=lambda text: " ".join(text.lower().split()) or None)
+    references = ["\ufb01ne", "\ufb01ne", "a <x> b", "", "sure"]
+    readings = ["fine", "fine", "a<x>b", "", "sure"]
+    predictions = ["Fine", "\ufb01ne", "a<x>b", "", "Sure thing"]
+    assert judge(exact, predictions, references, readings).tolist() == [True, True, True, False, False]
+    assert judge(exact, predictions, references).tolist() == [False, True, False, False, False]
+    # A parser of closed answers that knows none but its own spelling, and an answer that it cannot read itself.
+    closed = dataclasses.replace(TASK, parse=lambda text: text if text in ("\ufb01ne", "bad") else None)
+    assert judge(closed, ["fine", "bad", "fin"], ["\ufb01ne"] * 3, ["fine"] * 3).tolist() == [True, False, False]
+    assert judge(closed, ["other"], ["o\ufb00er"], ["other"]).tolist() == [False]
 
 
 def test_accuracy_is_the_share_of_correct() -> None:

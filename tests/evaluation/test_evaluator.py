@@ -40,6 +40,7 @@ def judged():
 def test_predictions_are_in_order_and_judged_right(judged):
     examples, plain, _ = judged
     assert [row["id"] for row in plain.predictions] == [example.id for example in examples]
+    assert [row["prompt"] for row in plain.predictions] == [example.prompt.text for example in examples]
     for example, row in zip(examples, plain.predictions, strict=True):
         assert row["reference"] == example.response
         assert row["correct"] == (row["prediction"].split() == skills.solve(example.prompt.text).split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from star_jax.data.spelling import blanks_at_end
 from star_jax.errors import ConfigError
 
 CHAT_DATE = "26 Jul 2024"
@@ -27,7 +28,8 @@ class ChatFormat(NamedTuple):
     Attributes:
       prompt: message -> text of a conversation that the model is to continue, without blanks at its end.
       between: the blanks that the template has between such a text and the answer.
-      end_id: the special token that the template writes behind an answer; None where it writes none.
+      end_id: the token that the template writes behind an answer and the tokenizer knows as one of its own, special or
+        merely added; None where it writes none.
     """
 
     prompt: Callable[[str], str]
@@ -53,21 +55,36 @@ def chat_format(tokenizer: Any, system: str | None) -> ChatFormat:
     opening: Turns = [] if system is None else [{"role": "system", "content": system}]
     question = [*opening, {"role": "user", "content": MESSAGE}]
     try:
-        # A macro of the same name goes before the function that transformers offers to templates.
-        today = f"{{%- macro strftime_now(format) -%}}{CHAT_DATE}{{%- endmacro -%}}"
-        template = today + tokenizer.get_chat_template()
+        template = _template(tokenizer)
         asked = _written(tokenizer, template, question, open_end=True)
         answered = _written(tokenizer, template, [*question, {"role": "assistant", "content": ANSWER}])
     except Exception as error:  # templates refuse what they do not know in ways of their own
         told = "" if system is None else "; does it take a system message? If not, set format.system to none"
         raise ConfigError(f"the model's chat template cannot be filled in ({error}){told}") from error
-    blanks = _blanks_at_end(asked)
+    blanks = blanks_at_end(asked)
 
     def prompt(text: str) -> str:
         turns = [*opening, {"role": "user", "content": text}]
         return _written(tokenizer, template, turns, open_end=True).removesuffix(blanks)
 
     return ChatFormat(prompt, blanks + _between(asked, answered), _end_of_turn(tokenizer, answered))
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The token that ends what the model says in a chat, by its template; None where there is none."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return None
+    try:
+        turns = [{"role": "user", "content": MESSAGE}, {"role": "assistant", "content": ANSWER}]
+        return _end_of_turn(tokenizer, _written(tokenizer, _template(tokenizer), turns))
+    except Exception:  # a template that cannot be filled in concerns only those who chat
+        return None
+
+
+def _template(tokenizer: Any) -> str:
+    # A macro of the same name goes before the function that transformers offers to templates.
+    today = f"{{%- macro strftime_now(format) -%}}{CHAT_DATE}{{%- endmacro -%}}"
+    return today + tokenizer.get_chat_template()
 
 
 def _written(tokenizer: Any, template: str, turns: Turns, open_end: bool = False) -> str:
@@ -85,10 +102,5 @@ def _between(asked: str, answered: str) -> str:
 def _end_of_turn(tokenizer: Any, answered: str) -> int | None:
     _, found, tail = answered.rpartition(ANSWER)
     tokens = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"] if found else []
-    added = tokenizer.added_tokens_decoder.items()
-    special = {number for number, token in added if token.special} - {tokenizer.unk_token_id}
-    return tokens[0] if tokens and tokens[0] in special else None
-
-
-def _blanks_at_end(text: str) -> str:
-    return text[len(text.rstrip(" \t")) :]
+    known = tokenizer.added_tokens_decoder.keys() - {tokenizer.unk_token_id}
+    return tokens[0] if tokens and tokens[0] in known else None

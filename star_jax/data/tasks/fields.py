@@ -6,10 +6,14 @@ The file and the line are put in front of it by `star_jax.data.loading`, which k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
 
 from star_jax.errors import DataError
+
+_WHOLE = re.compile(r"\s*([-+]?[0-9]+)\.0+\s*")
 
 
 class FieldError(DataError):
@@ -28,7 +32,7 @@ def text_field(row: Mapping[str, Any], name: str) -> str:
     """
     text = optional_text_field(row, name)
     if text is None:
-        state = "is empty" if row.get(name) is not None else f"is missing (the row has {field_names(row)})"
+        state = "is empty" if not is_missing(row.get(name)) else f"is missing (the row has {field_names(row)})"
         raise DataError(f"field '{name}' {state}; fill it in, or choose the data.task that fits the file")
     return text
 
@@ -40,12 +44,29 @@ def optional_text_field(row: Mapping[str, Any], name: str) -> str | None:
       DataError: the field is no string, or not valid Unicode.
     """
     value = row.get(name)
-    if value is None:
+    if is_missing(value):
         return None
     if not isinstance(value, str):
         raise FieldError(name, f"is {short(value)}; it must be a string")
     check_unicode(value, f"field '{name}'")
     return value if value.strip() else None
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value says that there is none: None, NaN of any type, and the like of pandas."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    # NaN, which is what a number that is missing becomes in many a table, is the one number that does not equal itself.
+    return isinstance(value, Number) and bool(value != value)
+
+
+def whole_number(value: Any) -> Any:
+    """`1` for the fraction 1.0, and "1" for the text "1.0"; any other value as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and (found := _WHOLE.fullmatch(value)):
+        return found[1]
+    return value
 
 
 def check_unicode(text: str, what: str) -> None:

@@ -7,15 +7,17 @@ after it, and a prompt that kept the blank would end in a token that prompt and 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from string import ascii_letters, ascii_uppercase
-from typing import Any
+from typing import Any, Literal
 
 from star_jax.config import FormatConfig
 from star_jax.data.examples import Prompt
+from star_jax.data.spelling import blanks_at_end
 from star_jax.data.tasks.chat import chat_format
 from star_jax.data.tasks.choices import choice_reader
-from star_jax.data.tasks.fields import short
+from star_jax.data.tasks.fields import short, whole_number
 from star_jax.data.tasks.numbers import last_number
 from star_jax.data.tasks.task import Task, no_group
 from star_jax.data.tasks.templates import RowTemplate, UnfilledError
@@ -40,8 +42,8 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
         be read back from its own text.
     """
     chat = chat_format(tokenizer, config.system) if config.chat else None
-    blanks = _blanks_at_end(config.prompt) if chat is None else chat.between
-    prompt_template = RowTemplate("format.prompt", config.prompt.removesuffix(_blanks_at_end(config.prompt)))
+    blanks = blanks_at_end(config.prompt) if chat is None else chat.between
+    prompt_template = RowTemplate("format.prompt", config.prompt.removesuffix(blanks_at_end(config.prompt)))
     response_template = RowTemplate("format.response", config.response)
     parse = _parser(config)
     answers = _closed_answers(config, parse)
@@ -52,12 +54,16 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
         text = prompt_template.render(row)
         if not text.strip():
             raise DataError("the prompt is empty; fill in the fields that format.prompt is made of")
-        return text.removesuffix(_blanks_at_end(text)) if chat is None else chat.prompt(text.rstrip())
+        if chat is not None:
+            return chat.prompt(text.rstrip())
+        # Blanks of a column stay where the format has none of its own: the row's response gets them.
+        return text.removesuffix(blanks_at_end(text)) if begin else text
 
     def checked(text: str, before: str) -> str:
         """The response of that text, or of the closed answer that it names."""
         answer = parse(text)
         if answers:
+            answer = answer if answer in answers else parse(whole_number(text))
             if answer not in answers:
                 raise DataError(f"the response is {short(text)}; expected one of {', '.join(config.answers)}")
             return begin + answers[answer]
@@ -67,7 +73,9 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
 
     def response(row: Mapping[str, Any]) -> str | None:
         try:
-            text = response_template.render(row).rstrip()
+            # A column of whole numbers with gaps is one of fractions to many a program.
+            whole = {name: whole_number(value) if isinstance(value, float) else value for name, value in row.items()}
+            text = response_template.render(whole).rstrip()
         except UnfilledError:
             return None
         if not text:
@@ -96,6 +104,7 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
         end_id=None if chat is None else chat.end_id,
         id_field=config.id,
         group_field=config.group,
+        label_fields=response_template.columns - prompt_template.columns,
         sparse=True,
     )
 
@@ -115,10 +124,6 @@ def _answer_column(template: RowTemplate) -> str | None:
     return template.only_column if PROBE in shown else None
 
 
-def _blanks_at_end(text: str) -> str:
-    return text[len(text.rstrip(" \t")) :]
-
-
 def _group(prompt: Prompt) -> str:
     return prompt.group or "none"
 
@@ -132,17 +137,23 @@ def _parser(config: FormatConfig) -> Parse:
 
 
 def _normalised(text: str) -> str | None:
-    """The text with single blanks and without capitals, or None for no text."""
-    return " ".join(text.split()).casefold() or None
+    """The text with single blanks and without capitals, or None for no text.
+
+    A letter and its accent are the same in one character or two.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold() or None
 
 
 def _choice_parser(answers: tuple[str, ...]) -> Parse:
     lettered = all(len(answer) == 1 and answer in ascii_letters for answer in answers)
     letters = "".join(answers).upper() if lettered else ascii_uppercase[: len(answers)]
-    read = choice_reader(letters, () if lettered else answers)
+    # Some tokenizers write ligatures, wide letters and the like as plain ones, so texts are read as if all did.
+    plain = [unicodedata.normalize("NFKC", answer) for answer in answers]
+    form: Literal["NFC", "NFKC"] = "NFKC" if len(set(map(_normalised, plain))) == len(answers) else "NFC"
+    read = choice_reader(letters, () if lettered else [unicodedata.normalize(form, answer) for answer in answers])
 
     def parse(text: str) -> str | None:
-        place = read(text)
+        place = read(unicodedata.normalize(form, text))
         return None if place is None else answers[place]
 
     return parse

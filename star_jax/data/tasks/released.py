@@ -1,8 +1,8 @@
 """The format in which the released STAR code scores an example, whatever data set it is from.
 
 One prompt suffix and one rewriting of the answer serve all three data sets, the suffix even where it makes no sense,
-nothing is stripped, and no end-of-sequence token is added. It exists to reproduce published scores; the other tasks
-of this package are the ones to train on.
+nothing is stripped, prompt and response are tokenised as one text, and no end-of-sequence token is added. It exists to
+reproduce published scores; the other tasks of this package are the ones to train on.
 """
 
 from __future__ import annotations
@@ -31,4 +31,4 @@ def parse(text: str) -> str | None:
     return text.strip() or None
 
 
-RELEASED = Task(name="released", prompt=prompt, response=response, parse=parse, append_eos=False)
+RELEASED = Task(name="released", prompt=prompt, response=response, parse=parse, append_eos=False, joint_tokens=True)

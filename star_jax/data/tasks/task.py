@@ -38,8 +38,11 @@ class Task:
       end_id: the token that ends a response instead, where a chat template has one of its own.
       add_special_tokens: whether the tokenizer puts its special tokens around a prompt; False where they are part
         of the prompt's text, as a chat template writes them.
+      joint_tokens: whether prompt and response are tokenised as one text, as the released code does it: a prompt may
+        then have other tokens in front of a response than those that the model is asked with.
       id_field: the field of a row that names it. Any but `id` must be there.
       group_field: the field of a row that becomes `Prompt.group`, or None.
+      label_fields: fields that say nothing but the response, whose cells are read as `star_jax.data.cells` explains.
       sparse: whether a field that only some rows of a source have is an empty one in the others.
       generate: pool and test set of the task's own, from the data section and the seed, for a configuration that
         names neither; None where files are needed.
@@ -65,8 +68,10 @@ class Task:
     append_eos: bool = True
     end_id: int | None = None
     add_special_tokens: bool = True
+    joint_tokens: bool = False
     id_field: str = "id"
     group_field: str | None = None
+    label_fields: frozenset[str] = frozenset()
     sparse: bool = False
     generate: Callable[[DataConfig, int], tuple[list[Example], list[Example]]] | None = None
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from star_jax.data.tasks.fields import check_unicode, field_names, short
+from star_jax.data.tasks.fields import check_unicode, field_names, is_missing, short
 from star_jax.errors import ConfigError, DataError
 
 WHOLE_ROW = "row"
@@ -32,6 +32,7 @@ class RowTemplate:
       source: Jinja text.
 
     Attributes:
+      columns: those that it reads, as far as it names them.
       only_column: the one column that the text is made of; None where there are several, or none.
 
     Raises:
@@ -51,6 +52,7 @@ class RowTemplate:
             ) from None
 
         columns = self._columns.difference(_ENVIRONMENT.globals) | _columns_of_row(tree)
+        self.columns = frozenset(name for name in columns if name is not None)
         self.only_column = columns.pop() if len(columns) == 1 else None
 
     def render(self, row: Mapping[str, Any]) -> str:
@@ -96,8 +98,7 @@ def _cell(row: Mapping[str, Any], name: str) -> Any:
     value = row.get(name)
     if name not in row:
         return StrictUndefined(hint=f"field '{name}' is missing (the row has {field_names(row)})", name=name)
-    # NaN, which is what a number that is missing becomes in Parquet, is the one value that does not equal itself.
-    if value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and not value.strip()):
+    if is_missing(value) or (isinstance(value, str) and not value.strip()):
         return _Empty(hint=f"field '{name}' is empty", name=name)
     return value
 
