@@ -133,17 +133,17 @@ def test_a_swap_cut_short_is_undone(tmp_path):
 def test_damaged_files_are_named_with_their_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"round": 0}) + "\n{\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is not JSON"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is not valid JSON"):
         files.read_jsonl(path)
     path.write_text("[]\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 1 is not an object"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 1 is a list, not an object"):
         files.read_jsonl(path)
-    with pytest.raises(DataError, match="is not a mapping of settings"):
+    with pytest.raises(DataError, match="line 1 holds a list and no keys"):
         files.read_yaml(path)
     path.write_text("a: [")
-    with pytest.raises(DataError, match="is not YAML"):
+    with pytest.raises(DataError, match="is not valid YAML"):
         files.read_yaml(path)
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         files.read_json(path)
     assert files.read_jsonl(tmp_path / "none.jsonl") == []
 
