@@ -231,37 +231,40 @@ def read_json(path: Path, fields: Mapping[str, Kind] | None = None, required: It
     Raises:
       DataError: the file cannot be read, is not JSON, or a field is not what it should be; file and field are named.
     """
-    try:
+    with _damage_named(path):
         value = read_json_object(path)
         check_fields(value, fields or {}, required)
-    except UnreadableError as error:
-        raise DataError(f"{error.at(path)}; {RESTORE}") from None
-    return value
+        return value
 
 
 def read_jsonl(path: Path, fields: Mapping[str, Kind] | None = None, required: Iterable[str] = ()) -> list[JsonObject]:
     """Reads one object a line, or nothing where there is no such file; arguments and errors as those of `read_json`."""
     if not exists(path):
         return []
-    rows: list[JsonObject] = []
-    line_number = None
-    try:
+    rows = []
+    with _damage_named(path):
         lines = read_text(path, MOST_BYTES_OF_ROWS).split("\n")
-        for line_number, line in zip(range(1, len(lines) + 1), lines, strict=True):
-            if line.strip():
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            with _damage_named(path, number):
                 rows.append(parse_json_object(line))
                 check_fields(rows[-1], fields or {}, required)
-    except UnreadableError as error:
-        raise DataError(f"{UnreadableError(error.problem, error.line or line_number).at(path)}; {RESTORE}") from None
     return rows
 
 
 def read_yaml(path: Path) -> JsonObject:
     """Reads a YAML mapping of a run folder; a `DataError` names a file that is not one, and the line."""
-    try:
+    with _damage_named(path):
         return parse_yaml(read_text(path)).value
+
+
+@contextmanager
+def _damage_named(path: Path, line: int | None = None) -> Iterator[None]:
+    """What cannot be read inside becomes a `DataError` that names the file, and the line where it is known."""
+    try:
+        yield
     except UnreadableError as error:
-        raise DataError(f"{error.at(path)}; {RESTORE}") from None
+        raise DataError(f"{UnreadableError(error.problem, error.line or line).at(path)}; {RESTORE}") from None
 
 
 def clean(path: Path) -> None:
