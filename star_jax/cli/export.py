@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
+from star_jax.cli.outputs import check_output_folder
 from star_jax.errors import ConfigError
 
 GIGABYTE = 10**9
@@ -55,6 +57,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     from star_jax.runs.files import replace_folder_atomic
 
     configure_logging()
+    check_output_folder("--out", config.out, {"--adapter": config.adapter})
     adapter, out = (Path(folder).expanduser().resolve() for folder in (config.adapter, config.out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out is {config.out}, where something is already; name a folder that is new or empty")
@@ -64,6 +67,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
         if out.is_relative_to(folder.resolve()):
             raise ConfigError(f"--out is {config.out}, inside {folder}, which is only read; name a folder elsewhere")
     plan = plan_merge(base, pairs, round(config.max_shard_size * GIGABYTE))
+    _check_room(out, plan.total_bytes)
     try:
         replace_folder_atomic(out, lambda folder: write_merged(plan, folder))
     except (OSError, SafetensorError) as error:
@@ -71,6 +75,17 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     count = sum(map(len, plan.files.values()))
     print(f"{out}: {len(plan.pairs)} of {count} tensors merged, {plan.total_bytes} bytes in {len(plan.files)} file(s)")
     return 0
+
+
+def _check_room(out: Path, size: int) -> None:
+    """Refuses a disk that has no room for weights of that size, before the first is read."""
+    place = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise ConfigError(
+            f"--out is {out}, where {free / GIGABYTE:.1f} GB are free, and the merged weights have "
+            f"{size / GIGABYTE:.1f} GB; make room, or name a folder on another disk"
+        )
 
 
 def _base(config: ExportConfig, named: str | None) -> Path:
