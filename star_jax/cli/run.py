@@ -20,7 +20,9 @@ from star_jax.errors import ConfigError
 from star_jax.registry import load_plugins
 
 PROGRAM = "star-jax run"
-WHEN_INTERRUPTED = "interrupted; the same command continues after the last finished round"
+WHEN_INTERRUPTED = (
+    "interrupted; finished rounds and all labels are kept, and the same command continues after the last finished round"
+)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = _PACKAGE / "configs" / "quickstart.yaml"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from star_jax.data.tokenization import Encoder
     from star_jax.tracking.console import Progress
 
+WHEN_INTERRUPTED = "interrupted; nothing was written, and the same command starts anew"
+
 _log = logging.getLogger("star_jax.score")  # as a command, the module is called otherwise
 
 
@@ -191,4 +193,4 @@ def _responses(scores: PoolScores, task: Task, encoder: Encoder) -> list[str] | 
 
 def command() -> None:
     """`python -m star_jax.score`."""
-    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.score")))
+    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.score"), None, WHEN_INTERRUPTED))
