@@ -405,6 +405,7 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        _require(bool(self.output_dir.strip()), "output_dir is empty; name a folder, for example runs/mine")
         _require(bool(self.strategies), "strategies is empty; name at least one, for example star")
         _require(bool(self.seeds), "seeds is empty; give at least one, for example 0")
         _require(len(set(self.strategies)) == len(self.strategies), "strategies names one twice; name each once")

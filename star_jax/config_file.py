@@ -21,7 +21,11 @@ import dacite
 import yaml
 
 from star_jax.config import ExperimentConfig
+from star_jax.documents import WHOLE_NUMBERS, UnreadableError, parse_yaml, read_text, shown
 from star_jax.errors import ConfigError
+
+MOST_BYTES = 1 << 24
+"""Largest configuration file that is read: 16 MiB."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,6 @@ class Source:
         return self.path if line is None else f"{self.path}:{line}"
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain scalars without the surprises of YAML 1.1, where `off` is false, `010` is 8 and `1:30` is 90.
-
-    Every text that `yaml.safe_dump` leaves unquoted is a text here too, so that what it writes reads back.
-    """
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?", list("-+.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
-
-
 def load_yaml(path: str | Path) -> tuple[dict[str, Any], Source]:
     """Reads a YAML file.
 
@@ -71,29 +58,29 @@ def load_yaml(path: str | Path) -> tuple[dict[str, Any], Source]:
       ConfigError: the file cannot be read, is not YAML, is no mapping, or gives a key twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise ConfigError(f"{path}: cannot read the configuration file: {reason}") from error
+        text = read_text(Path(path), MOST_BYTES)
+    except UnreadableError as error:
+        raise ConfigError(f"{path}: cannot read the configuration file: {_reason(error)}") from error
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        mapping = {} if node is None else loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
-        raise ConfigError(
-            f"{path}{line}: not valid YAML: {error.problem}; check indentation, colons and quotes here"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(mapping, dict):
-        raise ConfigError(f"{path}:1: the file must hold keys such as `output_dir: runs/mine`, not {_shown(mapping)}")
+        mapping, node = parse_yaml(text)
+    except UnreadableError as error:
+        line = "" if error.line is None else f":{error.line}"
+        if error.problem.endswith("and no keys"):
+            raise ConfigError(
+                f"{path}{line}: the file must hold keys such as `output_dir: runs/mine`; it {error.problem}"
+            ) from error
+        raise ConfigError(f"{path}{line}: {error.problem.removeprefix('is ')}") from error
     lines: dict[str, int] = {}
     for name, line_number in _keys(node):
         if name in lines:
             raise ConfigError(f"{path}:{line_number}: {name} is already given in line {lines[name]}; keep one of them")
         lines[name] = line_number
     return mapping, Source(str(path), lines)
+
+
+def _reason(error: UnreadableError) -> str:
+    cause = error.__cause__
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else f"it {error.problem}"
 
 
 def config_from_mapping(mapping: Mapping[str, Any], source: Source) -> ExperimentConfig:
@@ -122,7 +109,7 @@ def config_from_mapping(mapping: Mapping[str, Any], source: Source) -> Experimen
         name = error.field_path or ""
         value = functools.reduce(lambda section, key: section[key], name.split("."), mapping)
         raise ConfigError(
-            f"{source.where(name)}: {name} is {_shown(value)}; it must be {_expected(_field_types()[name])}"
+            f"{source.where(name)}: {name} is {shown(value)}; it must be {_expected(_field_types()[name])}"
         ) from error
     except ConfigError as error:
         # The dataclass that refused the value names fields, not lines: the first one that is in the file is meant.
@@ -145,7 +132,7 @@ def without_former_settings(mapping: Mapping[str, Any], source: Source | None = 
     value, asked = section["arithmetic"], rest.get("normaliser")
     where = "" if source is None else f"{source.where('acquisition.arithmetic')}: "
     if value not in ("standard", "released"):
-        raise ConfigError(f"{where}acquisition.arithmetic is {_shown(value)}; it must be one of standard, released")
+        raise ConfigError(f"{where}acquisition.arithmetic is {shown(value)}; it must be one of standard, released")
     if value == "released":
         if asked not in (None, "none", "released"):
             raise ConfigError(
@@ -206,6 +193,8 @@ def _suggestion(name: str) -> str:
 def _whole(value: Any) -> Any:
     if isinstance(value, bool):  # Python's bool is an int; a configuration's is not
         raise dacite.WrongTypeError(int, value)
+    if isinstance(value, int) and value not in WHOLE_NUMBERS:
+        raise dacite.WrongTypeError(int, value)
     return value
 
 
@@ -223,14 +212,6 @@ def _sequence(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise dacite.WrongTypeError(tuple, value)
     return tuple(value)
-
-
-def _shown(value: Any) -> str:
-    """A value as the file writes it, shortened."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 _LIST_OF_NAMES = "a list of names such as [a, b], in quotes what is no name: ['1', 'true']"

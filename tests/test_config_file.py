@@ -230,12 +230,12 @@ def test_errors_without_a_line_name_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"latin\.yaml: cannot read the configuration file: it is not UTF-8 text"):
         load_yaml(tmp_path / "latin.yaml")
     (tmp_path / "control.yaml").write_bytes(b"output_dir: a\x01")
-    with pytest.raises(ConfigError, match=r"control\.yaml: not valid YAML"):
+    with pytest.raises(ConfigError, match=r"control\.yaml:1: not valid YAML: the character #x0001"):
         load_yaml(tmp_path / "control.yaml")
     with pytest.raises(ConfigError, match=r"^a mapping: loop\.rounds is 0; it must be at least 1$"):
         config_from_mapping({"loop": {"rounds": 0}}, Source("a mapping"))
 
 
 def test_a_self_referring_file_is_refused(write):
-    with pytest.raises(ConfigError, match=r"unknown key loop\.again"):
+    with pytest.raises(ConfigError, match=r":1: not valid YAML: an alias is part of what it stands for"):
         load(write("loop: &loop\n  again: *loop"))

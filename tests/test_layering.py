@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "star_jax"
 
 LAYERS = (
     "errors",
+    "documents",
     "registry",
     "config",
     "config_file",

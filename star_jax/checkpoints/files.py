@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from star_jax.documents import UnreadableError, parse_json_object, read_text
 from star_jax.errors import ConfigError
 
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -53,15 +53,13 @@ def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`.
 
     Raises:
-      ConfigError: it does not hold one.
+      ConfigError: it cannot be read, or does not hold one.
     """
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{file} holds no JSON object")
-    return raw
+        # Some programs write NaN and infinities, which is no reason to refuse a field that nobody reads.
+        return parse_json_object(read_text(file), finite=False)
+    except UnreadableError as error:
+        raise ConfigError(f"{error.at(file)}; fetch the file again") from None
 
 
 def on_one_line(error: Exception) -> str:

@@ -6,8 +6,11 @@ Every command's flags are a dataclass; tyro reads them, and prints their documen
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import os
+import sys
 import typing
 from collections.abc import Sequence
 from types import NoneType
@@ -47,21 +50,39 @@ def parse(
     """
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(HELP_WIDTH)
+    said = _HeldBack()
     try:
-        return tyro.cli(
-            kind,
-            prog=program,
-            description=description,
-            args=list(argv),
-            default=default,
-            config=_TYRO,
-            registry=_REGISTRY,
-        )
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                prog=program,
+                description=description,
+                args=list(argv),
+                default=default,
+                config=_TYRO,
+                registry=_REGISTRY,
+            )
+    except SystemExit as stop:
+        # A value that the dataclass refuses is told of as everywhere, and not in a box of flags.
+        refused: BaseException | None = stop
+        while refused is not None and not isinstance(refused, ConfigError):
+            refused = refused.__context__
+        if refused is not None:
+            raise ConfigError(str(refused)) from None
+        sys.stderr.write(said.getvalue())
+        raise
     finally:
         if columns is None:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = columns
+
+
+class _HeldBack(io.StringIO):
+    """Holds what is written to stderr, and looks like it to those who ask whether they may use colours."""
+
+    def isatty(self) -> bool:
+        return sys.__stderr__ is not None and sys.__stderr__.isatty()
 
 
 def shallow(config: Any) -> dict[str, Any]:

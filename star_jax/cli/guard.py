@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from star_jax.errors import ConfigError, DataError, LabelsNeeded
+from star_jax.tracking.interruption import asked, heeded
 
 
 def guarded_main(
@@ -27,7 +28,8 @@ def guarded_main(
       130 after Ctrl-C, 141 when the reader of stdout went away.
     """
     try:
-        code = main(sys.argv[1:] if argv is None else argv)
+        with heeded():
+            code = _stoppable(main, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
     except (ConfigError, DataError, FloatingPointError) as error:
@@ -59,3 +61,13 @@ def guarded_main(
         place = f" ({error.filename})" if error.filename else ""
         print(f"star_jax: error: {error.strerror or error}{place}; what was finished is kept", file=sys.stderr)
         return 2
+
+
+def _stoppable(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Runs a command; an error that comes after Ctrl-C is what some library has made of it."""
+    try:
+        return main(argv)
+    except Exception as error:
+        if asked():
+            raise KeyboardInterrupt from error
+        raise

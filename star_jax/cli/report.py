@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from star_jax.cli.guard import guarded_main
+from star_jax.tracking.interruption import stop_if_asked
 
 PROGRAM = "star-jax report"
+WHEN_INTERRUPTED = "interrupted; the reports there were are kept, and the same command writes them anew"
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
@@ -25,7 +27,10 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     # Imported after parsing: drawing takes a while to load.
     from star_jax.report.page import build_report
 
-    pages = [build_report(directory) for directory in directories]
+    pages = []
+    for directory in directories:
+        stop_if_asked()
+        pages.append(build_report(directory))
     if len(directories) > 1:
         from star_jax.report.compare import print_comparison
 
@@ -37,4 +42,4 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
 
 def command() -> None:
     """`python -m star_jax.report`."""
-    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.report")))
+    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.report"), None, WHEN_INTERRUPTED))

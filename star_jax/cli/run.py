@@ -13,13 +13,16 @@ import tyro
 
 from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
+from star_jax.cli.outputs import check_output_folder
 from star_jax.config import ExperimentConfig
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.errors import ConfigError
 from star_jax.registry import load_plugins
 
 PROGRAM = "star-jax run"
-WHEN_INTERRUPTED = "interrupted; the same command continues after the last finished round"
+WHEN_INTERRUPTED = (
+    "interrupted; finished rounds and all labels are kept, and the same command continues after the last finished round"
+)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = _PACKAGE / "configs" / "quickstart.yaml"
@@ -73,6 +76,10 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Runs the experiment that `argv` describes; prints a row a strategy, a row a run, and the path of the report."""
     began = time.monotonic()
     config, profile = parse_run(argv, program)
+    if profile is not None:
+        check_output_folder(
+            "--profile", profile, {"model.path": config.model.path, "model.adapter": config.model.adapter}
+        )
     # Imported after parsing: JAX takes seconds to load, and `--help` or a mistyped flag should not wait for it.
     from star_jax.environment import configure_jax, configure_logging
     from star_jax.experiment.runner import run_experiment

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
+from star_jax.cli.outputs import NOWHERE, check_output_file, check_output_folder
 from star_jax.cli.score_flags import PROGRAM, ScoreConfig, parse_score
 from star_jax.errors import ConfigError
 
@@ -20,17 +22,22 @@ if TYPE_CHECKING:
     from star_jax.data.tokenization import Encoder
     from star_jax.tracking.console import Progress
 
+WHEN_INTERRUPTED = "interrupted; nothing was written, and the same command starts anew"
+
 _log = logging.getLogger("star_jax.score")  # as a command, the module is called otherwise
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Scores the examples that `argv` names, one JSON object an example, in the file's order."""
     config = parse_score(argv, program)
-    out = None if config.out == "-" else Path(config.out)
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out is {out}; there is no folder {out.parent}, make it first")
-    if out is not None and out.is_dir():
-        raise ConfigError(f"--out is {out}, which is a folder; name a file in it")
+    out = None if config.out == NOWHERE else Path(config.out).expanduser()
+    folders = {"--model": config.model, "--adapter": config.adapter}
+    if out is not None:
+        read = {"--data": config.data, "--config": flags.given(program, argv, "config")["config"]}
+        plugins = {f"--plugins {name}": name for name in config.plugins}
+        check_output_file("--out", out, read | plugins, folders)
+    if config.profile is not None:
+        check_output_folder("--profile", config.profile, folders)
     # Imported after parsing, for the same reason as in run.py.
     from star_jax.environment import configure_jax, configure_logging
     from star_jax.runs.files import write_jsonl_atomic
@@ -186,4 +193,4 @@ def _responses(scores: PoolScores, task: Task, encoder: Encoder) -> list[str] | 
 
 def command() -> None:
     """`python -m star_jax.score`."""
-    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.score")))
+    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.score"), None, WHEN_INTERRUPTED))

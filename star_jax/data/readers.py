@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from star_jax.documents import UnreadableError, decoded, parse_json_object
 from star_jax.errors import DataError
 
 Record = dict[str, Any]
 Numbered = Iterator[tuple[int, Record | DataError]]
 
-LONGEST_CELL = 2**31 - 1
-"""Characters of a CSV cell: as many as the reader can be told everywhere, for documents are longer than its default."""
+LONGEST_CELL = 10_000_000
+"""Characters of a text in a row: twenty novels, and more than a model reads."""
+
+LONGEST_LINE = 1 << 27
+"""Bytes of a line of JSON: 128 MiB, which a row of several long texts stays below."""
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 
@@ -58,7 +61,7 @@ def read_rows(source: Source, split: str, *, may_be_empty: bool = False) -> Numb
     number = 0
     try:
         for number, row in _read_hub(source, split) if reader is None else reader(path):
-            yield number, row
+            yield number, _without_long_texts(row)
     except OSError as error:
         raise DataError(f"{source}: cannot be read ({error.strerror or error})") from error
     if number == 0 and not may_be_empty:
@@ -95,17 +98,31 @@ def place(source: Source, number: int) -> str:
 # middle of a file would be reported as a failed conversion of the whole.
 def _read_jsonl(path: Path) -> Numbered:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(f"{path}: is UTF-16 and not UTF-8; save the file in that encoding")
+        file.seek(0)
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
             if line.isspace():
                 continue
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, DataError(f"is longer than {LONGEST_LINE:,} bytes; write one object a line")
+                continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError:
-                yield number, DataError("is not UTF-8; save the file in that encoding")
-            except ValueError as error:
-                yield number, DataError(f"is not valid JSON ({error}); write one object a line")
-            else:
-                yield number, row if isinstance(row, dict) else _no_object(row)
+                # Many a program writes NaN where a value is missing.
+                yield number, parse_json_object(decoded(line).rstrip("\r\n"), finite=False)
+            except UnreadableError as error:
+                advice = "" if "save it" in error.problem else "; write one object a line"
+                yield number, DataError(f"{error.problem}{advice}")
+
+
+def _without_long_texts(row: Record | DataError) -> Record | DataError:
+    """The row, or the error that says which of its texts is too long to be one."""
+    for name, value in row.items() if isinstance(row, dict) else ():
+        if isinstance(value, str) and len(value) > LONGEST_CELL:
+            return DataError(f"field '{name}' has {len(value):,} characters; at most {LONGEST_CELL:,} are read")
+    return row
 
 
 def _no_object(value: Any) -> DataError:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from star_jax.acquisition.strategy import Strategy, check_strategy_settings
+from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.checkpoints.hub import EMBEDDED
 from star_jax.checkpoints.huggingface import projection_shapes
 from star_jax.config import ExperimentConfig
@@ -14,6 +17,8 @@ from star_jax.errors import ConfigError
 from star_jax.models.projections import choose_modules
 from star_jax.models.transformer import LanguageModel
 from star_jax.registry import ANNOTATORS
+from star_jax.report.places import CURVE, PAGE, check_places
+from star_jax.runs.score_store import FOLDER as SCORES
 
 
 def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
@@ -63,3 +68,44 @@ def check_data(config: ExperimentConfig, data: RunData) -> None:
             f"{data.unlabelled} of {len(data.pool)} pool rows in {config.data.train} have no response, and "
             "scoring.answers is reference, which scores gold responses; choose generated"
         )
+
+
+def check_output_dir(config: ExperimentConfig) -> None:
+    """Refuses an output folder in which a run would write over what it reads, or over what is not its own.
+
+    Raises:
+      ConfigError: naming the folder and the setting.
+    """
+    out = Path(config.output_dir)
+    for name, folder in (("model.path", config.model.path), ("model.adapter", config.model.adapter)):
+        if folder is not None and Path(folder).expanduser().is_dir() and _is_inside(out, folder):
+            raise ConfigError(
+                f"output_dir is {out}, inside the folder of {name}, which is only read; name another place"
+            )
+    written = [out / name for name in (LABELS_FILE, PAGE, CURVE, SCORES)]
+    written += [out / strategy / f"seed-{seed}" for strategy in config.strategies for seed in config.seeds]
+    read = {
+        "data.train": config.data.train,
+        "data.test": config.data.test,
+        "training.replay": config.training.replay,
+        "model.path": config.model.path,
+        "model.adapter": config.model.adapter,
+    } | {f"plugins {name}": name for name in config.plugins}
+    for setting, source in read.items():
+        if source is None or not Path(source).expanduser().exists():
+            continue  # a hub name, or what is found missing elsewhere
+        for place in written:
+            if _is_inside(Path(source).expanduser(), place):
+                raise ConfigError(
+                    f"{setting} is {source}, which a run with output_dir {out} writes over; copy it elsewhere, or "
+                    "choose another output_dir"
+                )
+    existing = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "is no folder" if not existing.is_dir() else "cannot be written to"
+        raise ConfigError(f"output_dir is {out}, and {existing} {reason}; choose another --output-dir")
+    check_places(out)
+
+
+def _is_inside(path: str | Path, folder: str | Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(Path(folder).expanduser()))

@@ -27,6 +27,7 @@ from star_jax.data.examples import Example, Prompt
 from star_jax.data.run_data import RunData, tokenize_examples
 from star_jax.errors import ConfigError, LabelsNeeded
 from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, TestSet, evaluate, prepare_test_set
+from star_jax.experiment.checks import check_output_dir
 from star_jax.experiment.setup import ExperimentContext, experiment_shapes, load_seed, make_problem, open_experiment
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.registry import load_plugins, source_fingerprint
@@ -87,6 +88,7 @@ def run_experiment(
       LabelsNeeded: every run has gone as far as its labels go, and a person has to give some.
       FloatingPointError: a training or a score diverged.
     """
+    check_output_dir(config)
     load_plugins(config.plugins)  # the commands have done so; a caller from Python may not
     strategies = [get_strategy(name, config.acquisition) for name in config.strategies]
     watch = Stopwatch(began)

@@ -16,6 +16,7 @@ import yaml
 
 from star_jax.evaluation.curves import ripl
 from star_jax.report import figures
+from star_jax.report.places import CURVE, PAGE, check_places
 from star_jax.report.read import (
     BASELINE,
     FIRST,
@@ -68,13 +69,13 @@ def build_report(directory: str | Path) -> Path:
       directory: OUTPUT_DIR, the folder that holds STRATEGY/seed-N. Unfinished runs are shown and marked.
 
     Raises:
-      ConfigError: there is no run with a finished round.
+      ConfigError: there is no run with a finished round, or the page or the figure there is somebody else's.
       DataError: a file of a run is damaged.
     """
     directory = Path(directory)
     runs = read_runs(directory)
+    check_places(directory)
     curve = figures.learning_curve(runs)
-    write_bytes_atomic(directory / "learning_curve.png", curve)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     # The file is named .html.jinja, so escaping is asked for rather than left to the extension.
     templates = jinja2.Environment(
@@ -91,8 +92,10 @@ def build_report(directory: str | Path) -> Path:
         figures=_figures(runs),
         details=_details(runs),
     )
-    path = directory / "report.html"
+    path = directory / PAGE
     write_text_atomic(path, page)
+    # After the page, by which the next report knows it for one of its own.
+    write_bytes_atomic(directory / CURVE, curve)
     return path
 
 

@@ -11,15 +11,31 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from star_jax.documents import (
+    Kind,
+    UnreadableError,
+    check_fields,
+    exists,
+    parse_json_object,
+    parse_yaml,
+    read_json_object,
+    read_text,
+)
 from star_jax.errors import DataError
 
 JsonObject = dict[str, Any]
+
+RESTORE = "restore it from a copy, or delete the run's folder to start again"
+"""What to do about a damaged file of a run."""
+
+MOST_BYTES_OF_ROWS = 1 << 33
+"""Largest file of rows that is read: 8 GiB, since a test set may be large, and its predictions with it."""
 
 
 def plain(value: Any, where: str = "value") -> Any:
@@ -56,18 +72,71 @@ def plain(value: Any, where: str = "value") -> Any:
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees either the old content or the whole new one."""
+    """Writes a file so that a reader, or a crash, sees either the old content or the whole new one.
+
+    A link stays one, and what it leads to is written; a file keeps its permissions. What is no file, such as a pipe or
+    /dev/null, is written to as it is: to replace it would take it away from everybody.
+    """
+    path = _target(path)
+    if _is_special(path):
+        with open(path, "wb") as stream:
+            stream.write(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_temporary_name(path))
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Finds out whether `write_bytes_atomic` could write a file, and leaves nothing behind.
+
+    For before hours of work, whose result would be lost if only then it turned out that it cannot be kept.
+
+    Raises:
+      OSError: it could not.
+    """
+    path = _target(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if _is_special(path):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return
+    temporary = path.with_name(_temporary_name(path))
+    try:
+        with open(temporary, "wb"):
+            pass
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(path: Path) -> str:
+    # No longer than a name may be: the temporary one is longer than the file's own.
+    return f".{path.name[:200]}.{os.getpid()}.tmp"
+
+
+def _target(path: Path) -> Path:
+    """Where a link leads, and any other path itself; an `OSError` for links that go in a circle."""
+    if not path.is_symlink():
+        return path
+    with suppress(FileNotFoundError):
+        path.stat()
+    return Path(os.path.realpath(path))
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -151,41 +220,51 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON document; a `DataError` names a file that is not one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); restore it or delete its run folder") from None
+def read_json(path: Path, fields: Mapping[str, Kind] | None = None, required: Iterable[str] = ()) -> JsonObject:
+    """Reads an object of a run folder.
+
+    Args:
+      path: of a JSON file.
+      fields: name -> what its value must be where it is there; anything when None.
+      required: fields that must be there.
+
+    Raises:
+      DataError: the file cannot be read, is not JSON, or a field is not what it should be; file and field are named.
+    """
+    with _damage_named(path):
+        value = read_json_object(path)
+        check_fields(value, fields or {}, required)
+        return value
 
 
-def read_jsonl(path: Path) -> list[JsonObject]:
-    """Reads one JSON object a line, or nothing where the file does not exist; a `DataError` names a bad line."""
-    if not path.exists():
+def read_jsonl(path: Path, fields: Mapping[str, Kind] | None = None, required: Iterable[str] = ()) -> list[JsonObject]:
+    """Reads one object a line, or nothing where there is no such file; arguments and errors as those of `read_json`."""
+    if not exists(path):
         return []
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is not JSON ({error}); delete its run folder") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number} is not an object; delete its run folder")
-        rows.append(row)
+    with _damage_named(path):
+        lines = read_text(path, MOST_BYTES_OF_ROWS).split("\n")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            with _damage_named(path, number):
+                rows.append(parse_json_object(line))
+                check_fields(rows[-1], fields or {}, required)
     return rows
 
 
 def read_yaml(path: Path) -> JsonObject:
-    """Reads a YAML mapping; a `DataError` names a file that is not one."""
+    """Reads a YAML mapping of a run folder; a `DataError` names a file that is not one, and the line."""
+    with _damage_named(path):
+        return parse_yaml(read_text(path)).value
+
+
+@contextmanager
+def _damage_named(path: Path, line: int | None = None) -> Iterator[None]:
+    """What cannot be read inside becomes a `DataError` that names the file, and the line where it is known."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path} is not a mapping of settings")
-    return value
+        yield
+    except UnreadableError as error:
+        raise DataError(f"{UnreadableError(error.problem, error.line or line).at(path)}; {RESTORE}") from None
 
 
 def clean(path: Path) -> None:

@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = (
 
 _CODE = (
     *("acquisition", "checkpoints", "inference", "models", "ops", "parallel", "data"),
-    *("config.py", "errors.py", "registry.py"),
+    *("config.py", "documents.py", "errors.py", "registry.py"),
 )
 """Folders and files of the package whose code computes scores."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 from rich import box, progress
@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from star_jax.evaluation.statistics import mean_and_sd
+from star_jax.tracking.interruption import stop_if_asked
 from star_jax.tracking.timing import PHASES, compile_seconds
 
 Mode = Literal["auto", "bars", "lines", "silent"]
@@ -73,19 +74,27 @@ class Progress:
     def task(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[Tick]:
         """Opens a task and gives the function that says how many more units are done; tasks may nest.
 
+        That function is also where a run stops after Ctrl-C, if nothing has stopped it before.
+
         Args:
           name: what is being done.
           total: units to do, None where that is not known.
           unit: what is counted, in the plural.
         """
+        stop_if_asked()
         if self.mode == "bars":
-            with self._bar(name, total, unit) as tick:
-                yield tick
+            shown: AbstractContextManager[Tick] = self._bar(name, total, unit)
         elif self.mode == "lines":
-            with self._lines(name, total, unit) as tick:
-                yield tick
+            shown = self._lines(name, total, unit)
         else:
-            yield lambda count: None
+            shown = nullcontext(lambda count: None)
+        with shown as tick:
+
+            def step(count: int) -> None:
+                tick(count)
+                stop_if_asked()
+
+            yield step
 
     @contextmanager
     def _bar(self, name: str, total: int | None, unit: str) -> Iterator[Tick]:

@@ -136,9 +136,9 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'{"model_type": "llama",\n', "object.json is not valid JSON: .*line 2"),
-        (b"\xff\xfe{}", "object.json is not valid JSON: "),
-        (b'["model_type"]', "object.json holds no JSON object"),
+        (b'{"model_type": "llama",\n', "object.json, line 2 is not valid JSON"),
+        (b"\xff\xfe{}", "object.json is UTF-16 and not UTF-8 text"),
+        (b'["model_type"]', "object.json is a list, not an object"),
     ],
 )
 def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:

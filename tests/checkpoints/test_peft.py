@@ -129,7 +129,7 @@ def test_broken_files_are_named(tiny_config: TransformerConfig, folder: Path) ->
     with pytest.raises(ConfigError, match=f"{WEIGHTS_FILE} cannot be read: .*; fetch the whole file again"):
         load_adapter(folder, tiny_config)
     (folder / CONFIG_FILE).write_text("{")
-    with pytest.raises(ConfigError, match=f"{CONFIG_FILE} is not valid JSON: "):
+    with pytest.raises(ConfigError, match=f"{CONFIG_FILE} is not valid JSON"):
         load_adapter(folder, tiny_config)
 
 

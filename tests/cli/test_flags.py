@@ -319,3 +319,16 @@ def test_the_former_flag_that_contradicts_the_file_is_refused(tmp_path):
     path.write_text(RANKS)
     with pytest.raises(ConfigError, match=r"acquisition\.normaliser is rank, but --acquisition\.arithmetic released"):
         parse_experiment(["--config", str(path), "--acquisition.arithmetic", "released"])
+
+
+def test_a_value_that_is_refused_is_one_line_whether_it_is_from_a_file_or_a_flag(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("lora: {rank: 0}\n")
+    said = []
+    for argv in (["--config", str(path)], ["--lora.rank", "0"]):
+        assert guarded_main(lambda arguments: len(parse_experiment(arguments).seeds), argv) == 2
+        said.append(capsys.readouterr().err)
+    assert said == [
+        f"star_jax: error: {path}:1: lora.rank is 0; it must be at least 1\n",
+        "star_jax: error: lora.rank is 0; it must be at least 1\n",
+    ]

@@ -73,7 +73,7 @@ def test_a_command_ends_as_the_guard_says(monkeypatch, capsys):
     monkeypatch.setattr(run, "main", fail)
     assert main.main(["run"]) == 2
     assert capsys.readouterr().err == "star_jax: error: no such setting\n"
-    for module, said in ((run, run.WHEN_INTERRUPTED), (score, "interrupted")):
+    for module, said in ((run, run.WHEN_INTERRUPTED), (score, score.WHEN_INTERRUPTED)):
         monkeypatch.setattr(module, "main", interrupt)
         assert main.main([module.__name__.rpartition(".")[2]]) == 130
         assert capsys.readouterr().err == f"star_jax: {said}\n"

@@ -79,8 +79,8 @@ def test_rows_that_cannot_be_read_come_as_errors_and_the_others_follow(tmp_path)
     assert said.keys() == {2, 3, 4, 5}
     assert said[2].startswith("is not valid JSON (")
     assert said[3] == "is a list, not an object; write one object a line"
-    assert said[4] == "is not UTF-8; save the file in that encoding"
-    assert said[5].startswith("is a NoneType, not an object")
+    assert said[4] == "is not UTF-8 text; save it in that encoding"
+    assert said[5].startswith("is null, not an object")
 
 
 def test_csv_rows_with_a_wrong_number_of_cells_come_as_errors(tmp_path):

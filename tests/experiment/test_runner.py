@@ -1,8 +1,10 @@
 """The shell around the loop: what the runs of an experiment share, and where their time goes."""
 
 import dataclasses
+import gc
 import json
 import logging
+import signal
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 from star_jax.acquisition import pool_scoring
 from star_jax.active import features, loop
 from star_jax.benchmarks.skills import generator as skills
+from star_jax.cli.guard import guarded_main
 from star_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -31,6 +34,7 @@ from star_jax.experiment import setup
 from star_jax.parallel.mesh import data_mesh
 from star_jax.registry import TRACKERS, load_plugins
 from star_jax.runs.files import read_yaml
+from star_jax.tracking import console
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import PHASES, Stopwatch
 from star_jax.tracking.tracker import open_trackers
@@ -464,3 +468,32 @@ def test_every_task_says_whose_it_is_and_ends_at_its_total(tmp_path):
         "round 2/2: evaluate": 40,
         "round 2/2: validate": 2 * held_out[1],
     }
+
+
+def test_a_run_stops_one_step_after_an_interrupt_that_was_dropped_and_goes_on(tmp_path, monkeypatch, capfd):
+    """Dropped in a callback of the garbage collector, as XLA's does, at a step of each round."""
+    whole, taken, at = console.stop_if_asked, [], None
+
+    def press(phase, info):
+        gc.callbacks.remove(press)
+        signal.raise_signal(signal.SIGINT)
+
+    def step():
+        whole()
+        taken.append(None)
+        if len(taken) == at:
+            gc.callbacks.append(press)
+            gc.collect()
+
+    monkeypatch.setattr(console, "stop_if_asked", step)
+    play(tmp_path / "whole")
+    steps = len(taken)
+    for at in (2, 7):
+        taken.clear()
+        assert at < steps
+        assert guarded_main(lambda argv: len(play(tmp_path / "again")), [], "interrupted") == 130
+        assert len(taken) == at
+    at = None
+    assert guarded_main(lambda argv: len(play(tmp_path / "again")), []) == 1
+    assert picks(tmp_path / "again", "base_only") == picks(tmp_path / "whole", "base_only")
+    assert "Traceback" not in capfd.readouterr().err

@@ -133,17 +133,17 @@ def test_a_swap_cut_short_is_undone(tmp_path):
 def test_damaged_files_are_named_with_their_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"round": 0}) + "\n{\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is not JSON"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is not valid JSON"):
         files.read_jsonl(path)
     path.write_text("[]\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 1 is not an object"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 1 is a list, not an object"):
         files.read_jsonl(path)
-    with pytest.raises(DataError, match="is not a mapping of settings"):
+    with pytest.raises(DataError, match="line 1 holds a list and no keys"):
         files.read_yaml(path)
     path.write_text("a: [")
-    with pytest.raises(DataError, match="is not YAML"):
+    with pytest.raises(DataError, match="is not valid YAML"):
         files.read_yaml(path)
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         files.read_json(path)
     assert files.read_jsonl(tmp_path / "none.jsonl") == []
 
@@ -161,3 +161,39 @@ def test_a_full_disk_is_named_whoever_tells_of_it(tmp_path):
         assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="another"), files.full_disk_named(tmp_path):
         raise ValueError("another")
+
+
+def test_a_link_stays_one_and_a_file_keeps_its_permissions(tmp_path):
+    real = tmp_path / "elsewhere" / "real.txt"
+    files.write_text_atomic(real, "old")
+    real.chmod(0o600)
+    link, dangling = tmp_path / "link.txt", tmp_path / "new.txt"
+    link.symlink_to(real)
+    dangling.symlink_to(tmp_path / "elsewhere" / "later.txt")
+    for path in (link, dangling):
+        files.check_writable(path)
+        files.write_text_atomic(path, "new")
+        assert path.is_symlink()
+        assert path.read_text() == "new"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    assert sorted(os.listdir(real.parent)) == ["later.txt", "real.txt"]
+
+
+def test_what_cannot_be_written_is_found_without_writing(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "folder").mkdir()
+    for name in ("circle", "folder", "none/file", "x" * 300):
+        with pytest.raises(OSError, match="Errno"):
+            files.check_writable(tmp_path / name)
+    files.check_writable(tmp_path / ("x" * 250))
+    assert sorted(os.listdir(tmp_path)) == ["circle", "folder"]
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.check_writable(tmp_path / "pipe")
+    files.write_text_atomic(tmp_path / "pipe", "text")
+    assert os.read(reader, 100) == b"text"
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    os.close(reader)
