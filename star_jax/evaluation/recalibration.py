@@ -24,6 +24,9 @@ SLOPE_SD, OFFSET_SD = 1.0, 2.0
 _LEAST = 1e-4
 """Raw confidences nearer to 0 or 1 count as this far from it: beyond, the probability of a text is noise."""
 
+_MANY = 1000
+"""Confidences whose mean is taken one by one; of more, as many quantiles stand for all."""
+
 
 class Recalibration(NamedTuple):
     """A calibrated confidence, σ(slope · logit(raw) + offset).
@@ -55,6 +58,8 @@ class Recalibration(NamedTuple):
         logits = _logits(raw)
         if not logits.size:
             raise ValueError("there is no accuracy of nothing: no answer was given")
+        if logits.size > _MANY:
+            logits = np.quantile(logits, (np.arange(_MANY) + 0.5) / _MANY)
         rng = np.random.default_rng(seed)
         drawn = rng.multivariate_normal([self.slope, self.offset], self.covariance, draws)
         drawn[:, 0] = np.maximum(drawn[:, 0], 0)

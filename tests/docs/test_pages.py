@@ -66,7 +66,7 @@ def test_commands_are_understood(page, tmp_path, monkeypatch):
         Path(name).symlink_to(ROOT / name)
     for name in re.findall(r"--plugins (my_\w+\.py)", page.read_text()):
         Path(name).write_text(blocks(page, "python")[0])
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     for program, name, *argv in commands(page):
         if program == "star-jax":
             read_flags(name, argv)

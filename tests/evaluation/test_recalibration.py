@@ -91,6 +91,14 @@ def test_the_interval_is_of_the_accuracy_and_narrows(rng):
     assert widths[40] > widths[400] > widths[4000]
 
 
+def test_many_answers_are_summed_up_by_their_quantiles(rng):
+    """A thousand of them; between neighbours the curve is as good as straight."""
+    found = fit_recalibration(*answers(rng, 40)[:2])
+    few = answers(rng, 1000)[0]
+    many = np.tile(few, 5)
+    assert found.accuracy_interval(many) == pytest.approx(found.accuracy_interval(few), abs=2e-3)
+
+
 def test_no_answer_has_no_accuracy(rng):
     raw, correct, _ = answers(rng, 12)
     with pytest.raises(ValueError, match="no answer"):
