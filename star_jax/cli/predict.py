@@ -116,7 +116,8 @@ def answer_rest(
     from star_jax.checkpoints.hub import open_folder
     from star_jax.data.tasks import get_task
     from star_jax.evaluation.recalibration import fit_recalibration
-    from star_jax.experiment.answering import calibration_answers, open_adapter, run_data
+    from star_jax.experiment.answering import open_adapter, run_data
+    from star_jax.experiment.calibration_set import calibration_answers
 
     folder = open_folder(asked.config.model.path)
     task = get_task(asked.config.data.task, asked.config.format, folder.tokenizer)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import star_jax as sj
+from star_jax.benchmarks.skills import generator as skills
 from star_jax.cli import main, predict
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.splits import hold_out
 from star_jax.evaluation import predictions
-from star_jax.experiment import answering
+from star_jax.experiment import calibration_set
 from star_jax.runs.files import read_json, read_jsonl
 
 COLUMNS = ["id", "prompt", "answer", "confidence", "needs_person", "raw_confidence", "response"]
@@ -29,7 +30,7 @@ def run_of(folder):
 def calibrated(labelled_run):
     """The run with the answers that its confidence is calibrated on, found once for all tests."""
     assert main.main(["predict", str(labelled_run / "out"), "--out", str(labelled_run / "first.csv")]) == 0
-    assert (run_of(labelled_run) / answering.KEPT).is_file()
+    assert (run_of(labelled_run) / calibration_set.KEPT).is_file()
     return labelled_run
 
 
@@ -90,7 +91,7 @@ def test_the_rest_of_a_pool_is_answered_as_the_adapter_answers(own, labelled_run
 def test_no_label_is_answered_by_an_adapter_that_has_seen_it(own, capfd, monkeypatch):
     """Every label once, in one of three parts; what is found is kept, and belongs to this adapter."""
     trained, asked = [], []
-    fit, answer = answering.fit, answering.answer_prompts
+    fit, answer = calibration_set.fit, calibration_set.answer_prompts
 
     def fitted(key, model, data, *args, **options):
         trained.append(data)
@@ -100,9 +101,9 @@ def test_no_label_is_answered_by_an_adapter_that_has_seen_it(own, capfd, monkeyp
         asked.append((answerer, list(prompts)))
         return answer(answerer, adapter, prompts, *args, **options)
 
-    monkeypatch.setattr(answering, "fit", fitted)
-    monkeypatch.setattr(answering, "answer_prompts", answered)
-    (own / answering.KEPT).unlink()
+    monkeypatch.setattr(calibration_set, "fit", fitted)
+    monkeypatch.setattr(calibration_set, "answer_prompts", answered)
+    (own / calibration_set.KEPT).unlink()
     first = called(capfd, own)
     labels = {row["id"] for row in queried(own) if row["response"] is not None}
     parts = [{prompt.id for prompt in prompts} for _, prompts in asked]
@@ -116,13 +117,13 @@ def test_no_label_is_answered_by_an_adapter_that_has_seen_it(own, capfd, monkeyp
     assert called(capfd, own) == first
     assert len(trained) == 3
     # 2. A damaged file, or one of another adapter, is made anew.
-    kept = read_json(own / answering.KEPT)
+    kept = read_json(own / calibration_set.KEPT)
     assert [row["id"] for row in kept["answers"]] == sorted(labels)
-    monkeypatch.setattr(answering, "_cross_fit", lambda opened, examples, progress: (CROSS_FIT, CROSS_FIT > 0.5))
+    monkeypatch.setattr(calibration_set, "_cross_fit", lambda opened, examples, progress: (CROSS_FIT, CROSS_FIT > 0.5))
     for content in ("{", "[]", json.dumps(kept | {"origin": "0"}), json.dumps(kept | {"answers": [1]})):
-        (own / answering.KEPT).write_text(content)
+        (own / calibration_set.KEPT).write_text(content)
         assert called(capfd, own) != first
-        assert [row["confidence"] for row in read_json(own / answering.KEPT)["answers"]] == CROSS_FIT.tolist()
+        assert [row["confidence"] for row in read_json(own / calibration_set.KEPT)["answers"]] == CROSS_FIT.tolist()
 
 
 def test_what_a_confidence_is_calibrated_on(own, labelled_run, capfd, monkeypatch):
@@ -139,13 +140,32 @@ def test_what_a_confidence_is_calibrated_on(own, labelled_run, capfd, monkeypatc
     config.write_text(config.read_text().replace("validation_fraction: 0.0", "validation_fraction: 0.5"))
     labelled = [Example(Prompt(row["id"], ""), row["response"]) for row in queried(own) if row["response"] is not None]
     held = len(hold_out(labelled, 0.5)[1])
-    monkeypatch.setattr(answering, "LEAST_JUDGED", held)
+    monkeypatch.setattr(calibration_set, "LEAST_JUDGED", held)
     said = called(capfd, own, out=own.parent / "rest.jsonl")
     assert f"calibrated on {held} labels that were held out of training" in said
 
 
+def test_labels_that_were_trained_on_calibrate_nothing(own, labelled_run, tmp_path, capfd, caplog):
+    """Not those in a file either, whichever prompts are answered; where the pool is gone, that is said."""
+    pool, answers = labelled_run / "pool.jsonl", tmp_path / "answers.jsonl"
+    rows = [row | {"answer": skills.solve(row["question"])} for row in read_jsonl(pool)]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = {row["id"] for row in queried(own) if row["response"] is not None}
+    texts = {row["question"] for row in rows if row["id"] in seen}
+    fresh = sum(row["question"] not in texts for row in rows)
+    for argv in ((), ("--data", labelled_run / "test.jsonl")):
+        said = called(capfd, own, *argv, "--calibrate-on", answers, out=tmp_path / "rest.csv")
+        assert f"calibrated on {fresh} labels of {answers}" in said
+        assert f"{len(rows) - fresh} rows were trained on and are left out" in caplog.text
+    config = (own / "config.yaml").read_text()
+    (own / "config.yaml").write_text(config.replace(str(pool), str(tmp_path / "gone.jsonl")))
+    said = called(capfd, own, *argv, "--calibrate-on", answers, out=tmp_path / "rest.csv")
+    assert f"calibrated on {len(rows)} labels" in said
+    assert "were trained on is not known" in caplog.text
+
+
 def test_with_too_few_labels_the_confidence_is_the_models_own_and_called_so(own, capfd, monkeypatch):
-    monkeypatch.setattr(answering, "LEAST_JUDGED", 14)
+    monkeypatch.setattr(calibration_set, "LEAST_JUDGED", 14)
     out = own.parent / "rest.jsonl"
     said = called(capfd, own, out=out)
     assert "is not known, confidence is the model's own: the run has 13 labels, and 14 are needed" in said
