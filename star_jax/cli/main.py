@@ -12,6 +12,8 @@ from star_jax.cli.guard import guarded_main
 COMMANDS = {
     "run": "run active-learning experiments: every strategy with every seed",
     "score": "write how uncertain a model is about each example of a file",
+    "predict": "answer what nobody has labelled, and mark what a person should see",
+    "evaluate": "judge an adapter on a labelled file",
     "export": "merge an adapter into its base model, as a Hugging Face folder",
     "report": "build the report of run folders again, or compare experiments",
 }

@@ -123,15 +123,10 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
 
 
 def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Prompt], Pool]:
-    from star_jax.acquisition.pool_scoring import (
-        BatchSizes,
-        candidate_pool,
-        choose_shapes,
-        generated_pool,
-        proposed_pool,
-    )
+    from star_jax.acquisition.pool_scoring import BatchSizes, candidate_pool, choose_shapes, proposed_pool
     from star_jax.data.loading import load_examples, load_prompts
     from star_jax.data.run_data import examples_within_limits
+    from star_jax.evaluation.predictions import prompt_pool
 
     sizes = BatchSizes(config.batch_size, config.batch_size)
     if config.answers == "reference":
@@ -149,12 +144,7 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
         if task.candidates is None:
             raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
         return prompts, candidate_pool(encoder, prompts, task.candidates, config.batch_size)
-    tokens = encoder.prompts(prompts)
-    lengths = [len(row) for row in tokens]
-    # No response is known yet: half of what may be generated is the guess that batches are filled by.
-    likely = [length + config.max_response_tokens // 2 for length in lengths]
-    shapes = choose_shapes(lengths, likely, config.max_prompt_tokens + config.max_response_tokens, sizes)
-    return prompts, generated_pool(encoder, tokens, shapes)
+    return prompts, prompt_pool(encoder, prompts, config.batch_size)
 
 
 def _warn_of_length(pool: Pool, most: int) -> None:

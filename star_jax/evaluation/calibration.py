@@ -39,7 +39,7 @@ def brier(confidence: ArrayLike, correct: ArrayLike) -> float:
     Raises:
       ValueError: there is no example, lengths differ, or a confidence is outside of [0, 1].
     """
-    confidence, correct = _checked(confidence, correct)
+    confidence, correct = checked_confidence(confidence, correct)
     return float(np.mean((confidence - correct) ** 2))
 
 
@@ -60,7 +60,7 @@ def reliability_bins(
       ValueError: there is no example, lengths differ, or a confidence is outside of [0, 1];
         `bins` is below 1, or there is no such scheme.
     """
-    confidence, correct = _checked(confidence, correct)
+    confidence, correct = checked_confidence(confidence, correct)
     if bins < 1:
         raise ValueError(f"bins is {bins}; it must be at least 1")
     cuts = np.linspace(0.0, 1.0, bins + 1)
@@ -131,7 +131,7 @@ def auroc(uncertainty: ArrayLike, error: ArrayLike) -> float | None:
     return float(wins / (wrong * right))
 
 
-def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def checked_confidence(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64 `N`, refused where they are empty, of different length or no probabilities."""
     confidence = np.asarray(confidence, dtype=np.float64)
     correct = np.asarray(correct, dtype=np.float64)

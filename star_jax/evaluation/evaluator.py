@@ -76,6 +76,18 @@ class Evaluation(NamedTuple):
     predictions: list[dict[str, Any]]
 
 
+class GoldLikelihood(NamedTuple):
+    """How likely a model finds the gold responses.
+
+    Attributes:
+      nll: `N`, nats.
+      tokens: `N`, tokens of each.
+    """
+
+    nll: np.ndarray
+    tokens: np.ndarray
+
+
 def prepare_test_set(task: Task, encoder: Encoder, test: TokenizedSet, shapes: Shapes) -> TestSet:
     """Batches prompts and gold responses."""
     gold = proposed_pool(test.rows, shapes.sequences)
@@ -105,6 +117,19 @@ def evaluate(
     Raises:
       ScoreError: a likelihood is not finite; the examples are named.
     """
+    return evaluate_with_gold(model, adapter, test, config, base=base, on_batch=on_batch)[0]
+
+
+def evaluate_with_gold(
+    model: LanguageModel,
+    adapter: Adapter | None,
+    test: TestSet,
+    config: EvaluationConfig,
+    *,
+    base: np.ndarray,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> tuple[Evaluation, GoldLikelihood]:
+    """The same, with the likelihood of each gold response; arguments and errors as those of `evaluate`."""
     scores = score_pool(model, adapter, test.prompts, on_batch=on_batch)
     gold = score_pool(model, adapter, test.gold, on_batch=on_batch).measures
     for measures in (scores.measures, gold):
@@ -143,7 +168,8 @@ def evaluate(
             test.examples, texts, correct, confidence, uncertainty, base, groups, strict=True
         )
     ]
-    return Evaluation(metrics, predictions)
+    likelihood = GoldLikelihood(np.asarray(gold["sequence_nll"]), np.asarray(gold["response_tokens"]))
+    return Evaluation(metrics, predictions), likelihood
 
 
 def _total(values: Any) -> float:

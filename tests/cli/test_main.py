@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from star_jax import __version__
-from star_jax.cli import export, main, report, run, score
+from star_jax.cli import evaluate, export, main, predict, report, run, score
 from star_jax.cli.guard import guarded_main
 from star_jax.errors import ConfigError
 
@@ -42,11 +42,11 @@ def test_help_names_every_command_and_what_it_does(capsys, argv):
 def test_a_command_that_there_is_not_is_one_sentence(capsys, name):
     """Modules beside the commands are none."""
     assert main.main([name, "--help"]) == 2
-    said = f"star_jax: error: there is no command {name!r}; choose from run, score, export, report\n"
+    said = f"star_jax: error: there is no command {name!r}; choose from run, score, predict, evaluate, export, report\n"
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize("module", [run, score, export, report])
+@pytest.mark.parametrize("module", [run, score, predict, evaluate, export, report])
 def test_a_command_gets_what_stands_behind_its_name(monkeypatch, module):
     seen = []
 
@@ -93,11 +93,15 @@ def test_python_dash_m_is_the_same_program():
     assert done.stderr.startswith("star_jax: error: there is no command 'rum'")
 
 
-@pytest.mark.parametrize("name", ["run", "score", "export", "report"])
-def test_every_command_explains_its_flags_under_both_of_its_names(name):
-    """`star-jax NAME`, and `python -m star_jax.NAME`, by which scripts call it. JAX is not loaded for that."""
+@pytest.mark.parametrize("name", ["run", "score", "predict", "evaluate", "export", "report"])
+def test_every_command_explains_its_flags_under_each_of_its_names(name):
+    """`star-jax NAME`, and `python -m star_jax.NAME`, by which scripts call it. JAX is not loaded for that.
+
+    `star_jax.predict` and `star_jax.evaluate` are functions of the Python interface, so they are no modules.
+    """
     shown = []
-    for command, program in ((["star_jax", name], f"star-jax {name}"), ([f"star_jax.{name}"], None)):
+    names = [(["star_jax", name], f"star-jax {name}"), ([f"star_jax.{name}"], None)]
+    for command, program in names if name not in ("predict", "evaluate") else names[:1]:
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", *command, "--help"], capture_output=True, text=True, check=False
         )
@@ -110,7 +114,7 @@ def test_every_command_explains_its_flags_under_both_of_its_names(name):
         assert "star_jax.cli.guard" in loaded
         assert not loaded & {"jax", "flax", "transformers", "datasets", "matplotlib"}
         shown.append(set(re.findall(r"--[a-z][a-z.-]+", done.stdout)))
-    assert shown[0] == shown[1] >= {"--help"}
+    assert shown[0] == shown[-1] >= {"--help"}
 
 
 def test_strategies_of_plugins_are_named_where_one_is_not_found(tmp_path, registries, capsys):

@@ -10,7 +10,10 @@ import yaml
 
 import star_jax
 from star_jax.benchmarks.skills import generator as skills
+from star_jax.cli.evaluate import EvaluateFlags
 from star_jax.cli.export import parse_export
+from star_jax.cli.flags import parse as read
+from star_jax.cli.predict import PredictFlags
 from star_jax.cli.run import parse_run
 from star_jax.cli.score_flags import parse_score
 from star_jax.config_file import config_from_mapping, load_yaml
@@ -63,7 +66,7 @@ def test_commands_are_understood(page, tmp_path, monkeypatch):
         Path(name).symlink_to(ROOT / name)
     for name in re.findall(r"--plugins (my_\w+\.py)", page.read_text()):
         Path(name).write_text(blocks(page, "python")[0])
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     for program, name, *argv in commands(page):
         if program == "star-jax":
             read_flags(name, argv)
@@ -83,6 +86,9 @@ def read_flags(name, argv):
         parse_score(argv)
     elif name == "export":
         parse_export(argv)
+    elif name in ("predict", "evaluate"):
+        # Run folders and adapters of a page are the reader's own: the flags are read, and not what they name.
+        read(name, PredictFlags if name == "predict" else EvaluateFlags, argv)
     else:
         assert name in ("report", "--help", "--version"), name
 

@@ -1,0 +1,87 @@
+"""Rows written where a person asks for them: CSV or JSON lines, never over what is read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from star_jax.errors import ConfigError
+from star_jax.runs.files import write_jsonl_atomic, write_text_atomic
+
+ENDINGS = (".csv", ".jsonl")
+
+
+def check_output(
+    flag: str,
+    out: str,
+    inputs: Iterable[str | Path | None],
+    folders: Iterable[Path] = (),
+    endings: Sequence[str] = ENDINGS,
+) -> Path | None:
+    """The path of an output file, or None for stdout (`-`); before anything is computed.
+
+    Args:
+      flag: that names it, for messages.
+      out: as it was given.
+      inputs: files that are read, which must not be written over; names on the hub and None among them do no harm.
+      folders: that are read as a whole, in which nothing may be written.
+      endings: that the file may have.
+
+    Raises:
+      ConfigError: the ending is none of those, the file cannot be written, or it is one that is read.
+    """
+    if out == "-":
+        return None
+    path = Path(out).expanduser()
+    if path.suffix.lower() not in endings:
+        raise ConfigError(f"{flag} is {out}; its ending must be {' or '.join(endings)}")
+    if path.is_dir():
+        raise ConfigError(f"{flag} is {out}, which is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} is {out}; there is no folder {path.parent}, make it first")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ConfigError(f"{flag} is {out}, which may not be written; name another file")
+    for read in inputs:
+        if read is not None and _same(path, Path(read).expanduser()):
+            raise ConfigError(f"{flag} is {out}, which is read as well; name another file")
+    for folder in folders:
+        if path.resolve().is_relative_to(folder.expanduser().resolve()):
+            raise ConfigError(f"{flag} is {out}, inside {folder}, which is only read; name a file elsewhere")
+    return path
+
+
+def _same(path: Path, other: Path) -> bool:
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
+
+
+def write_rows(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows, all with the same columns, to a file, whole or not at all, or as JSON lines to stdout."""
+    if path is None:
+        for row in rows:
+            print(json.dumps(row, allow_nan=False, ensure_ascii=False))
+    elif path.suffix.lower() == ".csv":
+        write_text_atomic(path, _as_csv(rows))
+    else:
+        write_jsonl_atomic(path, rows)
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """In quotes and with a byte order mark, as spreadsheets need it; true and false as in JSON, nothing for None."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(rows[0] if rows else ())
+    writer.writerows([_cell(value) for value in row.values()] for row in rows)
+    return "\ufeff" + text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
