@@ -56,7 +56,11 @@ def plain(value: Any, where: str = "value") -> Any:
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees either the old content or the whole new one."""
+    """Writes a file so that a reader, or a crash, sees either the old content or the whole new one.
+
+    A link stays one, and what it leads to is written; a file that exists keeps its permissions.
+    """
+    path = _behind_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -64,6 +68,8 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -104,6 +110,7 @@ def replace_folder_atomic(path: Path, writer: Callable[[Path], None]) -> None:
       path: the folder, which may or may not exist.
       writer: called with the new folder; if it raises, the old folder stays as it is.
     """
+    path = _behind_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     shutil.rmtree(new, ignore_errors=True)
@@ -134,6 +141,11 @@ def full_disk_named(path: Path) -> Iterator[None]:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
+def _behind_link(path: Path) -> Path:
+    """What a link leads to, which need not exist; any other path as it is."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def _sync_file(path: Path) -> None:

@@ -97,6 +97,7 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
         id_field=config.id,
         group_field=config.group,
         sparse=True,
+        shown=None if chat is None else lambda row: prompt_template.render(row).strip(),
     )
 
 
