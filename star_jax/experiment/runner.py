@@ -44,6 +44,7 @@ from star_jax.experiment.setup import (
     Sources,
     experiment_shapes,
     load_seed,
+    log_seed,
     make_annotator,
     make_problem,
     open_experiment,
@@ -122,6 +123,7 @@ def run_experiment(
             progress.log(said)
         strategies = [strategy for strategy in strategies if strategy.name in chosen]
         for seed in config.seeds:
+            log_seed(progress, seed, data[seed])
             _review(sources, data[seed])
             for strategy in strategies:
                 with _open(sources, strategy, seed, data[seed]):

@@ -182,7 +182,7 @@ def load_seed(context: Sources, seed: int) -> RunData:
     Raises:
       ConfigError, DataError: something the user can put right.
     """
-    config, progress = context.config, context.progress
+    config = context.config
     data = prepare(config.data, context.task, context.encoder, seed, config.labels)
     data.facts["model"] = context.folder.fingerprint
     if config.model.adapter is not None:
@@ -192,6 +192,11 @@ def load_seed(context: Sources, seed: int) -> RunData:
     check_data(config, data)
     if config.scoring.answers == "candidates" and context.task.candidates is not None:
         check_candidates(context.encoder, data.pool[0], context.task.candidates)
+    return data
+
+
+def log_seed(progress: Progress, seed: int, data: RunData) -> None:
+    """Says what is noteworthy about the data of a seed."""
     if data.facts["duplicate_prompts"] or data.facts["test_overlap"]:
         progress.log(
             f"seed {seed}: {data.facts['duplicate_prompts']} pool prompts repeat an earlier one, "
@@ -199,7 +204,8 @@ def load_seed(context: Sources, seed: int) -> RunData:
         )
     if data.unlabelled:
         progress.log(f"seed {seed}: {data.unlabelled} of {len(data.pool)} pool prompts have no response yet")
-    return data
+    if data.skipped:
+        progress.log(f"seed {seed}: {len(data.skipped)} of {len(data.pool)} pool prompts are marked as not to label")
 
 
 def experiment_shapes(context: ExperimentContext, data: Sequence[RunData]) -> Shapes:
