@@ -26,6 +26,12 @@ Match = Literal["exact", "numeric", "choice"]
 LEAST_DROPOUT = 1e-6
 """Least probability other than 0 that masks are drawn with, and that of 1 less the greatest."""
 
+SKIP = "[skip]"
+"""What is written instead of a label where an example cannot be labelled, unless `labels.skip` says otherwise."""
+
+AUTO = "auto"
+"""Of `strategies` and `annotator`: what fits the pool."""
+
 SEEDS = 2**32
 """Seeds are smaller than this: JAX's keys would be those of smaller ones again."""
 
@@ -351,6 +357,24 @@ class FormatConfig:
 
 
 @dataclass(frozen=True)
+class LabelsConfig:
+    """How a person is asked for labels.
+
+    Example:
+      >>> LabelsConfig(skip="n/a").columns
+      ()
+    """
+
+    skip: str = SKIP
+    """What is written instead of a label where an example cannot be labelled; capitals and blanks do not matter."""
+    columns: tuple[str, ...] = ()
+    """Columns of the pool that labels.csv shows beside the prompt, comma separated; * for all of them."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.skip.strip()), "labels.skip is empty; give it a text, such as [skip]")
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """How the fine-tuned model is judged after each round."""
 
@@ -381,8 +405,8 @@ class ExperimentConfig:
 
     output_dir: str = "runs/experiment"
     """Folder of the run folders and the report."""
-    strategies: tuple[str, ...] = ("star", "random")
-    """Names of strategies, comma separated."""
+    strategies: tuple[str, ...] = (AUTO,)
+    """Names of strategies, comma separated; auto is star and random, and star alone where somebody has to label."""
     seeds: tuple[int, ...] = (0,)
     """One run a strategy and seed, comma separated; a seed fixes pool draw, initial set, adapters and dropout."""
     plugins: tuple[str, ...] = ()
@@ -402,11 +426,16 @@ class ExperimentConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     data: DataConfig = field(default_factory=DataConfig)
     format: FormatConfig = field(default_factory=FormatConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         _require(bool(self.output_dir.strip()), "output_dir is empty; name a folder, for example runs/mine")
         _require(bool(self.strategies), "strategies is empty; name at least one, for example star")
+        _require(
+            AUTO not in self.strategies or len(self.strategies) == 1,
+            "strategies names auto beside others; name auto alone, or the strategies",
+        )
         _require(bool(self.seeds), "seeds is empty; give at least one, for example 0")
         _require(len(set(self.strategies)) == len(self.strategies), "strategies names one twice; name each once")
         _require(len(set(self.seeds)) == len(self.seeds), "seeds names one twice; name each once")

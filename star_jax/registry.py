@@ -130,6 +130,7 @@ STRATEGIES = Registry(
             *("star", "star_constant", "star_reversed", "base_only", "bald", "least_confidence", "margin"),
         )
     },
+    reserved=("auto",),
 )
 """Name -> `acquisition.strategy.Strategy`, or a function of the acquisition settings that makes one."""
 

@@ -10,14 +10,14 @@ round, so a run can be taken up after any round and goes on bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.needs import Measure
+from star_jax.acquisition.needs import Feature, Measure
 from star_jax.acquisition.pool_scoring import answer_texts
 from star_jax.acquisition.selection import uniform
 from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, pick
@@ -62,7 +62,8 @@ def step(
     Raises:
       as `choose` and `learn`.
     """
-    return learn(config, problem, state, choose(config, strategy, problem, state, key, observer), key, observer)
+    choice = choose(config, strategy, problem, state, key, observer)
+    return learn(config, problem, state, choice, key, observer, strategy)
 
 
 def choose(
@@ -75,14 +76,19 @@ def choose(
 ) -> Choice:
     """The first half of a round: what to label next. Arguments as in `step`.
 
+    Where fewer examples are left than a round labels, it is all of them.
+
     Raises:
       ConfigError: Monte-Carlo samples at dropout 0.
       ScoreError: a score is not finite; the ids are named.
     """
     select_key, score_key, _ = _round_keys(key, state)
+    left = int(np.sum(np.asarray(available(state.pool))))
     if state.round == 0:
-        return initial(select_key, state, config.loop.initial_labels)
-    query = Query(jnp.asarray(state.round - 1), config.loop.rounds - 1, config.loop.labels_per_round)
+        return initial(select_key, state, min(config.loop.initial_labels, left))
+    if not left:
+        return Choice(jnp.zeros(0, jnp.int32))
+    query = _query(config, state, min(config.loop.labels_per_round, left))
     return score_and_pick(config, strategy, problem, state, (select_key, score_key), query, observer)
 
 
@@ -93,12 +99,17 @@ def learn(
     choice: Choice,
     key: Array,
     observer: Observer | None = None,
+    strategy: Strategy | None = None,
 ) -> tuple[LoopState, RoundInfo]:
     """The second half of a round: labels for what was chosen, and a training on all of them.
+
+    What nobody can label is replaced by what the same query would have picked next, so that the round gets its number
+    of labels as long as there are examples.
 
     Args:
       config, problem, state, key, observer: as in `step`.
       choice: what `choose` returned for this state.
+      strategy: that it was chosen with; nothing is replaced where it is None.
 
     Raises:
       LabelsNeeded: the annotator waits for a person; the same call later goes on.
@@ -106,8 +117,13 @@ def learn(
     """
     _, _, train_key = _round_keys(key, state)
     # 1. Labels for what was chosen; what was skipped leaves the pool without one.
-    picked = np.asarray(choice.picked)
-    answers = collect(problem.annotator, requests_of(problem, choice))
+    name: str | None = None
+    spare: Iterator[Request] = iter(())
+    if strategy is not None:
+        name, spare = strategy.name, _spare_requests(config, strategy, problem, state, choice, key, observer)
+    answers = collect(problem.annotator, requests_of(problem, choice, name), spare)
+    place = {prompt.id: index for index, prompt in enumerate(problem.prompts)}
+    picked = np.asarray([place[answer.id] for answer in answers], np.int32)
     skipped = np.asarray([answer.skipped for answer in answers], bool)
     # From the host, so that no program of a later round is compiled again for where the scores lie.
     pool = label(state.pool, jnp.asarray(picked), state.round)
@@ -166,12 +182,64 @@ def train(
 
 def requests_of(problem: Problem, choice: Choice, strategy: str | None = None) -> list[Request]:
     """What a choice asks to be labelled, first pick first."""
-    picked, scores = np.asarray(choice.picked).tolist(), choice.scores
-    values = [None] * len(picked) if scores is None else [float(value) for value in np.asarray(scores)[picked]]
-    return [
-        Request(problem.prompts[index], rank, value, strategy)
-        for rank, (index, value) in enumerate(zip(picked, values, strict=True))
-    ]
+    picked = np.asarray(choice.picked).tolist()
+    return [_request(problem, choice, index, rank, strategy) for rank, index in enumerate(picked)]
+
+
+def _request(problem: Problem, choice: Choice, index: int, rank: int, strategy: str | None) -> Request:
+    score = None if choice.scores is None else float(np.asarray(choice.scores)[index])
+    return Request(problem.prompts[index], rank, score, strategy)
+
+
+def _spare_requests(
+    config: ExperimentConfig,
+    strategy: Strategy,
+    problem: Problem,
+    state: LoopState,
+    choice: Choice,
+    key: Array,
+    observer: Observer | None,
+) -> Iterator[Request]:
+    """What the query of a choice would ask for next, one example after the other, until the pool is used up.
+
+    The query is made again for twice as many, then for three times as many, and so on, so that scores that are
+    relative to what is unlabelled stay the same. An example's turn does not depend on when somebody has said which
+    others are to be skipped, and a run that was stopped in between asks for the same.
+    """
+    select_key, score_key, _ = _round_keys(key, state)
+    unlabelled, features = available(state.pool), _features_of(strategy, choice)
+    asked, size, left = np.asarray(choice.picked).tolist(), len(choice.picked), int(np.sum(np.asarray(unlabelled)))
+    rank = len(asked)
+    while len(asked) < left:
+        size = min(size + len(choice.picked), left)
+        if state.round == 0:
+            found = np.asarray(_initial(select_key, unlabelled, count=size))
+        else:
+            if features is None:
+                computed = compute_features(config, strategy, problem, state, score_key, observer or Unobserved())
+                features = tuple(computed.arrays[need] for need in strategy.needs)
+            found = np.asarray(select(strategy, select_key, features, unlabelled, _query(config, state, size))[0])
+            check_picks(strategy, found, np.asarray(unlabelled))
+        before = set(asked)
+        fresh = [index for index in found.tolist() if index not in before]
+        asked += fresh
+        for index in fresh:
+            yield _request(problem, choice, index, rank, strategy.name)
+            rank += 1
+
+
+def _features_of(strategy: Strategy, choice: Choice) -> tuple[Array, ...] | None:
+    """All that the strategy needs, where the choice has it: one measure of each model at most, and nothing else."""
+    known: dict[Feature, Array | None] = {}
+    known |= dict.fromkeys(strategy.measures("base")[:1], choice.base)
+    known |= dict.fromkeys(strategy.measures("full")[:1], choice.full)
+    features = tuple(values for values in (known.get(need) for need in strategy.needs) if values is not None)
+    return features if len(features) == len(strategy.needs) else None
+
+
+def _query(config: ExperimentConfig, state: LoopState, count: int) -> Query:
+    """Number t = r − 1 in round r."""
+    return Query(jnp.asarray(state.round - 1), config.loop.rounds - 1, count)
 
 
 def _round_keys(key: Array, state: LoopState) -> Array:

@@ -103,7 +103,7 @@ class RoundInfo(NamedTuple):
     """What a person wants to see of a round.
 
     Attributes:
-      picked: `k` indices labelled in this round, first pick first.
+      picked: `k` indices asked for in this round, first pick first; behind them those that stand in for skipped ones.
       labelled: labels bought so far.
       train_loss: mean cross-entropy of the last epoch, nats a token.
       scores: `N` acquisition scores; None where none were computed.

@@ -7,11 +7,13 @@ the driver asks again whenever a run is taken up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from star_jax.config import SKIP
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError, LabelsNeeded
@@ -45,8 +47,13 @@ class Request:
 
     @property
     def text(self) -> str:
-        """The prompt's text."""
+        """The prompt's text, as the model reads it."""
         return self.prompt.text
+
+    @property
+    def readable(self) -> str:
+        """The prompt as a person reads it: without the marks of a chat template."""
+        return self.prompt.readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,30 @@ class Annotator(Protocol):
         ...
 
 
+@runtime_checkable
+class Rereadable(Protocol):
+    """An annotator whose answers are written down somewhere, and may be corrected there after they were used.
+
+    Others are asked once for each example, and never again.
+    """
+
+    def review(self) -> None:
+        """Reads everything that was written so far.
+
+        Raises:
+          DataError: something there cannot be used; every place is named.
+        """
+        ...
+
+    def current(self, requests: Sequence[Request]) -> list[Answer]:
+        """What is written now for examples that were asked for before; nobody is asked, and nothing is written.
+
+        Raises:
+          DataError: as `Annotator.annotate`.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class AnnotatorContext:
     """What an annotator may need to know of a run.
@@ -101,6 +132,9 @@ class AnnotatorContext:
       folder: the experiment's output folder.
       task: what a response must be.
       check: raises `DataError` for a labelled example that cannot be trained on, such as one that is too long.
+      skip: what is written where an example cannot be labelled.
+      skipped: ids of the pool's rows that say so.
+      columns: id -> other columns of its row that a person is to see.
     """
 
     labels: Mapping[str, str]
@@ -108,6 +142,9 @@ class AnnotatorContext:
     folder: Path
     task: Task
     check: Callable[[Example], object] = lambda example: None
+    skip: str = SKIP
+    skipped: Collection[str] = ()
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 AnnotatorFactory = Callable[[AnnotatorContext], Annotator]
@@ -137,20 +174,36 @@ def register_annotator(name: str) -> Callable[[Any], Any]:
     return register
 
 
-def collect(annotator: Annotator, requests: Sequence[Request]) -> list[Answer]:
-    """An answer to every request, in their order.
+def collect(annotator: Annotator, requests: Sequence[Request], spare: Iterable[Request] = ()) -> list[Answer]:
+    """An answer to every request, in their order, and to those that stand in for skipped ones behind them.
+
+    Args:
+      annotator: who is asked.
+      requests: for labels.
+      spare: what to ask for next, one for each request that is skipped; as many are taken as it needs for as many
+        labels as there are requests, or all.
 
     Raises:
       LabelsNeeded: some are open; the annotator says how to go on.
       DataError: as `Annotator.annotate`; or an answer is none, or there are two for one request.
     """
+    asked, fresh, others = list(requests), list(requests), iter(spare)
     answers: dict[str, Answer] = {}
+    while fresh:
+        _ask(annotator, fresh, answers)
+        skipped = sum(request.id in answers and answers[request.id].skipped for request in asked)
+        fresh = list(islice(others, skipped - (len(asked) - len(requests))))
+        asked += fresh
+    still_open = [request for request in asked if request.id not in answers]
+    if still_open:
+        raise LabelsNeeded(annotator.instructions(still_open))
+    return [answers[request.id] for request in asked]
+
+
+def _ask(annotator: Annotator, requests: Sequence[Request], answers: dict[str, Answer]) -> None:
+    """Adds the answers that there are."""
     for answer in annotator.annotate(requests) or ():
         if not isinstance(answer, Answer) or not isinstance(answer.response, str | None):
             raise DataError(f"the annotator gave {answer!r}; it must give an Answer whose response is a text, or None")
         if answers.setdefault(answer.id, answer) != answer:
             raise DataError(f"the annotator gave two answers for {answer.id!r}; it must give one")
-    still_open = [request for request in requests if request.id not in answers]
-    if still_open:
-        raise LabelsNeeded(annotator.instructions(still_open))
-    return [answers[request.id] for request in requests]

@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
-import csv
-import fcntl
-import io
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
 
 from star_jax.annotators.annotator import AnnotatorContext, Answer, Request
+from star_jax.annotators.label_table import COLUMNS, Asked, Cell, LabelTable, as_text, asked_for, from_text, shown_hash
+from star_jax.config import SKIP
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.readers import Record, read_rows
-from star_jax.data.tasks.fields import field_names
+from star_jax.data.faults import said_at_once
+from star_jax.data.skips import is_skip, refuse_near_skip
 from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError
-from star_jax.runs.files import write_text_atomic
+
+__all__ = ["LABELS_FILE", "SKIP", "FileAnnotator", "TableOptions", "csv_file"]
 
 LABELS_FILE = "labels.csv"
 """Name of the table: columns id, prompt and response, the last empty where a label is asked for."""
 
-COLUMNS = ("id", "prompt", "response")
-
-
-SKIP = "[skip]"
-"""What a person writes into the response cell of an example that cannot be labelled, and a program tells of it: it is
-never asked for again, and never trained on."""
-
 WHO, WHEN = "annotator", "labelled_at"
 """Columns that a person may add: who labelled a row, and when."""
 
+BY = "strategy"
+"""Column that says which strategies ask for a row, where there are several."""
 
-class _Cell(NamedTuple):
-    """What the table has of a prompt.
+_NOT_COMPUTED = re.compile(r"#(NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!)|Err:\d{3}")
+"""What spreadsheets put in the place of what they cannot compute."""
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What a person is shown, and may write instead of a label.
 
     Attributes:
-      prompt: its text.
-      text: what a person wrote.
-      response: the response that this stands for; None where nothing is written, or `SKIP`.
-      line: of the table.
-      more: cells of columns that a person has added.
+      skip: what stands for an example that cannot be labelled.
+      skipped: ids of what the pool says cannot be labelled.
+      columns: id -> other columns of the pool to show.
     """
 
-    prompt: str
-    text: str = ""
-    response: str | None = None
-    line: int = 0
-    more: Mapping[str, str] = MappingProxyType({})
+    skip: str = SKIP
+    skipped: Collection[str] = ()
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class FileAnnotator:
@@ -65,6 +60,7 @@ class FileAnnotator:
         path: Path,
         task: Task,
         check: Callable[[Example], object] = lambda example: None,
+        options: TableOptions | None = None,
     ) -> None:
         """An annotator.
 
@@ -74,123 +70,184 @@ class FileAnnotator:
           path: the table; made when a label is first asked for.
           task: what a response must be.
           check: raises `DataError` for a labelled example that cannot be trained on, such as one that is too long.
+          options: what a person is shown and may write.
         """
-        self._known = known
         self._ids = frozenset(ids)
-        self._path = path
+        self._table = LabelTable(path)
         self._task = task
         self._check = check
+        self._options = options or TableOptions()
+        self._known: dict[str, Answer] = {name: Answer(name, response) for name, response in known.items()}
+        self._known |= {name: Answer(name, None) for name in self._options.skipped}
 
     def annotate(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers that the pool or the table has; requests without one are in the table afterwards, to be filled in.
 
         Raises:
-          DataError: the table cannot be read, names what is not in the pool or has another prompt there, or holds a
-            response that is none of this task or does not pass the check; the line is named.
+          DataError: the table cannot be read, names what is not in the pool or has another prompt or response there,
+            or holds a response that is none of this task or does not pass the check; every line is named.
         """
-        prompts = [request.prompt for request in requests]
-        if all(prompt.id in self._known for prompt in prompts):
-            return [Answer(prompt.id, self._known[prompt.id]) for prompt in prompts]
-        with self._locked():
-            return self._annotate(prompts)
+        if all(request.id in self._known for request in requests) and not self._table.exists():
+            return [self._known[request.id] for request in requests]
+        with self._table.locked():
+            cells, answers = self._answers([request.prompt for request in requests])
+            fresh = [request for request in requests if request.id not in answers]
+            if fresh:
+                self._add(cells, fresh)
+        return [answers[request.id] for request in requests if request.id in answers]
 
     def instructions(self, open_requests: Sequence[Request]) -> str:
-        """Where to write the labels, and how many are missing in all."""
-        empty = sum(not cell.text for cell in self._read().values())
+        """Where to write the labels, how many are missing in all, and which strategies ask."""
+        empty = [name for name, cell in self._read().items() if not cell.text]
+        asked = self._table.asked()
+        names = dict.fromkeys(name for one in empty if one in asked for name in asked[one].strategies)
         closed = self._task.candidates or ()
         choice = f" ({', '.join(text.strip() for text in closed)})" if closed else ""
+        whom = f", for {' and '.join(names)}" if names else ""
         return (
-            f"{empty} examples need a label{choice}: write it into the empty cells of column 'response' in "
-            f"{self._path}, save, and run the same command again"
+            f"{len(empty)} examples need a label{choice}{whom}: write it into the empty cells of column 'response' in "
+            f"{self._table.path}, save, and run the same command again; {self._options.skip} stands for an example "
+            "that cannot be labelled"
         )
 
-    def _annotate(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        table = self._read()
+    def review(self) -> None:
+        """Reads the whole table.
+
+        Raises:
+          DataError: as `annotate`.
+        """
+        self._answers([])
+
+    def current(self, requests: Sequence[Request]) -> list[Answer]:
+        """What pool and table say now; nothing is asked for."""
+        answers = self._answers([request.prompt for request in requests])[1]
+        return [answers[request.id] for request in requests if request.id in answers]
+
+    def _answers(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Cell], dict[str, Answer]]:
+        """The table, and the answers of pool and table, after a look at what the table has of the prompts."""
+        cells = self._read()
+        answers: dict[str, Answer] = {}
+        faults: list[tuple[str, str]] = []
+        for name, cell in cells.items():
+            try:
+                answers |= self._answer(name, cell)
+            except DataError as error:
+                faults.append((cell.place, _of(name, error)))
+        asked = self._table.asked() if prompts and cells else {}
+        owners: dict[str, list[str]] = {}
+        for name, one in asked.items():
+            owners.setdefault(one.shown, []).append(name)
         for prompt in prompts:
-            if prompt.id in table:
-                self._verify(prompt, table[prompt.id])
-        answers = {name: _answer(name, cell) for name, cell in table.items() if cell.text}
-        answers |= {name: Answer(name, response) for name, response in self._known.items()}
-        missing = {prompt.id: _Cell(prompt.text) for prompt in prompts if prompt.id not in answers}
-        if missing:
-            self._write(table | {name: cell for name, cell in missing.items() if name not in table})
-        return [answers[prompt.id] for prompt in prompts if prompt.id in answers]
+            if prompt.id in cells:
+                try:
+                    _verify(prompt, cells[prompt.id], asked.get(prompt.id), owners)
+                    answer = answers.get(prompt.id)
+                    if answer is not None and answer.response is not None:
+                        self._check(Example(prompt, answer.response))
+                except DataError as error:
+                    faults.append((cells[prompt.id].place, _of(prompt.id, error)))
+        self._refuse(faults)
+        return cells, answers | self._known
 
-    def _verify(self, prompt: Prompt, cell: _Cell) -> None:
-        """A label belongs to a text: where the pool's file has changed, an id may be that of another one."""
-        problem = None
-        if cell.prompt.split() != prompt.text.split():
-            problem = f"the prompt of id {prompt.id!r} is not the pool's; restore the pool's file, or take the row out"
-        elif cell.response is not None:
-            try:
-                self._check(Example(prompt, cell.response))
-            except DataError as error:
-                problem = str(error)
-        if problem:
-            raise DataError(f"{self._path}, line {cell.line}: {problem}")
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time reads the table and adds to it; runs of one experiment may be started side by side."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with (self._path.parent / f".{self._path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def _read(self) -> dict[str, _Cell]:
-        """Id -> what the table has of it, in the table's order."""
-        if not self._path.exists():
+    def _answer(self, name: str, cell: Cell) -> dict[str, Answer]:
+        """The answer in a cell, by id; none where nothing is written."""
+        if not cell.text:
             return {}
-        table: dict[str, _Cell] = {}
-        lines: dict[str, int] = {}
-        for line, row in read_rows(str(self._path.absolute()), "train", may_be_empty=True):
-            try:
-                if isinstance(row, DataError):
-                    raise row
-                if not any(str(cell).strip() for cell in row.values()):
-                    continue  # spreadsheets leave such rows behind
-                name, cell = self._cell(row, line)
-                if name in lines:
-                    raise DataError(f"id '{name}' is already that of line {lines[name]}; keep one of the two rows")
-            except DataError as error:
-                raise DataError(f"{self._path}, line {line}: {error}") from error
-            table[name], lines[name] = cell, line
-        return table
+        skipped = is_skip(cell.text, self._options.skip)
+        if not skipped and self._task.candidates is None:
+            refuse_near_skip(cell.text, self._options.skip)
+            if _NOT_COMPUTED.fullmatch(cell.text):
+                raise DataError(
+                    f"the response is {cell.text!r}, which a spreadsheet writes for what it cannot compute; write the "
+                    "answer again, as text"
+                )
+        response = None if skipped else self._task.written(cell.text)
+        known = self._known.get(name)
+        if known is not None and (known.response or "").strip() != (response or "").strip():
+            other = self._options.skip if known.response is None else known.response.strip()
+            raise DataError(f"the response is {cell.text!r}, and {other!r} in the pool's own file; correct one of them")
+        return {name: Answer(name, response, cell.more.get(WHO) or None, cell.more.get(WHEN) or None)}
 
-    def _cell(self, row: Record, line: int) -> tuple[str, _Cell]:
-        absent = [name for name in COLUMNS if name not in row]
-        if absent:
-            raise DataError(
-                f"the column {absent[0]!r} is missing (the table has {field_names(row)}); restore it, and save the "
-                "table with commas between its cells"
-            )
-        name, text = row["id"], row["response"].strip()
-        if name not in self._ids:
-            raise DataError(
-                f"no row of the pool has the id {name!r}; restore it (spreadsheets drop zeros at the beginning of a "
-                "number), or take the row out"
-            )
-        response = self._task.written(text) if text and text != SKIP else None
-        more = {column: cell for column, cell in row.items() if column not in COLUMNS}
-        return name, _Cell(row["prompt"], text, response, line, more)
+    def _read(self) -> dict[str, Cell]:
+        """Id -> what the table has of it, in the table's order."""
+        cells: dict[str, Cell] = {}
+        faults: list[tuple[str, str]] = []
+        for place, written, cell in self._table.rows():
+            name = written if written in self._ids else from_text(written)
+            if isinstance(cell, DataError):
+                faults.append((place, str(cell)))
+            elif name not in self._ids:
+                faults.append(
+                    (
+                        place,
+                        f"no row of the pool has the id {written!r}; restore it (spreadsheets drop zeros at the "
+                        "beginning of a number), or take the row out",
+                    )
+                )
+            elif name in cells:
+                faults.append((place, f"id {name!r} is already that of {cells[name].place}; keep one of the two rows"))
+            else:
+                cells[name] = cell
+        self._refuse(faults)
+        return cells
 
-    def _write(self, table: Mapping[str, _Cell]) -> None:
-        """Every cell in quotes, so that a lone carriage return in a prompt is no end of a row."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        added = list(dict.fromkeys(column for cell in table.values() for column in cell.more))
-        writer.writerow([*COLUMNS, *added])
-        for name, cell in table.items():
-            writer.writerow([name, cell.prompt, cell.text, *(cell.more.get(column, "") for column in added)])
-        # Spreadsheets take a file without a byte order mark for one in the encoding of their country.
-        write_text_atomic(self._path, "\ufeff" + text.getvalue())
+    def _refuse(self, faults: Sequence[tuple[str, str]]) -> None:
+        if faults:
+            raise DataError(f"{self._table.path}, {said_at_once(faults)}")
+
+    def _add(self, cells: Mapping[str, Cell], fresh: Iterable[Request]) -> None:
+        """Writes what is asked for behind what the table has."""
+        asked = self._table.asked()
+        rows = dict(cells)
+        for request in fresh:
+            before = asked[request.id].strategies if request.id in asked else ()
+            names = dict.fromkeys([*before, *([request.strategy] if request.strategy else [])])
+            asked[request.id] = asked_for(request.prompt, list(names))
+            rows.setdefault(request.id, Cell(as_text(request.readable)))
+        several = len({name for one in asked.values() for name in one.strategies}) > 1
+        for name, cell in rows.items():
+            shown = {key: as_text(text) for key, text in self._options.columns.get(name, {}).items()}
+            shown = {key: text for key, text in shown.items() if key not in COLUMNS}
+            if several and name in asked:
+                shown[BY] = ", ".join(asked[name].strategies)
+            rows[name] = cell._replace(more={**cell.more, **{k: v for k, v in shown.items() if k not in cell.more}})
+        self._table.write(rows, asked)
 
 
-def _answer(name: str, cell: _Cell) -> Answer:
-    return Answer(name, cell.response, cell.more.get(WHO) or None, cell.more.get(WHEN) or None)
+def _verify(prompt: Prompt, cell: Cell, asked: Asked | None, owners: Mapping[str, Sequence[str]]) -> None:
+    """A label belongs to a text: where the pool's file has changed, an id may be that of another one.
+
+    Where it is known what was asked for, the cell itself does not count, for spreadsheets make dates and numbers of
+    it; but not the prompt of another row, which shows that columns were sorted apart.
+
+    Args:
+      prompt: of the pool.
+      cell: of the table.
+      asked: what was asked for under the prompt's id, if that is known.
+      owners: hash of what a person was shown -> the ids.
+    """
+    expected = asked_for(prompt)
+    found = shown_hash(cell.prompt)
+    same = found in (expected.shown, shown_hash(prompt.text))
+    belongs = same if asked is None else asked.prompt == expected.prompt
+    if not belongs:
+        raise DataError(
+            f"the prompt of id {prompt.id!r} is not the pool's; restore the pool's file, or take the row out"
+        )
+    if not same and found in owners:
+        raise DataError(
+            f"id {prompt.id!r} stands beside the prompt of id {owners[found][0]!r}; undo what moved the cells of one "
+            "column alone"
+        )
+
+
+def _of(name: str, error: DataError) -> str:
+    """What is wrong with the row of an id, which is named where it is not yet."""
+    return str(error) if repr(name) in str(error) else f"{error} (id {name!r})"
 
 
 def csv_file(context: AnnotatorContext) -> FileAnnotator:
     """A person who writes into `LABELS_FILE` in the experiment's folder; one table serves all of its runs."""
+    options = TableOptions(context.skip, context.skipped, context.columns)
     table = context.folder / LABELS_FILE
-    return FileAnnotator(context.labels, context.ids, table, context.task, context.check)
+    return FileAnnotator(context.labels, context.ids, table, context.task, context.check, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from star_jax.annotators.annotator import AnnotatorContext, Answer, Request
 from star_jax.data.examples import Example, Prompt
@@ -11,20 +11,31 @@ from star_jax.data.examples import Example, Prompt
 class SimulatedOracle:
     """Answers from a labelled file, and counts what it was asked: `asked` holds the ids, in order."""
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
+    def __init__(self, labels: Mapping[str, str], skipped: Collection[str] = ()) -> None:
         """An oracle.
 
         Args:
           labels: id -> response.
+          skipped: ids of what the file says cannot be labelled.
         """
         self._labels = labels
+        self._skipped = frozenset(skipped)
         self.asked: list[str] = []
 
     def annotate(self, requests: Sequence[Request]) -> list[Answer]:
         """The file's responses; what the file has no response to stays open."""
-        known = [request.id for request in requests if request.id in self._labels]
-        self.asked.extend(known)
-        return [Answer(name, self._labels[name]) for name in known]
+        answers = self.current(requests)
+        self.asked.extend(answer.id for answer in answers)
+        return answers
+
+    def review(self) -> None:
+        """Nothing: the file was read as a whole."""
+
+    def current(self, requests: Sequence[Request]) -> list[Answer]:
+        """As `annotate`, and is not counted."""
+        names = [request.id for request in requests]
+        known = [name for name in names if name in self._labels or name in self._skipped]
+        return [Answer(name, self._labels.get(name)) for name in known]
 
     def instructions(self, open_requests: Sequence[Request]) -> str:
         """Says that the pool has to be labelled."""
@@ -45,4 +56,4 @@ def gold_examples(labels: Mapping[str, str], prompts: Sequence[Prompt]) -> list[
 
 def oracle(context: AnnotatorContext) -> SimulatedOracle:
     """The oracle of a run."""
-    return SimulatedOracle(context.labels)
+    return SimulatedOracle(context.labels, context.skipped)

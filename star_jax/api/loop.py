@@ -19,7 +19,6 @@ from star_jax.active.loop import init
 from star_jax.active.pool import PoolState
 from star_jax.active.state import LoopState, Problem, base_features, base_measures
 from star_jax.annotators.annotator import Answer, Request
-from star_jax.annotators.csv_file import SKIP
 from star_jax.annotators.oracle import SimulatedOracle
 from star_jax.api.checks import check_replaceable, check_training, check_whole
 from star_jax.api.model import Model, TunedAdapter
@@ -27,6 +26,7 @@ from star_jax.api.pool import ExamplePool, TokenLimits, Tokens, tokenize
 from star_jax.api.training import Evaluation, Prediction, evaluate, predict, step_shapes
 from star_jax.config import AcquisitionConfig, ExperimentConfig, LoopConfig, LoraConfig, ScoringConfig, TrainingConfig
 from star_jax.data.examples import Example
+from star_jax.data.skips import is_skip
 from star_jax.errors import ConfigError, DataError
 from star_jax.models.lora import Adapter
 from star_jax.runs.files import plain, read_json, replace_folder_atomic, write_json_atomic
@@ -194,7 +194,7 @@ class ActiveLoop:
             if answer.response is None or answer.id not in prompts:
                 checked.append(answer)
                 continue
-            if isinstance(answer.response, str) and answer.response == SKIP:
+            if isinstance(answer.response, str) and is_skip(answer.response):
                 checked.append(dataclasses.replace(answer, response=None))
                 continue
             if not isinstance(answer.response, str):

@@ -148,7 +148,9 @@ def describe_names(kind: Any) -> None:
     behind the fields.
     """
     texts = {
-        "strategies": _names(STRATEGIES, "Comma separated"),
+        "strategies": _names(
+            STRATEGIES, "Comma separated; auto is star and random, and star alone where somebody has to label. Or"
+        ),
         "annotator": _names(
             ANNOTATORS,
             "Who labels what is picked: auto is the pool's own responses where it has all of them, and a table for a "

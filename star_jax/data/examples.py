@@ -6,7 +6,7 @@ examples are held by the annotator alone, so that a label cannot leak into a sel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,18 @@ class Prompt:
       id: unique name within the pool; ties between scores break by it.
       text: what the model reads, template applied.
       group: what the data say of its kind, where a task reads that from a field; for reports alone.
+      shown: what a person reads instead of `text`, where that has marks that are meant for the model alone.
     """
 
     id: str
     text: str
     group: str | None = None
+    shown: str | None = field(default=None, compare=False)
+
+    @property
+    def readable(self) -> str:
+        """What a person reads: the user's own text, without the marks of a chat template."""
+        return self.text if self.shown is None else self.shown
 
 
 @dataclass(frozen=True, slots=True)

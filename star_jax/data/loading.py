@@ -6,16 +6,21 @@ file and line of a row that will not do or counting it, and drawing the subsets 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from star_jax.config import DataConfig, OnBadRow
+from star_jax.config import SKIP, DataConfig, LabelsConfig, OnBadRow
 from star_jax.data.cells import clear_labels, plain_row, warn_of_gaps
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.readers import Numbered, Record, Source, base_name, place, read_rows, unit
+from star_jax.data.faults import said_at_once
+from star_jax.data.readers import Numbered, Record, Source, base_name, position, read_rows, unit
+from star_jax.data.skips import is_skip
 from star_jax.data.tasks.fields import field_names, is_missing, whole_number
 from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError, DataError
@@ -44,6 +49,8 @@ class LoadedData(NamedTuple):
       test_overlap: pool prompts whose text is also in the test set.
       bad_pool_rows: rows left out because they could not be used, before `pool_limit` is applied.
       bad_test_rows: the same of the test set.
+      skipped: ids of the pool's rows that say, in place of a response, that they cannot be labelled.
+      columns: id -> the columns of its row that a person is to see, by name.
     """
 
     pool: list[Prompt]
@@ -54,42 +61,55 @@ class LoadedData(NamedTuple):
     test_overlap: int
     bad_pool_rows: int
     bad_test_rows: int
+    skipped: frozenset[str] = frozenset()
+    columns: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
-def load_pool_and_test(config: DataConfig, task: Task, seed: int) -> LoadedData:
+class _PoolRow(NamedTuple):
+    prompt: Prompt
+    response: str | None = None
+    skipped: bool = False
+    columns: Mapping[str, str] = MappingProxyType({})
+
+
+def load_pool_and_test(config: DataConfig, task: Task, seed: int, labels: LabelsConfig | None = None) -> LoadedData:
     """Pool and test set of a run.
 
     The pool may be unlabelled, in part or as a whole. Its subset is drawn with the run's `seed`, the test set's with
     a fixed one. Duplicates are kept and counted, since what to do about them is the user's decision.
 
     Raises:
-      ConfigError: `data.train` or `data.test` is needed and not given.
+      ConfigError: `data.train` or `data.test` is needed and not given, or `labels.columns` names one that no row has.
       DataError: a source cannot be used; see `load_examples`.
     """
-    pool: _Usable[tuple[Prompt, str | None]]
+    labels = labels or LabelsConfig()
     if task.generate is not None and config.train is None and config.test is None:
         generated, judged = task.generate(config, seed)
-        pool = _Usable([(example.prompt, example.response) for example in generated], 0)
+        pool = _Usable([_PoolRow(example.prompt, example.response) for example in generated], 0)
         test = _Usable(judged, 0)
     else:
         train, held_out = _required(config.train, "train", task), _required(config.test, "test", task)
-        pool = _usable(task, train, "train", config.on_bad_row, lambda prompt, row: (prompt, task.response(row)))
-        test = _usable(task, held_out, "test", config.on_bad_row, _labelled(task))
+        pool = _usable(task, train, "train", config.on_bad_row, _pool_row(task, labels))
+        test = _usable(task, held_out, "test", config.on_bad_row, _labelled(task, labels.skip))
+        _check_columns(labels.columns, pool.items)
     if config.train is not None:
-        warn_of_gaps(config.train, [response for _, response in pool.items if response is not None])
-    prompts = _draw([prompt for prompt, _ in pool.items], config.pool_limit, seed)
-    responses = {prompt.id: response for prompt, response in pool.items if response is not None}
+        warn_of_gaps(config.train, [row.response for row in pool.items if row.response is not None])
+    prompts = _draw([row.prompt for row in pool.items], config.pool_limit, seed)
+    drawn = {prompt.id for prompt in prompts}
+    responses = {row.prompt.id: row.response for row in pool.items if row.response is not None}
     examples = _draw(test.items, config.test_limit, TEST_DRAW_SEED)
     test_texts = {example.prompt.text for example in examples}
     return LoadedData(
         pool=prompts,
         labels={prompt.id: responses[prompt.id] for prompt in prompts if prompt.id in responses},
         test=examples,
-        ids=frozenset(prompt.id for prompt, _ in pool.items),
+        ids=frozenset(row.prompt.id for row in pool.items),
         duplicate_prompts=len(prompts) - len({prompt.text for prompt in prompts}),
         test_overlap=sum(prompt.text in test_texts for prompt in prompts),
         bad_pool_rows=pool.bad,
         bad_test_rows=test.bad,
+        skipped=frozenset(row.prompt.id for row in pool.items if row.skipped and row.prompt.id in drawn),
+        columns={row.prompt.id: row.columns for row in pool.items if row.columns},
     )
 
 
@@ -100,8 +120,9 @@ def load_examples(task: Task, source: Source, split: str, on_bad_row: OnBadRow =
     `on_bad_row` is `skip`, rows that will not do are left out, counted and logged.
 
     Raises:
-      DataError: the source cannot be read; a row lacks a field, has one of the wrong type, has no response, or
-        repeats an id, and the message begins with file and line; or there is no row that can be used.
+      DataError: the source cannot be read; rows lack a field, have one of the wrong type, have no response, or
+        repeat an id, and the message begins with file and line, and names all of them; or there is no row that can be
+        used.
     """
     return _usable(task, source, split, on_bad_row, _labelled(task)).items
 
@@ -126,9 +147,9 @@ def load_pool(task: Task, source: Source, on_bad_row: OnBadRow = "error") -> Poo
     Raises:
       DataError: as `load_examples`, but a row without a response is fine.
     """
-    found = _usable(task, source, "train", on_bad_row, lambda prompt, row: (prompt, task.response(row)))
-    labels = {prompt.id: response for prompt, response in found.items if response is not None}
-    return PoolRows([prompt for prompt, _ in found.items], labels, found.bad)
+    found = _usable(task, source, "train", on_bad_row, _pool_row(task, LabelsConfig()))
+    labels = {row.prompt.id: row.response for row in found.items if row.response is not None}
+    return PoolRows([row.prompt for row in found.items], labels, found.bad)
 
 
 def load_prompts(task: Task, source: Source, split: str, on_bad_row: OnBadRow = "error") -> list[Prompt]:
@@ -147,9 +168,13 @@ class _Usable(NamedTuple, Generic[Item]):
     bad: int
 
 
-def _labelled(task: Task) -> Callable[[Prompt, Record], Example]:
+def _labelled(task: Task, skip: str = SKIP) -> Callable[[Prompt, Record], Example]:
+    answer = _answer_reader(task, skip)
+
     def build(prompt: Prompt, row: Record) -> Example:
-        response = task.response(row)
+        response, skipped = answer(row)
+        if skipped:
+            raise DataError(f"the row has {skip} in place of a response; label it, or leave it out")
         if response is None:
             raise DataError(f"the row has no response (it has {field_names(row)}); label it, or leave it out")
         return Example(prompt, response)
@@ -157,13 +182,58 @@ def _labelled(task: Task) -> Callable[[Prompt, Record], Example]:
     return build
 
 
+def _pool_row(task: Task, labels: LabelsConfig) -> Callable[[Prompt, Record], _PoolRow]:
+    answer = _answer_reader(task, labels.skip)
+    everything = "*" in labels.columns
+
+    def build(prompt: Prompt, row: Record) -> _PoolRow:
+        names = [str(name) for name in row] if everything else [name for name in labels.columns if name in row]
+        return _PoolRow(prompt, *answer(row), {name: _as_text(row[name]) for name in names if name in row})
+
+    return build
+
+
+def _answer_reader(task: Task, skip: str) -> Callable[[Record], tuple[str | None, bool]]:
+    """Row -> its response or None, and whether it says that it cannot be labelled."""
+    spelt = [skip]
+    with contextlib.suppress(Exception):  # other answers do not know this one, and a user's own task may fail anyhow
+        spelt.append(task.written(skip))
+
+    def answer(row: Record) -> tuple[str | None, bool]:
+        try:
+            response = task.response(row)
+        except DataError:
+            if any(isinstance(cell, str) and is_skip(cell, skip) for cell in row.values()):
+                return None, True
+            raise
+        if response is not None and any(is_skip(response, text) for text in spelt):
+            return None, True
+        return response, False
+
+    return answer
+
+
+def _as_text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):  # dates and the like
+        return str(value)
+
+
+def _check_columns(asked: Sequence[str], rows: Sequence[_PoolRow]) -> None:
+    for name in asked:
+        if name != "*" and not any(name in row.columns for row in rows):
+            raise ConfigError(f"labels.columns names {name!r}, which no row of the pool has; check the name")
+
+
 def _usable(
     task: Task, source: Source, split: str, on_bad_row: OnBadRow, build: Callable[[Prompt, Record], Item]
 ) -> _Usable[Item]:
     items: list[Item] = []
     lines: dict[str, int] = {}
-    shown: list[str] = []
-    bad = 0
+    faults: list[tuple[int, str]] = []
     for number, row in _rows(task, source, split):
         try:
             if isinstance(row, DataError):
@@ -173,17 +243,18 @@ def _usable(
                 raise DataError(
                     f"id '{identifier}' is already that of {unit(source)} {lines[identifier]}; make ids unique"
                 )
-            items.append(build(Prompt(identifier, task.prompt(row), _group(task, row)), row))
+            shown = None if task.shown is None else task.shown(row)
+            items.append(build(Prompt(identifier, task.prompt(row), _group(task, row), shown), row))
             lines[identifier] = number
         except DataError as error:
-            if on_bad_row == "error":
-                raise DataError(f"{place(source, number)}: {error}") from error
-            bad += 1
-            if bad <= BAD_ROWS_SHOWN:
-                shown.append(f"{unit(source)} {number}: {error}")
-    if bad:
-        _report(source, shown, bad, len(items))
-    return _Usable(items, bad)
+            faults.append((number, str(error)))
+    if faults and on_bad_row == "error":
+        before = f"{source}, " if isinstance(source, str) else ""
+        raise DataError(before + said_at_once([(position(source, number), what) for number, what in faults]))
+    if faults:
+        shown_first = [f"{unit(source)} {number}: {what}" for number, what in faults[:BAD_ROWS_SHOWN]]
+        _report(source, shown_first, len(faults), len(items))
+    return _Usable(items, len(faults))
 
 
 def _rows(task: Task, source: Source, split: str) -> Numbered:

@@ -6,7 +6,6 @@ What a row means is for `loading.py` and the tasks.
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
 import re
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from star_jax.data.tables import TornTable, read_records, without_blanks
 from star_jax.documents import UnreadableError, decoded, parse_json_object
 from star_jax.errors import DataError
 
@@ -40,7 +40,7 @@ def read_rows(source: Source, split: str, *, may_be_empty: bool = False) -> Numb
     A row that cannot be read comes as the `DataError` that says why, for the caller to raise or to count.
 
     Args:
-      source: a .jsonl, .json (one object a line), .csv or .parquet file, or a hub name,
+      source: a .jsonl, .json (one object a line), .csv, .tsv or .parquet file, or a hub name,
         `NAME[:CONFIG][@SPLIT]`, such as `openai/gsm8k:main` or `google/boolq@validation`. A `~` is the user's home.
         Or the rows themselves, a sequence of mappings.
       split: the hub data set's split, unless `source` names one; a file is read whole.
@@ -91,7 +91,13 @@ def unit(source: Source) -> str:
 
 def place(source: Source, number: int) -> str:
     """Where a row stands, for messages."""
-    return f"{source}, {unit(source)} {number}" if isinstance(source, str) else f"row {number}"
+    return f"{source}, {position(source, number)}" if isinstance(source, str) else f"row {number}"
+
+
+def position(source: Source, number: int) -> str:
+    """Where a row stands in its source: its line, and its row in a spreadsheet where that is another number."""
+    row = getattr(number, "row", number)
+    return f"{unit(source)} {number}" + ("" if row == number else f" (row {row} of the spreadsheet)")
 
 
 # JSONL and CSV are read here and not through `datasets`: it would lose the line numbers, and a malformed row in the
@@ -129,30 +135,50 @@ def _no_object(value: Any) -> DataError:
     return DataError(f"is a {type(value).__name__}, not an object; write one object a line")
 
 
+class ShortRow(DataError):
+    """A record that lacks cells at its end.
+
+    Attributes:
+      cells: column -> text of those that are there.
+    """
+
+    def __init__(self, message: str, cells: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.cells = dict(cells)
+
+
 def _read_csv(path: Path) -> Numbered:
-    next_line = 1
-    csv.field_size_limit(LONGEST_CELL)
+    records = read_records(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if twice := [name for name in header if header.count(name) > 1]:
-                raise DataError(f"{place(str(path), 1)}: names column '{twice[0]}' twice; rename one of them")
-            next_line = reader.line_num + 1
-            for cells in reader:
-                number, next_line = next_line, reader.line_num + 1
-                if not cells:
-                    continue
-                if len(cells) == len(header):
-                    yield number, dict(zip(header, cells, strict=True))
-                else:
-                    have = f"has {len(cells)} cells where the header has {len(header)}"
-                    yield number, DataError(f"{have}; quote a cell that holds a comma")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8; save the file in that encoding") from error
-    except csv.Error as error:
-        # Where quotes do not match, nobody knows where the next row begins: no single row can be left out.
-        raise DataError(f"{place(str(path), next_line)}: is not valid CSV ({error}); check its quotes") from error
+        number, header = next(records, (1, []))
+        if twice := [name for name in header if name.strip() and header.count(name) > 1]:
+            raise DataError(f"{place(str(path), number)}: names column '{twice[0]}' twice; rename one of them")
+        names = _column_names(header)
+        width = len(without_blanks(header))
+        for line, cells in records:
+            cells = cells[: len(header)] + without_blanks(cells[len(header) :])
+            named = {name: cell for name, cell in zip(names, cells, strict=False) if name is not None}
+            named |= _nameless(names, cells)
+            if width <= len(cells) <= len(header):
+                yield line, named
+                continue
+            problem = f"has {len(cells)} cells where the header has {width}; quote a cell that holds a comma"
+            yield line, ShortRow(problem, named) if len(cells) < width else DataError(problem)
+    except TornTable as error:
+        raise DataError(f"{place(str(path), error.line)}: {error}") from error
+
+
+def _column_names(header: Sequence[str]) -> list[str | None]:
+    """The names of columns; None for those without, but for a single one among the others, whose name is empty."""
+    nameless = [index for index, name in enumerate(header) if not name.strip()]
+    alone = len(nameless) == 1 and nameless[0] < len(header) - 1
+    return [name if name.strip() or alone else None for name in header]
+
+
+def _nameless(names: Sequence[str | None], cells: Sequence[str]) -> dict[str, str]:
+    """What is written in columns without a name: nothing, where a spreadsheet has saved empty columns."""
+    found = zip(range(len(cells)), names, cells, strict=False)
+    return {f"column {index + 1}": cell for index, name, cell in found if name is None and cell.strip()}
 
 
 def _read_parquet(path: Path) -> Numbered:
@@ -195,5 +221,6 @@ _READERS: dict[str, Callable[[Path], Numbered]] = {
     ".json": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
+    ".tsv": _read_csv,
 }
-_LINE_FORMATS = (".jsonl", ".json", ".csv")
+_LINE_FORMATS = (".jsonl", ".json", ".csv", ".tsv")

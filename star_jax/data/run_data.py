@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from star_jax.config import DataConfig
+from star_jax.config import DataConfig, LabelsConfig
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.loading import load_pool_and_test
 from star_jax.data.tasks.task import Task
@@ -41,6 +42,8 @@ class RunData(NamedTuple):
       test: test set.
       ids: of all rows that the pool is drawn from.
       facts: data.json: fingerprints of pool and test set, and how many rows there are, were left out or were cut.
+      skipped: ids of pool prompts that the data say cannot be labelled.
+      columns: id -> columns of its row that a person is to see.
     """
 
     pool: list[Prompt]
@@ -49,11 +52,13 @@ class RunData(NamedTuple):
     test: TokenizedSet
     ids: frozenset[str]
     facts: dict[str, Any]
+    skipped: frozenset[str] = frozenset()
+    columns: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
     @property
     def unlabelled(self) -> int:
-        """Pool prompts without a response."""
-        return len(self.pool) - len(self.labels)
+        """Pool prompts without a response, of which nobody has said that they cannot be labelled."""
+        return len(self.pool) - len(self.labels) - len(self.skipped)
 
     def labelled(self) -> list[Example]:
         """Pool prompts with a response, and that response."""
@@ -64,13 +69,13 @@ class RunData(NamedTuple):
         return {name: value for name, value in self.facts.items() if isinstance(value, int)}
 
 
-def prepare(config: DataConfig, task: Task, encoder: Encoder, seed: int) -> RunData:
+def prepare(config: DataConfig, task: Task, encoder: Encoder, seed: int, labels: LabelsConfig | None = None) -> RunData:
     """Loads pool and test set of a run and applies the limits.
 
     Raises:
       ConfigError, DataError: a source or a row cannot be used, or no test example is within the limits.
     """
-    loaded = load_pool_and_test(config, task, seed)
+    loaded = load_pool_and_test(config, task, seed, labels)
     pool = encoder.within_limits(loaded.pool, loaded.labels)
     test, test_fitting = examples_within_limits(encoder, loaded.test)
     if not test:
@@ -99,8 +104,12 @@ def prepare(config: DataConfig, task: Task, encoder: Encoder, seed: int) -> RunD
             "duplicate_prompts": loaded.duplicate_prompts,
             "test_overlap": loaded.test_overlap,
         },
+        skipped=loaded.skipped & {prompt.id for prompt in pool.kept},
+        columns=loaded.columns,
     )
     data.facts["pool_unlabelled"] = data.unlabelled
+    if data.skipped:
+        data.facts["pool_skipped"] = len(data.skipped)
     return data
 
 

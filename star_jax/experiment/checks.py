@@ -12,10 +12,11 @@ from star_jax.checkpoints.hub import EMBEDDED
 from star_jax.checkpoints.huggingface import projection_shapes
 from star_jax.config import ExperimentConfig
 from star_jax.data.run_data import RunData
+from star_jax.data.skips import is_skip
 from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.projections import choose_modules
-from star_jax.models.transformer import LanguageModel
 from star_jax.registry import ANNOTATORS
 from star_jax.report.places import CURVE, PAGE, check_places
 from star_jax.runs.score_store import FOLDER as SCORES
@@ -38,22 +39,26 @@ def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], t
             f"lora.training_dropout is {config.lora.training_dropout} and lora.dropout is 0; "
             f"set lora.dropout above 0 or lora.training_dropout to off"
         )
+    if any(is_skip(answer, config.labels.skip) for answer in config.format.answers):
+        raise ConfigError(
+            f"labels.skip is {config.labels.skip}, which is also one of format.answers; choose another text for it"
+        )
     if config.scoring.answers == "candidates" and task.candidates is None:
         raise ConfigError(
             f"scoring.answers is candidates, but task {task.name} has no closed answer set; choose generated"
         )
 
 
-def check_model(config: ExperimentConfig, model: LanguageModel) -> None:
+def check_model(config: ExperimentConfig, shape: TransformerConfig) -> None:
     """Limits that the model cannot read, or modules that it does not have: raises `ConfigError`."""
-    asked, most = config.data.max_prompt_tokens + config.data.max_response_tokens, model.config.max_position_embeddings
+    asked, most = config.data.max_prompt_tokens + config.data.max_response_tokens, shape.max_position_embeddings
     if asked > most:
         raise ConfigError(
             f"data.max_prompt_tokens + data.max_response_tokens is {asked} and the model reads {most} tokens "
             f"(max_position_embeddings); lower one of the two"
         )
     if config.model.adapter is None:
-        choose_modules(model.config.num_hidden_layers, list(projection_shapes(model.config)), config.lora.targets)
+        choose_modules(shape.num_hidden_layers, list(projection_shapes(shape)), config.lora.targets)
 
 
 def check_data(config: ExperimentConfig, data: RunData) -> None:

@@ -20,15 +20,37 @@ from star_jax.acquisition.strategy import Strategy, get_strategy
 from star_jax.active.loop import choose, init, learn
 from star_jax.active.pool import available
 from star_jax.active.state import LoopState, Problem
+from star_jax.annotators.annotator import Annotator, Rereadable
 from star_jax.checkpoints.peft import save_adapter
-from star_jax.config import ExperimentConfig
+from star_jax.config import AUTO, ExperimentConfig
 from star_jax.data.bucketing import Shapes
-from star_jax.data.examples import Example, Prompt
+from star_jax.data.examples import Example
 from star_jax.data.run_data import RunData, tokenize_examples
-from star_jax.errors import ConfigError, LabelsNeeded
+from star_jax.errors import LabelsNeeded
 from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, TestSet, evaluate, prepare_test_set
 from star_jax.experiment.checks import check_output_dir
-from star_jax.experiment.setup import ExperimentContext, experiment_shapes, load_seed, make_problem, open_experiment
+from star_jax.experiment.plan import COMPARED, chosen_strategies, said_of_labels
+from star_jax.experiment.resume import (
+    Bought,
+    check_state,
+    corrected_state,
+    corrections,
+    drop_unfinished,
+    finished_since,
+    labels_bought,
+    said_of,
+)
+from star_jax.experiment.setup import (
+    ExperimentContext,
+    Sources,
+    experiment_shapes,
+    load_seed,
+    log_seed,
+    make_annotator,
+    make_problem,
+    open_experiment,
+    open_sources,
+)
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.registry import load_plugins, source_fingerprint
 from star_jax.report.model_card import model_card
@@ -90,17 +112,25 @@ def run_experiment(
     """
     check_output_dir(config)
     load_plugins(config.plugins)  # the commands have done so; a caller from Python may not
-    strategies = [get_strategy(name, config.acquisition) for name in config.strategies]
     watch = Stopwatch(began)
     with watch.phase("load"):
-        context = open_experiment(config, strategies, progress, watch, tracking)
         # A seed's pool is loaded once for all strategies, which must see the same one. Everything that can be refused
-        # is refused before the first training: data of all seeds, then all run folders.
-        data = {seed: load_seed(context, seed) for seed in config.seeds}
+        # is refused before the model is loaded: data of all seeds, what was written into tables, and all run folders.
+        named = COMPARED if config.strategies == (AUTO,) else config.strategies
+        strategies = [get_strategy(name, config.acquisition) for name in named]
+        sources = open_sources(config, strategies, progress)
+        data = {seed: load_seed(sources, seed) for seed in config.seeds}
+        chosen = chosen_strategies(config, data)
+        if said := said_of_labels(config, chosen, data):
+            progress.log(said)
+        strategies = [strategy for strategy in strategies if strategy.name in chosen]
         for seed in config.seeds:
+            log_seed(progress, seed, data[seed])
+            _review(sources, data[seed])
             for strategy in strategies:
-                with _open(context, strategy, seed, data[seed]):
+                with _open(sources, strategy, seed, data[seed]):
                     pass
+        context = open_experiment(config, strategies, progress, watch, tracking, sources)
         shapes = experiment_shapes(context, list(data.values()))
     summaries: dict[tuple[str, int], dict[str, Any]] = {}
     waiting: LabelsNeeded | None = None
@@ -116,14 +146,28 @@ def run_experiment(
     return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
 
 
-def _open(context: ExperimentContext, strategy: Strategy, seed: int, data: RunData) -> RunFolder:
+def _review(context: Sources, data: RunData) -> Annotator | None:
+    """The annotator, where what it reads can be read again without asking anybody; None for a user's own.
+
+    Raises:
+      DataError: what was written so far cannot be used.
+    """
+    if context.config.annotator not in (AUTO, "oracle", "csv"):
+        return None
+    annotator = make_annotator(context, data)
+    if isinstance(annotator, Rereadable):
+        annotator.review()
+    return annotator
+
+
+def _open(context: Sources, strategy: Strategy, seed: int, data: RunData) -> RunFolder:
     config = context.config
     device = jax.devices()[0].device_kind
     facts = _facts(context, strategy, data)
     return RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device, facts)
 
 
-def _facts(context: ExperimentContext, strategy: Strategy, data: RunData) -> dict[str, Any]:
+def _facts(context: Sources, strategy: Strategy, data: RunData) -> dict[str, Any]:
     """What a run must find again: its data and model, and the code of a strategy or a task that is a plug-in."""
     task = context.task
     code = source_fingerprint([strategy.pick, task.prompt, task.response, task.parse])
@@ -135,10 +179,13 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
     with _open(context, strategy, seed, data) as folder:
         if folder.finished:
             progress.log(f"{title}: finished already, in {folder.path}")
+            annotator = _review(context, data)
+            if annotator is not None and (since := finished_since(folder, annotator, data.pool)):
+                progress.log(f"{title}: {since}")
             return folder.summary()
         with context.watch.phase("load"):
             state = load_state(folder.path)
-            _drop_unfinished(folder, 0 if state is None else state.round)
+            drop_unfinished(folder, 0 if state is None else state.round)
             folder.record()
             problem = make_problem(context, data, shapes)
             test = prepare_test_set(context.task, context.encoder, data.test, shapes)
@@ -148,7 +195,9 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
                 state = init(len(data.pool))
             else:
                 progress.log(f"{title}: continues after round {state.round}, in {folder.path}")
-                state = state._replace(labels=_labels(folder, data.pool, state.round))
+                bought = labels_bought(folder, data.pool, state.round)
+                check_state(folder, bought, state.pool)
+                state = state._replace(labels=bought.labels)
         context.tracking.start(_tracked(run, resumed))
         try:
             while state.round < context.config.loop.rounds:
@@ -167,24 +216,6 @@ def _tracked(run: Run, resumed: bool) -> TrackedRun:
     return TrackedRun(experiment, name, run.folder.path, config.to_dict(), resumed, run.title)
 
 
-def _drop_unfinished(folder: RunFolder, rounds: int) -> None:
-    """Drops what a killed run wrote of a round whose state it did not come to write, which is one round at most."""
-    written = len(folder.metrics())
-    if written > rounds + 1:
-        raise ConfigError(
-            f"{folder.path} has {written} finished rounds, and {folder.path / 'state'} the state after "
-            f"{rounds or 'none'} of them; put the newest state back, or delete the folder to start again"
-        )
-    folder.drop_rounds_from(rounds)
-
-
-def _labels(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> dict[int, str]:
-    """The labels bought so far, from the run folder: nobody is asked twice. What was skipped has none."""
-    place = {prompt.id: index for index, prompt in enumerate(pool)}
-    rows = [row for number in range(rounds) for row in folder.queried(number)]
-    return dict(sorted((place[row["id"]], row["response"]) for row in rows if row["response"] is not None))
-
-
 def _round(run: Run, state: LoopState) -> LoopState:
     """One round and its files; the checkpoint is written last, and makes the round count."""
     context, problem, data, folder = run.context, run.problem, run.data, run.folder
@@ -199,8 +230,14 @@ def _round(run: Run, state: LoopState) -> LoopState:
         kept = KeptChoice(choose(config, run.strategy, problem, state, key, timed), context.watch.lap())
         with context.watch.phase("write"):
             save_choice(folder.path, number, kept, origin)
-    # 2. Labels and training.
-    state, info = learn(config, problem, state, kept.choice, key, timed)
+    # 2. Labels, those of earlier rounds as they have been corrected, and training.
+    changed = corrections(
+        problem.annotator, problem.prompts, Bought(dict(state.labels), np.asarray(state.pool.labelled_in))
+    )
+    if changed:
+        context.progress.log(f"{timed.title}: {said_of(changed)}; they count from this training on")
+        state = corrected_state(state, changed)
+    state, info = learn(config, problem, state, kept.choice, key, timed, run.strategy)
     assert state.adapter is not None
     adapter = state.adapter
     # 3. How good it is.
@@ -221,8 +258,11 @@ def _round(run: Run, state: LoopState) -> LoopState:
     }
     steps = sum(one.get("train_steps") or 0 for one in folder.metrics())
     row |= {"train_steps": len(info.losses)} | ({"skipped": skipped} if (skipped := info.skipped) else {})
+    row |= {"corrected": len(changed)} if changed else {}
     with context.watch.phase("write"):
         folder.write_round(number, queried, predictions)
+        if changed:
+            folder.write_corrected(number, [one.row() for one in changed])
         replace_folder_atomic(folder.adapter, partial(_write_adapter, run, adapter, row))
         context.tracking.losses(info.losses, steps)
         # What is written from here on counts in the next row, or in the summary.

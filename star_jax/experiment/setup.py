@@ -23,8 +23,10 @@ from star_jax.acquisition.pool_scoring import (
 from star_jax.acquisition.strategy import Strategy
 from star_jax.active.state import Problem
 from star_jax.annotators.annotator import Annotator, AnnotatorContext
+from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.annotators.oracle import gold_examples
 from star_jax.checkpoints.files import folder_fingerprint
+from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import EMBEDDED, ModelFolder, open_folder
 from star_jax.checkpoints.huggingface import load_folder
 from star_jax.checkpoints.peft import load_adapter
@@ -53,19 +55,34 @@ REPLAY_FILE = "replay.jsonl"
 """Name of the replay rows beside a model that ships with the package."""
 
 
-@dataclass
-class ExperimentContext:
-    """What the runs of an experiment share: the model, and its scores, which stay the same.
+@dataclass(kw_only=True)
+class Sources:
+    """What an experiment reads before it loads any weights.
 
     Attributes:
       config: the experiment.
-      model: the frozen base model.
-      folder: that it is from.
+      folder: that the model is from.
       encoder: tokenizer, format and limits.
       task: format and correctness.
       replay: tokenised replay rows.
-      base: the base model's scores.
       progress: where to show what is going on.
+    """
+
+    config: ExperimentConfig
+    folder: ModelFolder
+    encoder: Encoder
+    task: Task
+    replay: Sequence[TokenizedExample]
+    progress: Progress
+
+
+@dataclass(kw_only=True)
+class ExperimentContext(Sources):
+    """What the runs of an experiment share: the model, and its scores, which stay the same.
+
+    Attributes:
+      model: the frozen base model.
+      base: the base model's scores.
       watch: splits the time of the session; each run takes what it has spent.
       tracking: where figures go besides the run folders.
       start: the adapter the user starts from, or None.
@@ -73,19 +90,36 @@ class ExperimentContext:
       rslora: whether adapters are written with rsLoRA's scale.
     """
 
-    config: ExperimentConfig
     model: LanguageModel
-    folder: ModelFolder
-    encoder: Encoder
-    task: Task
-    replay: Sequence[TokenizedExample]
     base: BaseScores
-    progress: Progress
     watch: Stopwatch
     tracking: Tracking
     start: Adapter | None = None
     base_adapter: Adapter | None = None
     rslora: bool = False
+
+
+def open_sources(config: ExperimentConfig, strategies: Sequence[Strategy], progress: Progress) -> Sources:
+    """Opens what is needed to read the data; settings that contradict each other or the model are refused here.
+
+    Args:
+      config: the experiment.
+      strategies: of all runs.
+      progress: where to show what is going on.
+
+    Raises:
+      ConfigError, DataError: something the user can put right.
+    """
+    folder = open_folder(config.model.path)
+    task = get_task(config.data.task, config.format, folder.tokenizer)
+    check_experiment(config, strategies, task)
+    limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
+    longest = limits.prompt + limits.response
+    shape = read_config(folder.path, config.model.dtype, longest, config.model.ignored_fields)
+    check_model(config, shape)
+    encoder = Encoder(folder.tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=folder.end_ids)
+    replay = load_replay(config, task, encoder, folder)
+    return Sources(config=config, folder=folder, encoder=encoder, task=task, replay=replay, progress=progress)
 
 
 def open_experiment(
@@ -94,6 +128,7 @@ def open_experiment(
     progress: Progress,
     watch: Stopwatch,
     tracking: Tracking | None = None,
+    sources: Sources | None = None,
 ) -> ExperimentContext:
     """Loads what all runs share.
 
@@ -103,27 +138,23 @@ def open_experiment(
       progress: where to show what is going on.
       watch: counts already.
       tracking: where figures go besides; to the screen alone when None.
+      sources: what `open_sources` gave; opened here when None.
 
     Raises:
       ConfigError, DataError: something the user can put right.
     """
-    folder = open_folder(config.model.path)
-    task = get_task(config.data.task, config.format, folder.tokenizer)
-    check_experiment(config, strategies, task)
-    limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
-    model = load_base(config, folder)
-    check_model(config, model)
-    encoder = Encoder(folder.tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=folder.end_ids)
+    sources = sources or open_sources(config, strategies, progress)
+    model = load_base(config, sources.folder)
     progress.log(_place_of_work(model))
     start, rslora = _starting_adapter(config, model, progress)
     return ExperimentContext(
         config=config,
         model=model,
-        folder=folder,
-        encoder=encoder,
-        task=task,
-        replay=load_replay(config, task, encoder, folder),
-        base=BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config, folder.path), progress.log),
+        folder=sources.folder,
+        encoder=sources.encoder,
+        task=sources.task,
+        replay=sources.replay,
+        base=BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config, sources.folder.path), progress.log),
         progress=progress,
         watch=watch,
         tracking=tracking or open_trackers((), progress.log),
@@ -145,14 +176,14 @@ def load_base(config: ExperimentConfig, folder: ModelFolder) -> LanguageModel:
     )
 
 
-def load_seed(context: ExperimentContext, seed: int) -> RunData:
+def load_seed(context: Sources, seed: int) -> RunData:
     """Pool and test set of a seed, with the fingerprints of everything that its runs must find again.
 
     Raises:
       ConfigError, DataError: something the user can put right.
     """
-    config, progress = context.config, context.progress
-    data = prepare(config.data, context.task, context.encoder, seed)
+    config = context.config
+    data = prepare(config.data, context.task, context.encoder, seed, config.labels)
     data.facts["model"] = context.folder.fingerprint
     if config.model.adapter is not None:
         data.facts["start"] = folder_fingerprint(Path(config.model.adapter))
@@ -161,6 +192,11 @@ def load_seed(context: ExperimentContext, seed: int) -> RunData:
     check_data(config, data)
     if config.scoring.answers == "candidates" and context.task.candidates is not None:
         check_candidates(context.encoder, data.pool[0], context.task.candidates)
+    return data
+
+
+def log_seed(progress: Progress, seed: int, data: RunData) -> None:
+    """Says what is noteworthy about the data of a seed."""
     if data.facts["duplicate_prompts"] or data.facts["test_overlap"]:
         progress.log(
             f"seed {seed}: {data.facts['duplicate_prompts']} pool prompts repeat an earlier one, "
@@ -168,7 +204,8 @@ def load_seed(context: ExperimentContext, seed: int) -> RunData:
         )
     if data.unlabelled:
         progress.log(f"seed {seed}: {data.unlabelled} of {len(data.pool)} pool prompts have no response yet")
-    return data
+    if data.skipped:
+        progress.log(f"seed {seed}: {len(data.skipped)} of {len(data.pool)} pool prompts are marked as not to label")
 
 
 def experiment_shapes(context: ExperimentContext, data: Sequence[RunData]) -> Shapes:
@@ -197,21 +234,30 @@ def make_problem(context: ExperimentContext, data: RunData, shapes: Shapes) -> P
         pool = proposed_pool(encoder.examples(gold_examples(data.labels, data.pool), counted=True), shapes.sequences)
     else:
         pool = generated_pool(encoder, data.tokens, shapes)
-    annotator = _annotator(context, data)
+    annotator = make_annotator(context, data)
     model, replay, start = context.model, context.replay, context.start
     return Problem(model, encoder, data.pool, data.tokens, pool, shapes, annotator, replay, start)
 
 
-def _annotator(context: ExperimentContext, data: RunData) -> Annotator:
+def make_annotator(context: Sources, data: RunData) -> Annotator:
     """Who labels what is picked: the file that the pool is from, and a person where it has no responses.
 
-    A person's labels serve all runs of the experiment.
+    A person's labels serve all runs of the experiment, also where the pool has got responses of its own since.
     """
-    name = context.config.annotator
+    config, folder = context.config, Path(context.config.output_dir)
+    name = config.annotator
     if name == "auto":
-        name = "csv" if data.unlabelled else "oracle"
-    folder = Path(context.config.output_dir)
-    known = AnnotatorContext(data.labels, data.ids, folder, context.task, lambda one: context.encoder.examples([one]))
+        name = "csv" if data.unlabelled or (folder / LABELS_FILE).exists() else "oracle"
+    known = AnnotatorContext(
+        data.labels,
+        data.ids,
+        folder,
+        context.task,
+        lambda one: context.encoder.examples([one]),
+        config.labels.skip,
+        data.skipped,
+        data.columns,
+    )
     annotator: Annotator = ANNOTATORS.get(name, "annotator")(known)
     return annotator
 

@@ -173,6 +173,7 @@ def replace_folder_atomic(path: Path, writer: Callable[[Path], None]) -> None:
       path: the folder, which may or may not exist.
       writer: called with the new folder; if it raises, the old folder stays as it is.
     """
+    path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     shutil.rmtree(new, ignore_errors=True)

@@ -47,14 +47,14 @@ def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[
             "rank": rank,
             "group": task.group(prompt),
             "response": labels.get(index),
-            **_given_by(answer),
+            **given_by(answer),
         }
 
     picks = zip(info.picked.tolist(), info.answers, strict=True)
     return [row(rank, index, answer) for rank, (index, answer) in enumerate(picks)]
 
 
-def _given_by(answer: Answer) -> dict[str, Any]:
+def given_by(answer: Answer) -> dict[str, Any]:
     """Whether an example was skipped, who labelled it and when, as far as that was said."""
     said = {"skipped": answer.skipped or None, "annotator": answer.annotator, "labelled_at": answer.labelled_at}
     return {name: value for name, value in said.items() if value is not None}
@@ -101,4 +101,4 @@ def summary_row(
         "aubc": aubc_of_rounds(rows),
         "seconds": total_seconds(rows, after),
         "data": dict(data),
-    }
+    } | {name: total for name in ("skipped", "corrected") if (total := sum(row.get(name) or 0 for row in rows))}

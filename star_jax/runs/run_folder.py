@@ -62,7 +62,7 @@ FINGERPRINTS = {
 }
 """Entries of data.json that a run must find again, and what has changed where it does not."""
 
-NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track")
+NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "labels.skip", "labels.columns")
 """Configuration keys that do not change what one strategy and seed compute."""
 
 LATER = ("annotator",)
@@ -272,6 +272,14 @@ class RunFolder:
     def queried(self, number: int) -> list[JsonObject]:
         """Rows of rounds/RRR/queried.jsonl."""
         return read_jsonl(self.round_path(number) / "queried.jsonl")
+
+    def write_corrected(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes corrected.jsonl of one round: answers of earlier rounds that its training was the first to have."""
+        write_jsonl_atomic(self.round_path(number) / "corrected.jsonl", rows)
+
+    def corrected(self, number: int) -> list[JsonObject]:
+        """Rows of rounds/RRR/corrected.jsonl; none where nothing was corrected."""
+        return read_jsonl(self.round_path(number) / "corrected.jsonl")
 
     def drop_rounds_from(self, number: int) -> None:
         """Removes what rounds `number` and later wrote, so that no file runs ahead of the checkpoint resumed from."""

@@ -20,6 +20,7 @@ from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.config import (
+    AcquisitionConfig,
     DataConfig,
     ExperimentConfig,
     LoopConfig,
@@ -241,39 +242,116 @@ def test_a_round_that_waits_for_labels_goes_on_from_its_choice(problem, examples
 
 
 def test_what_was_skipped_is_never_trained_on_or_picked_again_and_counts(problem, examples):
-    """Half of everything cannot be labelled: what is left of the pool is used up all the same."""
+    """Half of everything cannot be labelled: every round gets its number of labels until the pool is used up."""
     skips = {example.id for example in examples[::2]}
     person = Person(examples, skips)
-    state, infos = play(dataclasses.replace(problem, annotator=person), "entropy", rounds=6)
+    state, infos = play(dataclasses.replace(problem, annotator=person), "entropy", rounds=4)
     picked = np.concatenate([info.picked for info in infos])
-    assert len(set(picked.tolist())) == len(picked) == 8 + 5 * 4
+    assert len(set(picked.tolist())) == len(picked) == 30
+    assert [info.labelled for info in infos] == [8, 12, 15, 15]
     for info in infos:
         ids = [problem.prompts[place].id for place in info.picked]
         assert info.skipped == sum(name in skips for name in ids)
         assert [answer.skipped for answer in info.answers] == [name in skips for name in ids]
         assert len(info.answers) == len(ids)
-    bought = [place for place in picked.tolist() if problem.prompts[place].id not in skips]
-    assert 0 < len(bought) < len(picked)
-    assert [info.labelled for info in infos][-1] == len(bought)
-    assert state.labels == {place: examples[place].response for place in sorted(bought)}
+    assert state.labels == {
+        place: example.response for place, example in enumerate(examples) if example.id not in skips
+    }
     labelled_in = np.asarray(state.pool.labelled_in)
-    assert set(np.flatnonzero(labelled_in == SKIPPED)) == set(picked) - set(bought)
-    assert not np.asarray(available(state.pool))[picked].any()
+    assert set(np.flatnonzero(labelled_in == SKIPPED)) == set(range(0, 30, 2))
+    assert not np.asarray(available(state.pool)).any()
     for number, info in enumerate(infos):
-        kept = [place for place in info.picked if place in bought]
+        kept = [place for place in info.picked if place in state.labels]
         np.testing.assert_array_equal(labelled_in[kept], number)
+    # Each is asked for once, and by name.
+    assert len({one.id for batch in person.asked for one in batch}) == sum(map(len, person.asked)) == 30
+    assert {one.strategy for batch in person.asked for one in batch} == {"entropy"}
 
 
-def test_a_skipped_pick_changes_nothing_but_its_own_label(problem, examples):
-    """The first training is that of the labels that there are."""
-    (whole,) = play(problem, "random", rounds=1)[1]
-    one = problem.prompts[int(whole.picked[3])].id
-    skipping = dataclasses.replace(problem, annotator=Person(examples, [one]))
-    state, (info,) = play(skipping, "random", rounds=1)
-    np.testing.assert_array_equal(info.picked, whole.picked)
-    assert (info.skipped, info.labelled, len(state.labels)) == (1, 7, 7)
-    assert info.train_loss != whole.train_loss
-    assert len(info.losses) == len(whole.losses) == 1
+@pytest.mark.parametrize("selection", ["top_k", "power"])
+@pytest.mark.parametrize("strategy", ["random", "entropy", "star", "bald"])
+def test_what_stands_in_for_a_skipped_pick_is_what_the_same_query_would_have_picked_next(
+    problem, examples, strategy, selection
+):
+    """A query for more is the reference, since all of these rank the whole pool."""
+    if strategy == "random" and selection == "power":
+        pytest.skip("random has no selection")
+    made = get_strategy(strategy, AcquisitionConfig(selection=selection) if strategy != "random" else None)
+    key = jax.random.key(3)
+    before, _ = step(CONFIG, get_strategy("random"), problem, init(len(problem.prompts)), key)
+    more = dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, labels_per_round=9))
+    want = np.asarray(choose(more, made, problem, before, key).picked)
+    skips = {problem.prompts[place].id for place in want[[0, 2, 3, 5]]}
+    skipping = dataclasses.replace(problem, annotator=Person(examples, skips))
+    choice = choose(CONFIG, made, skipping, before, key)
+    _, info = learn(CONFIG, skipping, before, choice, key, strategy=made)
+    np.testing.assert_array_equal(info.picked, want[:8])
+    assert (info.skipped, info.labelled) == (4, 8 + 4)
+
+
+def test_the_first_batch_is_filled_up_too(problem, examples):
+    more = dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, initial_labels=10))
+    state, key = init(len(problem.prompts)), jax.random.key(0)
+    want = np.asarray(choose(more, get_strategy("star"), problem, state, key).picked)
+    skips = {problem.prompts[place].id for place in want[[1, 8]]}
+    _, (info,) = play(dataclasses.replace(problem, annotator=Person(examples, skips)), "star", rounds=1)
+    np.testing.assert_array_equal(info.picked, want)
+    assert (info.skipped, info.labelled) == (2, 8)
+
+
+@pytest.mark.parametrize("first", [1, 3, 6])
+def test_replacements_do_not_depend_on_when_others_are_skipped(problem, examples, first):
+    """A person who answers little by little, with the choice read from disk in between, is asked for the same."""
+    strategy, key = get_strategy("star"), jax.random.key(0)
+    before, _ = step(CONFIG, strategy, problem, init(len(problem.prompts)), key)
+    choice = choose(CONFIG, strategy, problem, before, key)
+    skips = {example.id for example in examples[::3]}
+    at_once = dataclasses.replace(problem, annotator=Person(examples, skips))
+    whole, info = learn(CONFIG, at_once, before, choice, key, strategy=strategy)
+
+    class Slow(Person):
+        known = 0
+
+        def annotate(self, requests):
+            seen.extend(one.id for one in requests if one.id not in seen)
+            return [answer for answer in super().annotate(requests) if answer.id in seen[: self.known]]
+
+    seen: list[str] = []
+    slow = Slow(examples, skips)
+    waiting = dataclasses.replace(problem, annotator=slow)
+    kept = type(choice)(*(None if leaf is None else jnp.asarray(np.asarray(leaf)) for leaf in choice[:5]))
+    for slow.known in range(first, 30, first):
+        try:
+            state, again = learn(CONFIG, waiting, before, kept, key, strategy=strategy)
+        except LabelsNeeded:
+            continue
+        break
+    np.testing.assert_array_equal(again.picked, info.picked)
+    assert again.train_loss == info.train_loss
+    assert state.labels == whole.labels
+
+
+def test_nothing_is_scored_again_to_fill_a_round_up(problem, examples):
+    """But for a strategy that needs more than one measure of a model."""
+    key = jax.random.key(0)
+    before = play(problem, "random", rounds=1)[0]
+    totals = []
+
+    class Counter:
+        @contextmanager
+        def phase(self, name, total, unit):
+            totals.append((name, total))
+            yield lambda count: None
+
+    two = first_unlabelled([Measure("margin"), Measure("sequence_nll")])
+    for strategy, passes in ((get_strategy("star"), []), (two, [("score", 30)])):
+        choice = choose(CONFIG, strategy, problem, before, key)
+        skips = {problem.prompts[int(choice.picked[place])].id for place in (0, 2)}
+        skipping = dataclasses.replace(problem, annotator=Person(examples, skips))
+        totals.clear()
+        _, info = learn(CONFIG, skipping, before, choice, key, Counter(), strategy)
+        assert (info.labelled, len(info.picked)) == (8 + 4, 4 + 2)
+        assert [entry for entry in totals if entry[0] == "score"] == passes
 
 
 def test_a_first_batch_that_is_all_skipped_is_one_sentence(problem, examples):

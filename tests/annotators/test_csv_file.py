@@ -118,7 +118,7 @@ def test_a_table_without_rows_is_an_empty_one(tmp_path, content):
     ("content", "sentence"),
     [
         ("id,response\na,2\n", "line 2: the column 'prompt' is missing (the table has id, response); restore it"),
-        ("id;prompt;response\na;x;2\n", "line 2: the column 'id' is missing (the table has id;prompt;response)"),
+        ("id|prompt|response\na|x|2\n", "line 2: the column 'id' is missing (the table has id|prompt|response)"),
         ("id,prompt,response\na,2\n", "line 2: has 2 cells where the header has 3"),
         ("id,prompt,response\na,x,no idea\n", "line 2: the response is 'no idea'; expected a solution"),
         ("id,prompt,response\na,x,2\n1,x,\n", "line 3: no row of the pool has the id '1'; restore it (spreadsheets"),

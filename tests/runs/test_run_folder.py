@@ -243,7 +243,7 @@ def test_a_path_that_is_a_file_is_a_user_error(tmp_path):
 
 
 def test_a_choice_of_the_first_release_is_taken_up():
-    """Its hash was over settings that had acquisition.arithmetic and no annotator."""
+    """Its hash was over settings that had acquisition.arithmetic, no annotator and no labels."""
     facts = {"pool": "p", "test": "t", "model": "m"}
     for normaliser, arithmetic, former in (
         (None, "standard", None),
@@ -251,7 +251,7 @@ def test_a_choice_of_the_first_release_is_taken_up():
         ("released", "released", None),
     ):
         config = ExperimentConfig(acquisition=AcquisitionConfig(normaliser=normaliser)).to_dict()
-        free = {"output_dir", "strategies", "seeds", "plugins", "track", "annotator"}
+        free = {"output_dir", "strategies", "seeds", "plugins", "track", "annotator", "labels.skip", "labels.columns"}
         old = {name: value for name, value in flatten(plain(config)).items() if name not in (*free, *FIT_TO_MEMORY)}
         old |= {"acquisition.arithmetic": arithmetic, "acquisition.normaliser": former}
         want = hashlib.sha256(json.dumps([old, facts], sort_keys=True).encode()).hexdigest()

@@ -106,6 +106,7 @@ def generic_task(config: FormatConfig, tokenizer: Any = None) -> Task:
         group_field=config.group,
         label_fields=response_template.columns - prompt_template.columns,
         sparse=True,
+        shown=None if chat is None else lambda row: prompt_template.render(row).strip(),
     )
 
 

@@ -46,6 +46,7 @@ class Task:
       sparse: whether a field that only some rows of a source have is an empty one in the others.
       generate: pool and test set of the task's own, from the data section and the seed, for a configuration that
         names neither; None where files are needed.
+      shown: row -> what a person reads where somebody is asked for a label; None where that is the prompt.
 
     Example:
       >>> doubling = Task(
@@ -74,6 +75,7 @@ class Task:
     label_fields: frozenset[str] = frozenset()
     sparse: bool = False
     generate: Callable[[DataConfig, int], tuple[list[Example], list[Example]]] | None = None
+    shown: Callable[[Mapping[str, Any]], str] | None = None
 
     def written(self, text: str) -> str:
         """The response that a person's answer stands for: that of a row of the pool with this answer.

@@ -1,0 +1,180 @@
+"""The table of labels on disk: what a person wrote, cell by cell, and beside it what was asked for and by whom.
+
+Belongs here: reading, writing, and telling a cell that a spreadsheet has made over from one of another example. Whom
+the labels are for is `csv_file`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from star_jax.data.examples import Prompt
+from star_jax.data.readers import ShortRow, position, read_rows
+from star_jax.data.tables import TableStyle, table_style, write_table
+from star_jax.data.tasks.fields import field_names
+from star_jax.errors import DataError
+from star_jax.runs.files import write_bytes_atomic, write_json_atomic
+
+COLUMNS = ("id", "prompt", "response")
+"""The table's own columns."""
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
+"""How a cell begins that a spreadsheet would compute, or one that has been kept from it."""
+
+
+class Cell(NamedTuple):
+    """What the table has of an example.
+
+    Attributes:
+      prompt: the cell, as it is in the file.
+      text: what a person wrote.
+      place: of the row, for messages.
+      more: cells of other columns.
+    """
+
+    prompt: str
+    text: str = ""
+    place: str = ""
+    more: Mapping[str, str] = MappingProxyType({})
+
+
+class Asked(NamedTuple):
+    """What was asked for under an id.
+
+    Attributes:
+      prompt: hash of the prompt's text.
+      shown: hash of what a person was shown of it, whatever its blanks.
+      strategies: names of those that ask.
+    """
+
+    prompt: str
+    shown: str
+    strategies: tuple[str, ...] = ()
+
+
+def as_text(text: str) -> str:
+    """A cell that spreadsheets take for text: an apostrophe before what they would compute."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_text(cell: str) -> str:
+    """What `as_text` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def asked_for(prompt: Prompt, strategies: Sequence[str] = ()) -> Asked:
+    """What is remembered of a prompt."""
+    return Asked(_hash(prompt.text), _hash(" ".join(prompt.readable.split())), tuple(strategies))
+
+
+def shown_hash(cell: str) -> str:
+    """`Asked.shown` of a prompt's cell."""
+    return _hash(" ".join(from_text(cell).split()))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class LabelTable:
+    """A table, and the record of what was asked for in it.
+
+    Where the path is a link, the record and the lock lie beside what it leads to: those who share a table share them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """A table that need not exist.
+
+        Args:
+          path: of it.
+        """
+        self.path = path
+        self._home = path.resolve() if path.is_symlink() else path
+
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self.path.exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time reads the table and adds to it; runs of one experiment may be started side by side."""
+        self._home.parent.mkdir(parents=True, exist_ok=True)
+        with (self._home.parent / f".{self._home.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def rows(self) -> Iterator[tuple[str, str, Cell | DataError]]:
+        """Place, id and cell of each row; or what is wrong with it, its id being empty where it has none."""
+        if not self.exists():
+            return
+        source = str(self.path.absolute())
+        asked = self.asked()
+        for number, row in read_rows(source, "train", may_be_empty=True):
+            place = position(source, number)
+            if isinstance(row, ShortRow) and self._is_whole(row.cells, asked):
+                row = {name: row.cells.get(name, "") for name in (*COLUMNS, *row.cells)}
+            if isinstance(row, DataError):
+                yield place, "", row
+                continue
+            if not any(str(cell).strip() for cell in row.values()):
+                continue  # spreadsheets leave such rows behind
+            absent = [name for name in COLUMNS if name not in row]
+            if absent:
+                yield (
+                    place,
+                    "",
+                    DataError(
+                        f"the column {absent[0]!r} is missing (the table has {field_names(row)}); restore it, and "
+                        "save the table as CSV"
+                    ),
+                )
+                continue
+            more = {column: cell for column, cell in row.items() if column not in COLUMNS}
+            yield place, row["id"], Cell(row["prompt"], row["response"].strip(), place, more)
+
+    @staticmethod
+    def _is_whole(cells: Mapping[str, str], asked: Mapping[str, Asked]) -> bool:
+        """Whether only empty cells at the end are missing, which some spreadsheets do not save."""
+        known = asked.get(from_text(cells.get("id", "")))
+        return known is not None and shown_hash(cells.get("prompt", "")) == known.shown
+
+    def asked(self) -> dict[str, Asked]:
+        """Id -> what was asked for; what cannot be read counts for nothing, for then the cells themselves do."""
+        try:
+            entries = json.loads(self._record().read_text("utf-8")).items()
+            return {name: Asked(one[0], one[1], tuple(one[2])) for name, one in entries}
+        except (OSError, ValueError, AttributeError, TypeError, IndexError, RecursionError):
+            return {}
+
+    def write(self, cells: Mapping[str, Cell], asked: Mapping[str, Asked]) -> None:
+        """Writes the table in the style that it has, and first the record."""
+        write_json_atomic(self._record(), {name: list(one) for name, one in asked.items()})
+        added = list(dict.fromkeys(column for cell in cells.values() for column in cell.more))
+        records = [
+            [as_text(name), cell.prompt, cell.text, *(cell.more.get(column, "") for column in added)]
+            for name, cell in cells.items()
+        ]
+        write_bytes_atomic(self.path, write_table(self._style(), [[*COLUMNS, *added], *records]))
+
+    def _style(self) -> TableStyle:
+        """That of the table, but in an encoding that all spreadsheets are told of: without a byte order mark they take
+        a file for one in the encoding of their country, and with a line that names the delimiter as well."""
+        if not self.exists():
+            return TableStyle()
+        style = table_style(self.path)
+        if style.encoding.startswith(("utf-16", "utf-32")):
+            return dataclasses.replace(style, encoding=style.encoding[:6])
+        kept = style.encoding == "cp1252" and style.separator_line
+        return style if kept else dataclasses.replace(style, encoding="utf-8-sig")
+
+    def _record(self) -> Path:
+        return self._home.parent / f".{self._home.name}.asked.json"
