@@ -28,7 +28,8 @@ from star_jax.report.read import (
     settled,
 )
 from star_jax.runs.files import write_bytes_atomic, write_text_atomic
-from star_jax.tracking.console import duration, mean_sd
+from star_jax.tracking.bars import duration
+from star_jax.tracking.console import mean_sd
 from star_jax.tracking.timing import PHASES
 
 MISSING = "\N{EN DASH}"
