@@ -109,8 +109,6 @@ class CountColumn(progress.ProgressColumn):
 class RateColumn(progress.ProgressColumn):
     """Units a second and time left, as the lines have them; or that nothing moves because a program is compiled."""
 
-    max_refresh = 0.1
-
     def __init__(self, console: Console, compiling: Callable[[], bool], column: Column) -> None:
         super().__init__(column)
         self._console, self._compiling = console, compiling
