@@ -20,7 +20,9 @@ from star_jax.acquisition.strategy import Strategy, get_strategy
 from star_jax.active.loop import choose, init, learn
 from star_jax.active.pool import available
 from star_jax.active.state import LoopState, Problem
-from star_jax.checkpoints.peft import save_adapter
+from star_jax.checkpoints.companions import copy_companions, tokenizer_files
+from star_jax.checkpoints.files import read_object
+from star_jax.checkpoints.peft import CONFIG_FILE, save_adapter
 from star_jax.config import ExperimentConfig
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example, Prompt
@@ -37,7 +39,7 @@ from star_jax.evaluation.evaluator import (
 from star_jax.experiment.setup import ExperimentContext, experiment_shapes, load_seed, make_problem, open_experiment
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.registry import load_plugins, source_fingerprint
-from star_jax.report.model_card import model_card
+from star_jax.report.model_card import model_card, usage_of
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, load_state, save_choice, save_state
 from star_jax.runs.records import group_counts, length_correlation, nothing_right, queried_rows, summary_row
@@ -269,10 +271,13 @@ def _judge(run: Run, adapter: Adapter, timed: Timed) -> tuple[dict[str, Any], li
 
 
 def _write_adapter(run: Run, adapter: Adapter, metrics: Mapping[str, Any], path: Path) -> None:
-    """A PEFT folder with its model card."""
-    config, rslora = run.context.config, run.context.rslora
+    """A PEFT folder with its model card, and with the tokenizer and chat template that it was trained with."""
+    context = run.context
+    config, rslora = context.config, context.rslora
     save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=rslora)
-    card = model_card(config, run.strategy.name, run.seed, metrics, run.data.facts)
+    copy_companions(tokenizer_files(context.folder.path), path)
+    usage = usage_of(context.encoder, run.data.pool, read_object(path / CONFIG_FILE))
+    card = model_card(config, run.strategy.name, run.seed, metrics, run.data.facts, usage)
     write_text_atomic(path / "README.md", card)
 
 
