@@ -166,8 +166,8 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
             if state is None:
                 state = init(len(data.pool))
             else:
-                again = round_title(state.round, context.config.loop.rounds)
-                progress.log(f"{title}: continues with {again}, in {folder.path}")
+                last = round_title(state.round - 1, context.config.loop.rounds)
+                progress.log(f"{title}: continues after {last}, in {folder.path}")
                 state = state._replace(labels=_labels(folder, data.pool, state.round))
                 context.forecast.skip(strategy.name, state.round)
         context.tracking.start(_tracked(run, resumed))
