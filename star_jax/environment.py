@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import jax
+
+from star_jax.tracking.console import STAMP
 
 CPU_DEVICES = 2
 """Devices that a CPU with as many cores shows: XLA runs attention of a decoding step, among others, on one core of a
@@ -15,8 +18,12 @@ device. More would keep more cores busy, but each holds the whole model."""
 
 
 def configure_logging() -> None:
-    """Warnings of this package as plain lines on stderr; those of libraries only when they are errors."""
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    """Warnings of this package as plain lines on stderr; those of libraries only when they are errors.
+
+    Where stderr is no terminal, they begin with the time, as the lines between them do.
+    """
+    stamped = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(message)s"
+    logging.basicConfig(format=stamped, datefmt=STAMP, level=logging.ERROR)
     logging.getLogger("star_jax").setLevel(logging.WARNING)
     # Else it says at every start that PyTorch is missing, which is as it should be.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from star_jax.checkpoints.companions import Companions, copy_companions, found, together
 from star_jax.checkpoints.files import read_object, weight_files
 from star_jax.checkpoints.huggingface import INDEX_FILE, TensorReader
 from star_jax.checkpoints.peft import Pair
@@ -25,14 +26,8 @@ from star_jax.errors import ConfigError
 WEIGHTS_PATTERN = "model{suffix}.safetensors"
 """Names of the files of weights, as Transformers looks for them."""
 
-COMPANIONS = (
-    *("config.json", "generation_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("*.model", "tekken.json", "vocab.json", "vocab.txt", "merges.txt"),
-    *("*.jinja", "additional_chat_templates/*.jinja", "chat_template.json"),
-    *("LICENSE*", "NOTICE*"),
-)
-"""What is copied from the base beside the weights: configuration, tokenizer, chat templates and licence."""
+OTHERS = ("config.json", "generation_config.json", "LICENSE*", "NOTICE*")
+"""What is copied from the base beside its weights and the tokenizer: configuration and licence."""
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 """Types of weights to which something can be added; narrower ones need scales to be read."""
@@ -46,21 +41,26 @@ class MergePlan(NamedTuple):
       pairs: tensor of the base -> factors whose product is added to it.
       files: file of weights -> names of its tensors.
       total_bytes: size of all tensors.
+      companions: files that are copied beside the weights.
+      tokenizer: whose tokenizer and chat template are among them, for people.
     """
 
     base: Path
     pairs: dict[str, Pair]
     files: dict[str, list[str]]
     total_bytes: int
+    companions: Companions
+    tokenizer: str
 
 
-def plan_merge(base: Path, pairs: Mapping[str, Pair], max_shard_bytes: int) -> MergePlan:
+def plan_merge(base: Path, pairs: Mapping[str, Pair], max_shard_bytes: int, adapter: Path | None = None) -> MergePlan:
     """Matches an adapter with a base model and divides the result into files.
 
     Args:
       base: folder of a Hugging Face model of any family.
       pairs: module path -> factors, from `peft_format.read_peft`.
       max_shard_bytes: largest size of a file; one that holds a single tensor may be larger.
+      adapter: folder of the adapter, whose tokenizer and chat template go before the base's; None for one without.
 
     Raises:
       ConfigError: the base cannot be read or is quantised, or a module of the adapter has no weight there, one of
@@ -94,7 +94,9 @@ def plan_merge(base: Path, pairs: Mapping[str, Pair], max_shard_bytes: int) -> M
         max_shard_size=max_shard_bytes,
     )
     by_tensor = {f"{path}.weight": pair for path, pair in pairs.items()}
-    return MergePlan(base, by_tensor, split.filename_to_tensors, split.metadata["total_size"])
+    tokenizer, whose = together(base, base if adapter is None else adapter)
+    files, size = split.filename_to_tensors, split.metadata["total_size"]
+    return MergePlan(base, by_tensor, files, size, found(base, OTHERS) | tokenizer, whose)
 
 
 def write_merged(plan: MergePlan, folder: Path) -> None:
@@ -105,11 +107,7 @@ def write_merged(plan: MergePlan, folder: Path) -> None:
     """
     from safetensors.numpy import save_file
 
-    for pattern in COMPANIONS:
-        for source in sorted(plan.base.glob(pattern)):
-            target = folder / source.relative_to(plan.base)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
+    copy_companions(plan.companions, folder)
     with TensorReader(plan.base) as tensors:
         for file, names in plan.files.items():
             shard = {name: _tensor(plan, tensors, name) for name in names}

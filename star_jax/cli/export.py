@@ -73,14 +73,17 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     for folder in (adapter, base):
         if out.is_relative_to(folder.resolve()):
             raise ConfigError(f"--out is {config.out}, inside {folder}, which is only read; name a folder elsewhere")
-    plan = plan_merge(base, pairs, round(config.max_shard_size * GIGABYTE))
+    plan = plan_merge(base, pairs, round(config.max_shard_size * GIGABYTE), adapter)
     _check_room(out, plan.total_bytes)
     try:
         replace_folder_atomic(out, partial(_write, plan))
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{out} cannot be written, and nothing is left there: {on_one_line(error)}") from error
     count = sum(map(len, plan.files.values()))
-    print(f"{out}: {len(plan.pairs)} of {count} tensors merged, {plan.total_bytes} bytes in {len(plan.files)} file(s)")
+    print(
+        f"{out}: {len(plan.pairs)} of {count} tensors merged, {plan.total_bytes} bytes in {len(plan.files)} file(s), "
+        f"with {plan.tokenizer}"
+    )
     return 0
 
 

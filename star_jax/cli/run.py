@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from star_jax.cli.guard import guarded_main
 from star_jax.cli.outputs import check_output_folder
 from star_jax.config import ExperimentConfig
 from star_jax.config_file import config_from_mapping, load_yaml
-from star_jax.errors import ConfigError
+from star_jax.errors import ConfigError, DataError, LabelsNeeded
 from star_jax.registry import load_plugins
 
 PROGRAM = "star-jax run"
@@ -91,8 +92,12 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     configure_jax()
     progress = Progress()
     tracking = open_trackers(config.track, progress.log)
-    with profiled(profile, progress.log):
-        summaries = run_experiment(config, progress, began, tracking)
+    try:
+        with profiled(profile, progress.log):
+            summaries = run_experiment(config, progress, began, tracking)
+    except LabelsNeeded:
+        _report_so_far(config.output_dir, progress.log)
+        raise
     print_tables(summaries)
     # Imported last: drawing is not needed before the first batch.
     from star_jax.report.page import build_report
@@ -101,6 +106,14 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     tracking.report(report)
     print(f"report: {report}")
     return 0
+
+
+def _report_so_far(folder: str, log: Callable[[str], None]) -> None:
+    """The report while labels are waited for; a folder that none can be made of is no reason not to ask for them."""
+    from star_jax.report.page import build_report
+
+    with suppress(ConfigError, DataError):
+        log(f"report so far: {build_report(folder)}")
 
 
 def command() -> None:

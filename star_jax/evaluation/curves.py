@@ -33,6 +33,28 @@ def aubc(labels: ArrayLike, accuracy: ArrayLike) -> float:
     return float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
+def labels_needed(labels: ArrayLike, accuracy: ArrayLike, target: float) -> float | None:
+    """Where a learning curve first reaches an accuracy, by straight lines between its points.
+
+    Args:
+      labels: `P` numbers of labels, increasing.
+      accuracy: `P` accuracies.
+      target: the accuracy.
+
+    Returns:
+      Number of labels; that of the first point where this reaches it already; None where no point does.
+    """
+    x, y = np.asarray(labels, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
+    reached = np.flatnonzero(y >= target)
+    if not reached.size:
+        return None
+    at = int(reached[0])
+    if at == 0:
+        return float(x[0])
+    share = (target - y[at - 1]) / (y[at] - y[at - 1])
+    return float(x[at - 1] + share * (x[at] - x[at - 1]))
+
+
 def ripl(aubc_strategy: float, aubc_random: float) -> float | None:
     """Relative improvement over passive learning, (S − R)/(1 − R) (Jukić & Šnajder 2023, arXiv 2305.14576).
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from star_jax.acquisition.pool_scoring import (
     GeneratedPool,
+    PoolScores,
     ProposedPool,
     generated_pool,
     generated_texts,
@@ -170,6 +171,14 @@ def evaluate_with_gold(
     ]
     likelihood = GoldLikelihood(np.asarray(gold["sequence_nll"]), np.asarray(gold["response_tokens"]))
     return Evaluation(metrics, predictions), likelihood
+
+
+def accuracy_of_answers(test: TestSet, answers: PoolScores | None) -> float | None:
+    """Share of generated answers to the test prompts that are right, judged as `evaluate` does; None for no answers."""
+    if answers is None:
+        return None
+    references = [example.response for example in test.examples]
+    return accuracy(judge(test.task, generated_texts(answers, test.encoder), references))
 
 
 def _total(values: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -71,3 +72,57 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:
         wilcoxon_p_value = float(stats.wilcoxon(np.where(np.abs(difference) > rounding, difference, 0)).pvalue)
     half = float(stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n))
     return PairedDifference(mean, sd, n, t_p_value, wilcoxon_p_value, (mean - half, mean + half))
+
+
+class Slope(NamedTuple):
+    """Of a line through points: its slope and, where it can be had, a 95 % confidence interval of that."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+def slope(x: ArrayLike, curves: ArrayLike) -> Slope:
+    """Slope of the least-squares line through some curves, and how sure it is.
+
+    Of several curves, which are independent, each has its own slope, and the interval is Student's for their mean. Of a
+    single one it is that of the regression, so it takes the scatter around the line for all there is.
+
+    Args:
+      x: `P` places, at least two of them different.
+      curves: `C×P`, the curves' heights there.
+
+    Raises:
+      ValueError: fewer than two points, or they are all in one place.
+    """
+    places, heights = np.asarray(x, dtype=np.float64), np.asarray(curves, dtype=np.float64)
+    if places.size < 2 or np.ptp(places) == 0:
+        raise ValueError("a slope needs two points that are not in one place")
+    from scipy import stats  # here, as in `paired_difference`
+
+    centred = places - places.mean()
+    slopes = heights @ centred / (centred @ centred)
+    mean, sd = mean_and_sd(slopes)
+    if sd is not None:
+        freedom, error = slopes.size - 1, sd / math.sqrt(slopes.size)
+    elif places.size > 2:
+        left = heights[0] - heights[0].mean() - mean * centred
+        freedom = places.size - 2
+        error = math.sqrt(float(left @ left) / freedom / float(centred @ centred))
+    else:
+        return Slope(mean, None)
+    half = float(stats.t.ppf(0.975, freedom) * error)
+    return Slope(mean, (mean - half, mean + half))
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """95 % confidence interval of a share seen among `n` independent cases, after Wilson; within [0, 1].
+
+    Raises:
+      ValueError: n is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"a share of {n} cases has no interval")
+    z = 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)

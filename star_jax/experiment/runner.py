@@ -21,13 +21,22 @@ from star_jax.active.loop import choose, init, learn
 from star_jax.active.pool import available
 from star_jax.active.state import LoopState, Problem
 from star_jax.annotators.annotator import Annotator, Rereadable
-from star_jax.checkpoints.peft import save_adapter
+from star_jax.checkpoints.companions import copy_companions, tokenizer_files
+from star_jax.checkpoints.files import read_object
+from star_jax.checkpoints.peft import CONFIG_FILE, save_adapter
 from star_jax.config import AUTO, ExperimentConfig
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example
 from star_jax.data.run_data import RunData, tokenize_examples
 from star_jax.errors import LabelsNeeded
-from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, TestSet, evaluate, prepare_test_set
+from star_jax.evaluation.evaluator import (
+    PASSES,
+    UNCERTAINTY,
+    TestSet,
+    accuracy_of_answers,
+    evaluate,
+    prepare_test_set,
+)
 from star_jax.experiment.checks import check_output_dir
 from star_jax.experiment.plan import COMPARED, chosen_strategies, said_of_labels
 from star_jax.experiment.resume import (
@@ -53,13 +62,13 @@ from star_jax.experiment.setup import (
 )
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.registry import load_plugins, source_fingerprint
-from star_jax.report.model_card import model_card
+from star_jax.report.model_card import model_card, usage_of
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, load_state, save_choice, save_state
-from star_jax.runs.records import group_counts, length_correlation, queried_rows, summary_row
+from star_jax.runs.records import group_counts, length_correlation, nothing_right, queried_rows, summary_row
 from star_jax.runs.run_folder import RunFolder
-from star_jax.runs.score_store import StoredScores
-from star_jax.tracking.console import Progress
+from star_jax.runs.score_store import StoredScores, answers_of, with_answers
+from star_jax.tracking.console import Progress, round_title
 from star_jax.tracking.observer import Timed
 from star_jax.tracking.timing import Stopwatch, added, row_seconds
 from star_jax.tracking.tracker import TrackedRun, Tracking
@@ -134,16 +143,27 @@ def run_experiment(
         shapes = experiment_shapes(context, list(data.values()))
     summaries: dict[tuple[str, int], dict[str, Any]] = {}
     waiting: LabelsNeeded | None = None
-    for seed in config.seeds:
-        for strategy in strategies:
-            try:
-                summaries[strategy.name, seed] = _run(context, strategy, seed, data[seed], shapes)
-            except LabelsNeeded as needed:
-                waiting = needed  # all runs ask in one table, so the last one speaks for all
-                watch.lap()  # what it has spent lies with its choice
+    progress.log(_plan(config, len(strategies)))
+    with progress.whole("all runs", context.forecast):
+        for seed in config.seeds:
+            for strategy in strategies:
+                try:
+                    summaries[strategy.name, seed] = _run(context, strategy, seed, data[seed], shapes)
+                except LabelsNeeded as needed:
+                    waiting = needed  # all runs ask in one table, so the last one speaks for all
+                    watch.lap()  # what it has spent lies with its choice
     if waiting is not None:
         raise waiting
     return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]
+
+
+def _plan(config: ExperimentConfig, strategies: int) -> str:
+    """What is going to happen, in one line; also how rounds are counted."""
+    runs, rounds = strategies * len(config.seeds), config.loop.rounds
+    return (
+        f"{runs} run{'s' if runs > 1 else ''} of {rounds} round{'s' if rounds > 1 else ''}, counted from 0 as in their "
+        "folders; round 0 labels at random"
+    )
 
 
 def _review(context: Sources, data: RunData) -> Annotator | None:
@@ -178,6 +198,7 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
     progress, title = context.progress, f"{strategy.name} seed {seed}"
     with _open(context, strategy, seed, data) as folder:
         if folder.finished:
+            context.forecast.skip(strategy.name, context.config.loop.rounds)
             progress.log(f"{title}: finished already, in {folder.path}")
             annotator = _review(context, data)
             if annotator is not None and (since := finished_since(folder, annotator, data.pool)):
@@ -194,10 +215,12 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
             if state is None:
                 state = init(len(data.pool))
             else:
-                progress.log(f"{title}: continues after round {state.round}, in {folder.path}")
+                last = round_title(state.round - 1, context.config.loop.rounds)
+                progress.log(f"{title}: continues after {last}, in {folder.path}")
                 bought = labels_bought(folder, data.pool, state.round)
                 check_state(folder, bought, state.pool)
                 state = state._replace(labels=bought.labels)
+                context.forecast.skip(strategy.name, state.round)
         context.tracking.start(_tracked(run, resumed))
         try:
             while state.round < context.config.loop.rounds:
@@ -221,7 +244,7 @@ def _round(run: Run, state: LoopState) -> LoopState:
     context, problem, data, folder = run.context, run.problem, run.data, run.folder
     config, number = context.config, state.round
     candidates = np.asarray(available(state.pool))
-    timed = Timed(context.progress, context.watch, f"{run.title}, round {number + 1}/{config.loop.rounds}")
+    timed = Timed(context.progress, context.watch, f"{run.title}, {round_title(number, config.loop.rounds)}")
     key, origin = jax.random.key(run.seed), folder.origin(config.to_dict(), _facts(context, run.strategy, data))
     # 1. What to label, unless an interrupted session has chosen already.
     kept = load_choice(folder.path, number, origin)
@@ -244,6 +267,8 @@ def _round(run: Run, state: LoopState) -> LoopState:
     with context.watch.phase("evaluate"):
         figures, predictions = _judge(run, adapter, timed)
         held_out = _validate(run, adapter, info.validation, timed.title)
+    if figures["accuracy"] == 0:
+        context.progress.log(f"{timed.title}: {nothing_right(predictions)}")
     # 4. Files.
     queried = queried_rows(context.task, problem, info, state.labels)
     row = {
@@ -266,26 +291,35 @@ def _round(run: Run, state: LoopState) -> LoopState:
         replace_folder_atomic(folder.adapter, partial(_write_adapter, run, adapter, row))
         context.tracking.losses(info.losses, steps)
         # What is written from here on counts in the next row, or in the summary.
-        folder.append_metrics(row | row_seconds(added([kept.seconds, context.watch.lap()])))
+        timed_row = row | row_seconds(added([kept.seconds, context.watch.lap()]))
+        folder.append_metrics(timed_row)
         save_state(folder.path, state)
         forget_choices(folder.path)
         context.tracking.log({f"round/{name}": value for name, value in row.items()}, info.labelled)
+    context.forecast.add(run.strategy.name, timed_row)
+    context.progress.round_finished(context.forecast)
     return state
 
 
 def _judge(run: Run, adapter: Adapter, timed: Timed) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures and predictions on the test set."""
     context, test = run.context, run.test
-    base = _base_measures(context, test.prompts, f"{timed.title}: base model on the test set")[UNCERTAINTY]
+    base = _base_measures(context, test.prompts, f"{timed.title}: base model on the test set", answers=True)
     with timed.phase("evaluate", PASSES * len(test.examples), "examples") as tick:
-        return evaluate(context.model, adapter, test, context.config.evaluation, base=base, on_batch=tick)
+        figures, predictions = evaluate(
+            context.model, adapter, test, context.config.evaluation, base=base[UNCERTAINTY], on_batch=tick
+        )
+    return figures | {"base_accuracy": accuracy_of_answers(test, answers_of(base))}, predictions
 
 
 def _write_adapter(run: Run, adapter: Adapter, metrics: Mapping[str, Any], path: Path) -> None:
-    """A PEFT folder with its model card."""
-    config, rslora = run.context.config, run.context.rslora
+    """A PEFT folder with its model card, and with the tokenizer and chat template that it was trained with."""
+    context = run.context
+    config, rslora = context.config, context.rslora
     save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=rslora)
-    card = model_card(config, run.strategy.name, run.seed, metrics, run.data.facts)
+    copy_companions(tokenizer_files(context.folder.path), path)
+    usage = usage_of(context.encoder, run.data.pool, read_object(path / CONFIG_FILE))
+    card = model_card(config, run.strategy.name, run.seed, metrics, run.data.facts, usage)
     write_text_atomic(path / "README.md", card)
 
 
@@ -314,11 +348,12 @@ def _with_base(run: Run, state: LoopState, title: str) -> LoopState:
     return state._replace(base={**state.base, **{need: jnp.asarray(measures[need.name]) for need in needs}})
 
 
-def _base_measures(context: ExperimentContext, pool: Pool, title: str) -> StoredScores:
-    """The base model's measures, from disk or from a pass over the examples."""
+def _base_measures(context: ExperimentContext, pool: Pool, title: str, answers: bool = False) -> StoredScores:
+    """The base model's measures, from disk or from a pass over the examples; with its answers where they are wanted."""
 
-    def compute() -> Mapping[str, jax.Array]:
+    def compute() -> Mapping[str, Any]:
         with context.progress.task(title, pool.size, "examples") as tick:
-            return score_pool(context.model, context.base_adapter, pool, on_batch=tick).measures
+            scores = score_pool(context.model, context.base_adapter, pool, on_batch=tick)
+        return with_answers(scores) if answers else scores.measures
 
     return context.base.measures(pool, compute)

@@ -47,7 +47,7 @@ from star_jax.parallel.mesh import replicated_sharding
 from star_jax.registry import ANNOTATORS
 from star_jax.runs.score_store import FOLDER, BaseScores, scores_origin
 from star_jax.tracking.console import Progress
-from star_jax.tracking.timing import Stopwatch
+from star_jax.tracking.timing import Forecast, Stopwatch
 from star_jax.tracking.tracker import Tracking, open_trackers
 from star_jax.training.trainer import training_shapes
 
@@ -85,6 +85,7 @@ class ExperimentContext(Sources):
       base: the base model's scores.
       watch: splits the time of the session; each run takes what it has spent.
       tracking: where figures go besides the run folders.
+      forecast: how long the rest will take.
       start: the adapter the user starts from, or None.
       base_adapter: the adapter that the base model is scored with, or None.
       rslora: whether adapters are written with rsLoRA's scale.
@@ -94,6 +95,7 @@ class ExperimentContext(Sources):
     base: BaseScores
     watch: Stopwatch
     tracking: Tracking
+    forecast: Forecast
     start: Adapter | None = None
     base_adapter: Adapter | None = None
     rslora: bool = False
@@ -158,10 +160,18 @@ def open_experiment(
         progress=progress,
         watch=watch,
         tracking=tracking or open_trackers((), progress.log),
+        forecast=_forecast(config, [strategy.name for strategy in strategies]),
         start=start,
         base_adapter=_base_adapter(config, model, start),
         rslora=rslora,
     )
+
+
+def _forecast(config: ExperimentConfig, strategies: Sequence[str]) -> Forecast:
+    loop = config.loop
+    labels = [loop.initial_labels + number * loop.labels_per_round for number in range(loop.rounds)]
+    runs = [strategy for _ in config.seeds for strategy in strategies]
+    return Forecast(dict.fromkeys(runs, labels), runs)
 
 
 def load_base(config: ExperimentConfig, folder: ModelFolder) -> LanguageModel:

@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.errors import ConfigError, DataError
-from star_jax.evaluation.curves import aubc
+from star_jax.evaluation.curves import aubc_of_rounds
 from star_jax.evaluation.statistics import PairedDifference, mean_and_sd, paired_difference
 from star_jax.runs.files import JsonObject, read_json, read_jsonl, read_yaml
 from star_jax.runs.run_folder import differences
@@ -56,6 +57,23 @@ class Run:
         path = self.path / "environment.json"
         return read_json(path) if path.exists() else {}
 
+    @cached_property
+    def facts(self) -> JsonObject:
+        """Counts of pool and test set, empty where the folder has none."""
+        path = self.path / "data.json"
+        return read_json(path) if path.exists() else {}
+
+    @property
+    def base_accuracy(self) -> float | None:
+        """Accuracy of the base model, before any training; None where no round has recorded it."""
+        return next((row["base_accuracy"] for row in self.rows if row.get("base_accuracy") is not None), None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the run has chosen what to label, and asks for it in the table beside the run folders."""
+        asked = (self.path.parent.parent / LABELS_FILE).exists()
+        return asked and not self.finished and any(self.path.glob("choice-*.npz"))
+
     @property
     def planned_rounds(self) -> int | None:
         """Rounds the configuration asks for."""
@@ -75,7 +93,7 @@ class Run:
         accuracy = self.column("accuracy")
         if not self.finished or not accuracy or None in accuracy:
             return None
-        return aubc(self.column("labelled"), accuracy)
+        return aubc_of_rounds(self.rows)
 
     @cached_property
     def seconds(self) -> Seconds:
@@ -89,16 +107,23 @@ class Run:
     @cached_property
     def predictions(self) -> list[JsonObject]:
         """Test predictions after the last finished round."""
-        if not self.rows:
-            return []
-        return read_jsonl(self.path / "rounds" / f"{self.rows[-1]['round']:03d}" / "predictions.jsonl")
+        return self._rows_of(self.rows[-1]["round"], "predictions") if self.rows else []
+
+    @cached_property
+    def queried(self) -> list[JsonObject]:
+        """What was picked in all finished rounds, each row with its `round`."""
+        numbers = [row["round"] for row in self.rows]
+        return [{"round": number, **row} for number in numbers for row in self._rows_of(number, "queried")]
+
+    def _rows_of(self, number: int, name: str) -> list[JsonObject]:
+        return read_jsonl(self.path / "rounds" / f"{number:03d}" / f"{name}.jsonl")
 
 
 def read_runs(directory: Path) -> list[Run]:
     """All runs below an output folder: `star` first, `random` last, the others by name, then by seed.
 
     Raises:
-      ConfigError: there is no run.
+      ConfigError: there is no run that has finished a round or waits for labels.
       DataError: a file of a run is damaged.
     """
     runs = []
@@ -112,7 +137,7 @@ def read_runs(directory: Path) -> list[Run]:
                 if not isinstance(row.get(name), int):
                     raise DataError(f"{path / 'metrics.jsonl'}, line {number} has no whole number '{name}'")
         runs.append(Run(path, path.parent.name, int(seed[1]), rows, (path / "summary.json").exists()))
-    if not any(run.rows for run in runs):
+    if not any(run.rows or run.waits for run in runs):
         what = (
             f"has {len(runs)} run(s), but none has finished a round yet" if runs else "holds no runs (STRATEGY/seed-N)"
         )

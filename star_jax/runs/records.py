@@ -13,6 +13,9 @@ from star_jax.data.tasks.task import Task
 from star_jax.evaluation.curves import aubc_of_rounds
 from star_jax.tracking.timing import total_seconds
 
+SHOWN, SHOWN_CHARACTERS = 3, 120
+"""Predictions that a warning shows, and characters of each text in it."""
+
 
 def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[int, str]) -> list[dict[str, Any]]:
     """Rows of queried.jsonl, one a pick, the first pick first.
@@ -65,6 +68,28 @@ def group_counts(groups: Sequence[str]) -> dict[str, int]:
     return {group: groups.count(group) for group in sorted(set(groups))}
 
 
+def nothing_right(predictions: Sequence[Mapping[str, Any]]) -> str:
+    """A warning for a round in which no test answer was right, with what was answered: a format mostly shows at once.
+
+    Args:
+      predictions: rows of predictions.jsonl.
+    """
+    shown = "; ".join(
+        f"{row['id']}: {_short(row['prediction'])}, expected {_short(row['reference'])}" for row in predictions[:SHOWN]
+    )
+    return (
+        f"none of the {len(predictions):,} test answers is right. The first: {shown}. Where these are right in another "
+        "form, look at the format (format.match, the template of the response); where they break off, raise "
+        "data.max_response_tokens; else the model may need more labels"
+    )
+
+
+def _short(text: str) -> str:
+    """A text in quotes on one line, its middle left out where it is long."""
+    half = SHOWN_CHARACTERS // 2
+    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} … {text[-half:]}")
+
+
 def length_correlation(info: RoundInfo, candidates: np.ndarray) -> float | None:
     """Pearson correlation of the full model's measure and response length over what could be picked, indices `n`.
 
@@ -91,12 +116,14 @@ def summary_row(
       after: seconds by phase that were spent after the last row was written.
     """
     last = rows[-1]
+    before = {"base_accuracy": last["base_accuracy"]} if last.get("base_accuracy") is not None else {}
     return {
         "strategy": strategy,
         "seed": seed,
         "rounds": len(rows),
         "labelled": last["labelled"],
         "accuracy": last["accuracy"],
+        **before,
         "ece": last["ece"],
         "aubc": aubc_of_rounds(rows),
         "seconds": total_seconds(rows, after),

@@ -15,11 +15,12 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
 from star_jax import __version__
-from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, Pool
+from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, Pool, PoolScores
 from star_jax.checkpoints.files import folder_fingerprint, weight_files
 from star_jax.config import ExperimentConfig
 from star_jax.runs.files import write_bytes_atomic
@@ -42,7 +43,10 @@ _CODE = (
 _HASH_BYTES = hashlib.sha256().digest_size
 
 StoredScores = dict[str, np.ndarray]
-"""Measure -> `N`, one figure an example."""
+"""Measure -> `N`, one figure an example; and the answers that they were taken on, where those are kept."""
+
+_ANSWERS = ("answer_tokens", "answer_lengths")
+"""Names under which answers are kept beside the measures: their tokens, and how many of each count."""
 
 
 class BaseScores:
@@ -85,6 +89,19 @@ class BaseScores:
         digest = hashlib.sha256(self._origin)
         _digest(digest.update, _content(pool))
         return digest.hexdigest()
+
+
+def with_answers(scores: PoolScores) -> dict[str, Any]:
+    """The measures of a generated pool and its answers, to be kept together."""
+    return {**scores.measures, **dict(zip(_ANSWERS, (scores.responses, scores.lengths), strict=True))}
+
+
+def answers_of(stored: StoredScores) -> PoolScores | None:
+    """The answers that were kept with the measures; None where they were kept without, as earlier versions did."""
+    if not all(name in stored for name in _ANSWERS):
+        return None
+    tokens, lengths = (jnp.asarray(stored[name]) for name in _ANSWERS)
+    return PoolScores({}, tokens, lengths)
 
 
 def scores_origin(config: ExperimentConfig, folder: Path) -> dict[str, Any]:

@@ -6,10 +6,12 @@ Progress goes to stderr, the closing table to stdout, so that a script can read 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
 
 from rich import box, progress
 from rich.console import Console
@@ -17,8 +19,12 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from star_jax.evaluation.statistics import mean_and_sd
+from star_jax.tracking.bars import BAR_WIDTH, CountColumn, NameColumn, Pace, RateColumn, Remaining
+from star_jax.tracking.bars import duration as duration
+from star_jax.tracking.bars import rate as rate
+from star_jax.tracking.bars import round_title as round_title
 from star_jax.tracking.interruption import stop_if_asked
-from star_jax.tracking.timing import PHASES, compile_seconds
+from star_jax.tracking.timing import PHASES, Forecast, compile_seconds, compiling_now
 
 Mode = Literal["auto", "bars", "lines", "silent"]
 Tick = Callable[[int], None]
@@ -26,8 +32,19 @@ Tick = Callable[[int], None]
 SHOWN_COMPILING = 0.1
 """Seconds of compilation from which on the closing line of a task names them."""
 
+LONG_COMPILING, WATCH_SECONDS = 3.0, 0.5
+"""Seconds of compiling one program after which lines say so, and between two looks at whether it still goes on."""
+
 LINE_WIDTH = 1000
 """Columns allowed where the output is no terminal: more than any line has, so that nothing is cut or wrapped."""
+
+
+STAMP = "%Y-%m-%d %H:%M:%S"
+
+
+def time_stamp() -> str:
+    """Date and time of day, which log lines begin with."""
+    return datetime.now().strftime(f"{STAMP} ")
 
 
 class Progress:
@@ -41,6 +58,8 @@ class Progress:
       clock: seconds, never running backwards.
       compiled: seconds of them that were spent compiling. Rates, and with them the time left, are taken over the
         others: a program is compiled once, when its first batch comes, and says nothing of how quick it is.
+      compiling: whether a program is being compiled right now.
+      stamp: what lines begin with, the time; bars have no need of it.
 
     Example:
       >>> shown = Progress(mode="silent")
@@ -55,6 +74,8 @@ class Progress:
         interval: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         compiled: Callable[[], float] = compile_seconds,
+        compiling: Callable[[], bool] = compiling_now,
+        stamp: Callable[[], str] = time_stamp,
     ) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         if mode == "auto":
@@ -62,13 +83,15 @@ class Progress:
         self.mode = mode
         self._interval = interval
         self._clock = clock
-        self._compiled = compiled
+        self._compiled, self._compiling = compiled, compiling
+        self._stamp = stamp if mode == "lines" else lambda: ""
         self._bars: progress.Progress | None = None
+        self._whole: _Whole | None = None
 
     def log(self, text: str) -> None:
         """Prints one line, above the bars where there are any."""
         if self.mode != "silent":
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(f"{self._stamp()}{text}", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[Tick]:
@@ -77,13 +100,18 @@ class Progress:
         That function is also where a run stops after Ctrl-C, if nothing has stopped it before.
 
         Args:
-          name: what is being done.
+          name: what is being done. What stands before its last `: ` says for whom; where the whole experiment has a
+            bar, it is shown there.
           total: units to do, None where that is not known.
           unit: what is counted, in the plural.
         """
         stop_if_asked()
         if self.mode == "bars":
-            shown: AbstractContextManager[Tick] = self._bar(name, total, unit)
+            if self._whole is not None and self._bars is not None:
+                owner, _, name = name.rpartition(": ")
+                self._bars.update(self._whole.bar, description=owner or self._whole.name)
+            pace = Pace(total, self._clock, self._compiled)
+            shown: AbstractContextManager[Tick] = self._bar(name, total, unit, pace)
         elif self.mode == "lines":
             shown = self._lines(name, total, unit)
         else:
@@ -97,21 +125,48 @@ class Progress:
             yield step
 
     @contextmanager
-    def _bar(self, name: str, total: int | None, unit: str) -> Iterator[Tick]:
+    def whole(self, name: str, forecast: Forecast) -> Iterator[None]:
+        """Shows how far all runs of an experiment are, above the task at hand.
+
+        Args:
+          name: shown while no task is at hand.
+          forecast: of the experiment; `round_finished` says when it has changed.
+        """
+        if self.mode != "bars":
+            yield
+            return
+        pace = Remaining(forecast, self._clock)
+        with self._bar(name, forecast.rounds, "rounds", pace) as tick:
+            assert self._bars is not None
+            tick(forecast.done)
+            self._whole = _Whole(self._bars.task_ids[-1], name, pace, tick)
+            try:
+                yield
+            finally:
+                self._whole = None
+
+    def round_finished(self, forecast: Forecast) -> None:
+        """Shows how far the experiment is, now that a round has been finished or found finished."""
+        left = "" if not forecast.left else f", about {duration(forecast.left)} left"
+        if self._whole is not None:
+            self._whole.tick(forecast.done - self._whole.pace.done)
+        elif forecast.done:
+            self.log(f"{forecast.done:,} of {forecast.rounds:,} rounds done{left}")
+
+    @contextmanager
+    def _bar(self, name: str, total: int | None, unit: str, pace: Pace | Remaining) -> Iterator[Tick]:
         outermost = self._bars is None
         bars = self._bars or progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            _CountColumn(Column(no_wrap=True)),
-            _RateColumn(Column(no_wrap=True)),
-            progress.TimeElapsedColumn(),
+            NameColumn(self._console, Column(no_wrap=True)),
+            progress.BarColumn(BAR_WIDTH),
+            CountColumn(self._console, Column(no_wrap=True)),
+            RateColumn(self._console, self._compiling, Column(no_wrap=True)),
             console=self._console,
             transient=True,
         )
         if outermost:
             self._bars = bars
             bars.start()
-        pace = _Pace(total, self._clock, self._compiled)
         task = bars.add_task(name, total=total, unit=unit, pace=pace)
 
         def tick(count: int) -> None:
@@ -128,7 +183,7 @@ class Progress:
 
     @contextmanager
     def _lines(self, name: str, total: int | None, unit: str) -> Iterator[Tick]:
-        pace = _Pace(total, self._clock, self._compiled)
+        pace = Pace(total, self._clock, self._compiled)
         last = self._clock()
 
         def tick(count: int) -> None:
@@ -141,7 +196,8 @@ class Progress:
                 self.log(f"{name}: {pace.done:,}{of} {unit}, {pace.rate} {unit}/s{left}")
 
         try:
-            yield tick
+            with _said_compiling(lambda: self.log(f"{name}: compiling"), self._compiling):
+                yield tick
         except BaseException:
             self.log(f"{name}: stopped after {pace.done:,} {unit}, {duration(pace.elapsed)}")
             raise
@@ -149,72 +205,35 @@ class Progress:
         self.log(f"{name}: {pace.done:,} {unit} in {duration(pace.elapsed)}{compiling}, {pace.rate} {unit}/s")
 
 
-class _Pace:
-    """How quick a task is: units done, and the seconds since it began, those spent compiling apart."""
+@contextmanager
+def _said_compiling(say: Callable[[], None], compiling: Callable[[], bool]) -> Iterator[None]:
+    """Says once that a program is being compiled where that takes a while: nothing else moves in the meantime."""
+    ended = threading.Event()
 
-    def __init__(self, total: int | None, clock: Callable[[], float], compiled: Callable[[], float]) -> None:
-        self.done = 0
-        self._total, self._clock, self._compiled = total, clock, compiled
-        self._began, self._compiled_before = clock(), compiled()
-        self._worked = 0.0
+    def watch() -> None:
+        busy = 0
+        while not ended.wait(WATCH_SECONDS):
+            busy = busy + 1 if compiling() else 0
+            if busy * WATCH_SECONDS >= LONG_COMPILING:
+                say()
+                return
 
-    def add(self, count: int) -> None:
-        self.done += count
-        self._worked = self.elapsed - self.compiling
-
-    @property
-    def elapsed(self) -> float:
-        return self._clock() - self._began
-
-    @property
-    def compiling(self) -> float:
-        return self._compiled() - self._compiled_before
-
-    @property
-    def rate(self) -> str:
-        """Units a second up to the last tick."""
-        return rate(self.done, self._worked)
-
-    @property
-    def left(self) -> float | None:
-        """Seconds left at that rate; None before the first tick and where the total is not known."""
-        return self._worked / self.done * (self._total - self.done) if self._total and self.done else None
+    watcher = threading.Thread(target=watch, name="star_jax-compiling", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
-class _CountColumn(progress.ProgressColumn):
-    """Units done, of the total where it is known."""
+class _Whole(NamedTuple):
+    """The bar of the whole experiment: its number, its name between tasks, its pace, and what counts a round."""
 
-    def render(self, task: progress.Task) -> Text:
-        """Text of one bar."""
-        of = "" if task.total is None else f"/{int(task.total):,}"
-        return Text(f"{int(task.completed):,}{of} {task.fields['unit']}", style="progress.download")
-
-
-class _RateColumn(progress.ProgressColumn):
-    """Units a second and time left, as the lines have them; nothing before the first tick."""
-
-    def render(self, task: progress.Task) -> Text:
-        """Text of one bar."""
-        pace: _Pace = task.fields["pace"]
-        if not pace.done:
-            return Text("")
-        left = "" if pace.left is None else f", {duration(pace.left)} left"
-        return Text(f"{pace.rate}/s{left}", style="progress.data.speed")
-
-
-def rate(count: int, seconds: float) -> str:
-    """Units a second with one decimal; `-` where no time has passed."""
-    return f"{count / seconds:,.1f}" if seconds > 0 else "-"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the units a person would say: `8.3 s`, `2 min 05 s`, `1 h 20 min`."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    bar: progress.TaskID
+    name: str
+    pace: Remaining
+    tick: Tick
 
 
 def mean_sd(values: Sequence[float | None], digits: int = 3, missing: str = "-", between: str = " ± ") -> str:

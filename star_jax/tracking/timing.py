@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 Seconds = dict[str, float]
@@ -21,6 +21,10 @@ PHASES = ("compile", "load", "score", "train", "evaluate", "write", "other")
 other phase contains it. `load` is everything up to the first batch: imports, model, data, tokenising. `score` and
 `evaluate` contain the base model's pass over the pool and over the test set. `write` is files and checkpoints.
 """
+
+_LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+"""Names of the events between which a program is being compiled: reported when the one has ended, and the other."""
 
 _COMPILE_EVENTS = ("/jax/core/compile/", "/jax/compilation_cache/cache_retrieval_time_sec")
 """Beginnings of the names under which JAX reports how long tracing, lowering, compiling and fetching took."""
@@ -40,6 +44,7 @@ class CompileClock:
         self._clock = clock
         self._spans: list[tuple[float, float]] = []
         self._total = 0.0
+        self._under_way: set[int] = set()
         self._lock = threading.Lock()
 
     def hear(self, event: str, duration_secs: float, **_: str | int) -> None:
@@ -47,6 +52,7 @@ class CompileClock:
         if not event.startswith(_COMPILE_EVENTS):
             return
         with self._lock:
+            self._follow(event)
             end = self._clock()
             start = end - duration_secs
             while self._spans and self._spans[-1][1] > start:
@@ -57,8 +63,20 @@ class CompileClock:
             self._total += end - start
 
     def seconds(self) -> float:
-        """Seconds so far."""
+        """Seconds so far; a program that is being compiled counts once it is done."""
         return self._total
+
+    def compiling(self) -> bool:
+        """Whether a program is being compiled, or fetched from the cache, right now."""
+        return bool(self._under_way)
+
+    def _follow(self, event: str) -> None:
+        """A thread that has lowered a program compiles it next; nothing is reported when that begins."""
+        thread = threading.get_ident()
+        if event == _LOWERED:
+            self._under_way.add(thread)
+        elif event == _COMPILED:
+            self._under_way.discard(thread)
 
 
 @functools.cache
@@ -73,6 +91,11 @@ def _process_clock() -> CompileClock:
 def compile_seconds() -> float:
     """Seconds in which this process was compiling, since this was first asked for."""
     return _process_clock().seconds()
+
+
+def compiling_now() -> bool:
+    """Whether this process is compiling a program right now."""
+    return _process_clock().compiling()
 
 
 class Stopwatch:
@@ -153,3 +176,80 @@ def total_seconds(rows: Iterable[Mapping[str, float | None]], after: Mapping[str
     parts = [{name: row.get(f"{name}_seconds") or 0.0 for name in PHASES} for row in rows]
     spent = added([*parts, after or {}])
     return {"total": round(sum(spent.values()), 3)} | {name: round(spent.get(name, 0.0), 3) for name in PHASES}
+
+
+class Forecast:
+    """How long the rest of an experiment will take, from the rounds that this session has finished.
+
+    A round's training takes time in proportion to its labels; what else it does takes as long in every round, but for
+    a strategy's first one, which scores nothing. Loading and compiling happen once, and are left out.
+
+    Args:
+      labels: strategy -> labels after each round of a run, round 0 first.
+      runs: strategy of each run.
+
+    Example:
+      >>> forecast = Forecast({"star": [10, 20, 30]}, ["star"])
+      >>> forecast.add("star", {"round": 0, "labelled": 10, "train_seconds": 1.0, "evaluate_seconds": 0.5})
+      >>> forecast.left
+      6.0
+    """
+
+    def __init__(self, labels: Mapping[str, Sequence[int]], runs: Sequence[str]) -> None:
+        self._waiting = [
+            (strategy, number, count) for strategy in runs for number, count in enumerate(labels[strategy])
+        ]
+        self.rounds = len(self._waiting)
+        self._seen: list[tuple[str, bool, float]] = []
+        self._trained, self._rows = 0.0, 0
+
+    @property
+    def done(self) -> int:
+        """Rounds that are finished."""
+        return self.rounds - len(self._waiting)
+
+    def skip(self, strategy: str, rounds: int) -> None:
+        """Takes out the first rounds of a run that an earlier session has finished; they say nothing of this one."""
+        for number in range(rounds):
+            self._take(strategy, number)
+
+    def add(self, strategy: str, row: Mapping[str, float | None]) -> None:
+        """Takes note of a finished round: `round`, `labelled` and seconds by phase, as in metrics.jsonl."""
+        number, labelled = int(row["round"] or 0), int(row["labelled"] or 0)
+        self._take(strategy, number)
+        rest = sum(row.get(f"{name}_seconds") or 0.0 for name in ("score", "evaluate", "write", "other"))
+        self._seen.append((strategy, number > 0, rest))
+        self._trained += row.get("train_seconds") or 0.0
+        self._rows += labelled
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the rounds which are not finished will take; None before one is."""
+        return self._of(self._waiting)
+
+    @property
+    def left_after_next(self) -> float | None:
+        """The same without the round that is next, or under way."""
+        return self._of(self._waiting[1:])
+
+    def _of(self, rounds: Sequence[tuple[str, int, int]]) -> float | None:
+        if not self._seen:
+            return None
+        a_label = self._trained / self._rows if self._rows else 0.0
+        return sum(a_label * labels + self._rest(strategy, number > 0) for strategy, number, labels in rounds)
+
+    def _rest(self, strategy: str, later: bool) -> float:
+        """Mean seconds of a round besides its training: of its own kind, or else of the most similar kind seen."""
+        kinds = (
+            [rest for name, kind, rest in self._seen if (name, kind) == (strategy, later)],
+            [rest for _, kind, rest in self._seen if kind == later],
+            [rest for _, _, rest in self._seen],
+        )
+        found = next(kind for kind in kinds if kind)
+        return sum(found) / len(found)
+
+    def _take(self, strategy: str, number: int) -> None:
+        for place, (name, at, _) in enumerate(self._waiting):
+            if (name, at) == (strategy, number):
+                del self._waiting[place]
+                return

@@ -14,6 +14,7 @@ import numpy as np
 
 from star_jax.errors import ConfigError
 from star_jax.registry import TRACKERS
+from star_jax.tracking.console import round_title
 
 EXTRAS = {"tensorboard": "track", "trackio": "track", "wandb": "wandb"}
 """Tracker -> the extra of this package that its library comes with."""
@@ -151,7 +152,7 @@ class ConsoleTracker:
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Prints the figures of a round; those of a training step have their bar."""
         if self._run is not None and {"round/round", "round/accuracy", "round/ece"} <= values.keys():
-            place = f"round {values['round/round'] + 1:.0f}/{self._run.config['loop']['rounds']}"
+            place = round_title(int(values["round/round"]), self._run.config["loop"]["rounds"])
             figures = f"accuracy {values['round/accuracy']:.3f}, ECE {values['round/ece']:.3f}"
             self._log(f"{self._run.title}, {place}: {step} labels, {figures}")
 

@@ -226,7 +226,7 @@ def fit(
       lora: rank, scale, targets, dropout.
       config: loss, optimiser, epochs.
       start: the adapter to go on from; None for a fresh one.
-      on_step: told the number of labelled rows of each step.
+      on_step: told the number of labelled rows of each step once the device has finished it.
 
     Returns:
       The adapter, and its losses.
@@ -246,18 +246,18 @@ def fit(
     total = jnp.asarray(schedule_steps(len(rows), config), jnp.int32)
     fixed = Fixed(model, scale, dropout_key, total)
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)
-    running: deque[TrainInfo] = deque()
+    running: deque[tuple[TrainInfo, int]] = deque()
     steps: list[TrainInfo] = []
     for chosen in epoch_batches(order_key, len(rows), config.batch_size, config.epochs):
         batch_rows = [rows[i] for i in chosen] + [replay[i] for i in next(extra)]
         batch = make_batch(batch_rows, range(len(batch_rows)), shapes, data_mesh().size)
         state, info = train_step(fixed, state, train_batch(batch), capacity=batch.capacity, lora=lora, config=config)
         steps.append(info)
-        running.append(info)
+        running.append((info, len(chosen)))
         if len(running) > STEPS_AHEAD:
-            # Waits for the device, so that what is counted has been done and the queue stays short.
-            jax.block_until_ready(running.popleft())
-        on_step(len(chosen))
+            _count_next(running, on_step)
+    while running:
+        _count_next(running, on_step)
     done = jax.device_get(steps)
     final = done[-steps_an_epoch:]
     # Steps weigh by their tokens: the last of an epoch may be short.
@@ -267,6 +267,13 @@ def fit(
             f"the training loss is {last} after {int(total)} steps; lower training.learning_rate or use float32"
         )
     return FitResult(Adapter(state.weights, scale), last, np.asarray([info.cross_entropy for info in done], np.float32))
+
+
+def _count_next(running: deque[tuple[TrainInfo, int]], on_step: Callable[[int], None]) -> None:
+    """Waits for the oldest step under way and counts it: what is counted has been done, and the queue stays short."""
+    info, rows = running.popleft()
+    jax.block_until_ready(info)
+    on_step(rows)
 
 
 def train_batch(batch: Batch) -> TrainBatch:

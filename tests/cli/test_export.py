@@ -36,6 +36,16 @@ def adapter(rng, tmp_path):
     return folder
 
 
+def test_the_adapters_tokenizer_and_chat_template_go_with_the_merged_model(adapter, tmp_path, capsys):
+    """A template that was changed for the training is what the merged model has to be asked through."""
+    load_tokenizer(BASE).save_pretrained(adapter)
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }} changed")
+    out = tmp_path / "merged"
+    assert export.main(["--adapter", str(adapter), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(" file(s), with the adapter's tokenizer and chat template\n")
+    assert load_tokenizer(str(out)).chat_template == "{{ messages[0].content }} changed"
+
+
 @pytest.mark.parametrize("flags", [(), ("--max-shard-size", "0.0005")], ids=["one-file", "several"])
 def test_the_merged_model_is_base_and_adapter_together(adapter, rng, forward, tmp_path, capsys, flags):
     out = tmp_path / "deep" / "merged"
@@ -56,7 +66,7 @@ def test_the_merged_model_is_base_and_adapter_together(adapter, rng, forward, tm
     merged = len(list(json.loads((adapter / CONFIG_FILE).read_text())["target_modules"]))
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     assert shown.startswith(f"{out}: {merged} of ")
-    assert f" {weights} bytes in {len(files)} file(s)\n" in shown
+    assert f" {weights} bytes in {len(files)} file(s), with the base model's tokenizer\n" in shown
     assert shown.count("\n") == 1
     assert [path.name for path in out.parent.iterdir()] == ["merged"]
 

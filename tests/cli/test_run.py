@@ -23,6 +23,7 @@ from star_jax.cli.guard import guarded_main
 from star_jax.cli.run import parse_run
 from star_jax.data.tasks import boolq
 from star_jax.environment import configure_jax
+from star_jax.errors import LabelsNeeded
 from star_jax.experiment.runner import run_experiment
 from star_jax.runs.run_folder import RunFolder
 from star_jax.tracking.console import Progress
@@ -399,3 +400,19 @@ def test_stored_config_repeats_the_run(finished, tmp_path):
 
 def test_package_is_what_is_tested():
     assert Path(run.__file__).parents[2] == Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_while_labels_are_waited_for_there_is_a_report_so_far(tmp_path, monkeypatch, capsys, labels):
+    def asks(*_):
+        raise LabelsNeeded("somebody has to label")
+
+    monkeypatch.setattr("star_jax.experiment.runner.run_experiment", asks)
+    (tmp_path / "star" / "seed-0").mkdir(parents=True)
+    (tmp_path / "star" / "seed-0" / "choice-000.npz").touch()
+    if labels:  # another annotator's requests lie elsewhere, and there is nothing to report
+        (tmp_path / "labels.csv").write_text("id,prompt,response\na,one,\n")
+    assert guarded_main(run.main, ["--output-dir", str(tmp_path)]) == 3
+    said = capsys.readouterr()
+    assert said.out == "star_jax: somebody has to label\n"
+    assert (tmp_path / "report.html").exists() == (f"report so far: {tmp_path / 'report.html'}" in said.err) == labels

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import logging
+import shutil
 import signal
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from star_jax.config import (
 )
 from star_jax.data.batching import make_batch, sequence_batches
 from star_jax.data.run_data import RunData, TokenizedSet
+from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Limits, TokenizedExample
 from star_jax.errors import ConfigError, LabelsNeeded
 from star_jax.experiment import runner as experiment
@@ -34,6 +36,7 @@ from star_jax.experiment import setup
 from star_jax.parallel.mesh import data_mesh
 from star_jax.registry import TRACKERS, load_plugins
 from star_jax.runs.files import read_yaml
+from star_jax.runs.score_store import BaseScores
 from star_jax.tracking import console
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import PHASES, Stopwatch
@@ -461,14 +464,14 @@ def test_every_task_says_whose_it_is_and_ends_at_its_total(tmp_path):
     totals = {name.removeprefix("base_only seed 0, "): total for name, total, _ in shown.tasks}
     held_out = [row["validation_examples"] for row in rows(tmp_path, "base_only")]
     assert totals == {
-        "round 1/2: train": 8 - held_out[0],
-        "round 1/2: base model on the test set": 20,
-        "round 1/2: evaluate": 40,
-        "round 1/2: validate": 2 * held_out[0],
-        "round 2/2: base model on the pool": 50,
-        "round 2/2: train": 12 - held_out[1],
-        "round 2/2: evaluate": 40,
-        "round 2/2: validate": 2 * held_out[1],
+        "round 0/1: train": 8 - held_out[0],
+        "round 0/1: base model on the test set": 20,
+        "round 0/1: evaluate": 40,
+        "round 0/1: validate": 2 * held_out[0],
+        "round 1/1: base model on the pool": 50,
+        "round 1/1: train": 12 - held_out[1],
+        "round 1/1: evaluate": 40,
+        "round 1/1: validate": 2 * held_out[1],
     }
 
 
@@ -499,3 +502,56 @@ def test_a_run_stops_one_step_after_an_interrupt_that_was_dropped_and_goes_on(tm
     assert guarded_main(lambda argv: len(play(tmp_path / "again")), []) == 1
     assert picks(tmp_path / "again", "base_only") == picks(tmp_path / "whole", "base_only")
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_base_models_accuracy_is_that_of_its_own_answers_and_costs_no_pass(tmp_path, base_passes):
+    """The base model answers one test example at a time here, through another door."""
+    play(tmp_path)
+    assert sorted(base_passes) == [20, 50]
+    written = rows(tmp_path, "base_only")
+    context = setup.open_experiment(
+        dataclasses.replace(CONFIG, output_dir=str(tmp_path / "other")), [], Progress("silent"), Stopwatch()
+    )
+    test = setup.load_seed(context, 0).test
+    one = setup.experiment_shapes(context, [setup.load_seed(context, 0)])
+    right = 0
+    for example, prompt in zip(test.examples, test.prompts, strict=True):
+        pool = pool_scoring.generated_pool(context.encoder, [prompt], one)
+        answer = pool_scoring.generated_texts(pool_scoring.score_pool(context.model, None, pool), context.encoder)
+        right += context.task.is_correct(answer[0], example.response)
+    assert 0 < right < 20
+    assert [row["base_accuracy"] for row in written] == [right / 20] * 2
+    assert json.loads((tmp_path / "base_only" / "seed-0" / "summary.json").read_text())["base_accuracy"] == right / 20
+    play(tmp_path, strategies=("random",))  # reads the answers from disk
+    assert [row["base_accuracy"] for row in rows(tmp_path, "random")] == [right / 20] * 2
+    assert sorted(base_passes) == [20, 50]
+
+
+def test_base_scores_that_were_kept_without_answers_are_used_without(tmp_path, base_passes):
+    """As an earlier version kept them: what is not known is left out, and nothing is computed for it."""
+    play(tmp_path)
+    kept = BaseScores.measures
+    for path in (tmp_path / "base_only").glob("*"):
+        shutil.rmtree(path)
+
+    def without(self, pool, compute):
+        return {name: values for name, values in kept(self, pool, compute).items() if not name.startswith("answer_")}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseScores, "measures", without)
+        (summary,) = play(tmp_path)
+    assert [row["base_accuracy"] for row in rows(tmp_path, "base_only")] == [None, None]
+    assert "base_accuracy" not in summary
+    assert sorted(base_passes) == [20, 50]
+
+
+def test_a_round_in_which_nothing_is_right_shows_what_was_answered(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Task, "is_correct", lambda self, prediction, reference: False)
+    experiment.run_experiment(dataclasses.replace(CONFIG, output_dir=str(tmp_path)), Progress("lines"))
+    said = [line for line in capsys.readouterr().err.splitlines() if "none of the 20 test answers is right" in line]
+    assert ["round 0/1: none" in said[0], "round 1/1: none" in said[1], len(said)] == [True, True, 2]
+    shown = tmp_path / "base_only" / "seed-0" / "rounds" / "001" / "predictions.jsonl"
+    for line in shown.read_text().splitlines()[:3]:
+        row = json.loads(line)
+        assert f"{row['id']}: {row['prediction']!r}, expected {row['reference']!r}" in said[1]
+    assert said[1].count("expected") == 3

@@ -2,7 +2,9 @@
 
 import random
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
@@ -18,9 +20,11 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.data.examples import Prompt
+from star_jax.data.tokenization import Limits
 from star_jax.errors import ConfigError
 from star_jax.registry import STRATEGIES
-from star_jax.report.model_card import ANSWERS, CONFIDENCE, RESULTS, model_card
+from star_jax.report.model_card import ANSWERS, CONFIDENCE, RESULTS, model_card, usage_of
 
 FACTS = {"pool_examples": 1234, "test_examples": 567, "pool": "a fingerprint"}
 
@@ -62,7 +66,7 @@ def test_figures_are_those_given(metrics):
     table = dict(re.findall(r"^\| (.*) \| (\d\.\d{4}) \|$", text, flags=re.M))
     assert table == {title: f"{metrics[name]:.4f}" for name, title in RESULTS.items()}
     assert f"labels bought: {metrics['labelled']}\n" in text
-    assert f"round {metrics['round'] + 1} of 10\n" in text
+    assert f"round {metrics['round']} of 0 to 9\n" in text
     assert f"Made with star_jax {__version__}." in text
     assert "| AUROC of uncertainty against errors | \N{EN DASH} |" in made(metrics | {"auroc": None})[1]
 
@@ -83,7 +87,7 @@ def test_how_it_was_trained(metrics):
         "60 labels: 50 drawn at random from a pool of 1234 examples, 10 picked by `entropy`",
         f"strategy `entropy`: {get_strategy('entropy').description}",
         "scores: gold answers (an oracle)",
-        f"seed 3, round {metrics['round'] + 1} of 20",
+        f"seed 3, round {metrics['round']} of 0 to 19",
         "r 12, alpha 24, scale alpha / √r (rsLoRA), on `q_proj`, `.*[.](0|1)[.]mlp[.].*`",
         "dropout 0.25",
         "learning rate 0.0003 (linear), 5 epochs, batches of 6",
@@ -158,3 +162,113 @@ def test_every_choice_of_the_configuration_has_its_words(metrics):
             _, text = made(metrics, scoring=ScoringConfig(answers), evaluation=EvaluationConfig(confidence=confidence))
             assert ANSWERS[answers] in text
             assert CONFIDENCE[confidence] in text
+
+
+class Words:
+    """A tokenizer of words; it may put tokens before and behind a text, and spells what it adds."""
+
+    def __init__(self, before=(), behind=()):
+        self.before, self.behind = list(before), list(behind)
+
+    def __call__(self, text, add_special_tokens=True):
+        ids = [10 + len(word) for word in text.split()]
+        return {"input_ids": [*self.before, *ids, *self.behind] if add_special_tokens else ids}
+
+    def convert_ids_to_tokens(self, number):
+        return f"<{number}>"
+
+
+def encoder(tokenizer, wanted, limit=64):
+    """Of which the card reads the tokens that the model was asked with, the ends of an answer, and the limit."""
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        end_ids=(2, 107),
+        limits=Limits(100, limit),
+        prompts=lambda prompts: [np.asarray(wanted(prompt.text)) for prompt in prompts],
+    )
+
+
+def used(raw=None, tokenizer=None, wanted=None, texts=("one two ``` three\n'four'",)):
+    tokenizer = tokenizer or Words()
+    wanted = wanted or (lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+    pool = [Prompt(f"p{number}", text) for number, text in enumerate(texts)]
+    return usage_of(encoder(tokenizer, wanted), pool, raw or {"r": 8})
+
+
+def with_usage(metrics, usage, **sections):
+    return model_card(ExperimentConfig(**sections), "star", 3, metrics, FACTS, usage)
+
+
+def programs(card):
+    """The Python programs in a card."""
+    return re.findall(r"^```python\n(.*?)^```$", card, flags=re.S | re.M)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "asked"),
+    [
+        ((), (), "tokenizer(prompt, add_special_tokens=True).input_ids"),
+        ((1,), (), "tokenizer(prompt, add_special_tokens=True).input_ids"),
+        ((1,), (2, 3), "tokenizer(prompt, add_special_tokens=True).input_ids[:-2]"),
+    ],
+)
+def test_the_programs_ask_with_the_tokens_of_the_run(metrics, before, behind, asked):
+    tokenizer = Words(before, behind)
+    usage = used(tokenizer=tokenizer, wanted=lambda text: [*before, *Words()(text)["input_ids"]])
+    assert usage.ids == asked
+    transformers, vllm = programs(with_usage(metrics, usage, model=ModelConfig("someone/Their-Model")))
+    for program in (transformers, vllm):
+        place = {"tokenizer": lambda text, **options: SimpleNamespace(**tokenizer(text, **options))}
+        lines = [line for line in program.splitlines() if line.startswith(("prompt = ", "ids = "))]
+        exec("\n".join(lines).replace("torch.tensor", ""), place)  # what a reader would run
+        assert place["prompt"] == usage.prompt
+        found = place["ids"][0] if isinstance(place["ids"][0], list) else place["ids"]
+        assert found == [*before, *Words()(usage.prompt)["input_ids"]]
+
+
+def test_text_that_has_its_own_special_tokens_is_asked_without_the_tokenizers(metrics):
+    usage = used(tokenizer=Words(before=(1,)), wanted=lambda text: Words()(text)["input_ids"])
+    assert usage.ids == "tokenizer(prompt, add_special_tokens=False).input_ids"
+    cut = used(wanted=lambda text: [7, 8])  # a prompt that was cut on the left
+    assert cut.ids == "[7, 8]"
+
+
+def test_the_prompt_is_shown_as_it_is_and_what_ends_an_answer(metrics):
+    usage = used()
+    card = with_usage(metrics, usage, model=ModelConfig("someone/Their-Model"))
+    assert f"\n````text\n{usage.prompt}\n````\n" in card
+    assert "An answer ends with `<2>` (token 2) or `<107>` (token 107), and has at most 64 tokens." in card
+    transformers, vllm = programs(card)
+    assert "stops = [2, 107]" in transformers
+    assert "max_new_tokens=64" in transformers
+    assert "stop_token_ids=[2, 107]" in vllm
+    assert not re.search(r"\n{3}|[ \t]\n|None|\{\{|\{%", card)
+    for program in (transformers, vllm):
+        compile(program, "card", "exec")
+        assert 9 <= len(program.splitlines()) <= 15
+
+
+def test_a_prompt_that_fits_is_preferred_or_else_the_shortest():
+    assert used(texts=("x " * 3000, "a short one")).prompt == "a short one"
+    assert used(texts=("x " * 3000, "y " * 2000)).prompt == "y " * 2000
+
+
+@pytest.mark.parametrize(("rank", "limit"), [(1, 8), (8, 8), (9, 16), (16, 16), (300, 512), (512, 512)])
+def test_the_rank_limit_of_vllm_is_one_that_it_has(metrics, rank, limit):
+    card = with_usage(metrics, used({"r": rank}))
+    assert f"max_lora_rank={limit})" in card
+    assert f"--max-lora-rank {limit} " in card
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ({"r": 513}, "its rank is 513, and the limit --max-lora-rank is at most 512"),
+        ({"r": 8, "rank_pattern": {"q_proj": 600}}, "its modules differ in rank or scale, which vLLM does not read"),
+        ({"r": 8, "alpha_pattern": {"q_proj": 3}}, "its modules differ in rank or scale, which vLLM does not read"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_serve_has_no_program_for_it(metrics, raw, reason):
+    card = with_usage(metrics, used(raw))
+    assert f"vLLM cannot serve this adapter beside its base model: {reason}. Serve the two as one model." in card
+    assert len(programs(card)) == 1

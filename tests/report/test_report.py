@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from star_jax.cli.report import main
 from star_jax.config import ExperimentConfig, LoopConfig, ScoringConfig, TrainingConfig
 from star_jax.errors import ConfigError, DataError
 from star_jax.report import figures, page, read
+from star_jax.report.drawing import GREY, PHASE_COLOURS, looks
 from star_jax.runs.run_folder import RunFolder
 from star_jax.tracking.timing import PHASES
 
@@ -194,7 +196,7 @@ def test_the_page_is_one_file_with_every_figure(finished):
     root, _, shown = finished
     text = (root / "report.html").read_text()
     assert sorted(os.listdir(root)) == ["entropy", "learning_curve.png", "random", "report.html", "star"]
-    assert len(shown.images) == 7
+    assert len(shown.images) == 11
     for source in shown.images:
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(PNG)
     assert base64.b64decode(shown.images[0].split(",")[1]) == (root / "learning_curve.png").read_bytes()
@@ -244,7 +246,7 @@ def test_what_a_run_does_not_have_is_a_dash_or_left_out(tmp_path):
     # One round has an area, its own accuracy; a name that looks like markup is only a name.
     assert shown.tables["headline"][1] == ["<b>$x$", "1", "500", "0.500", "0.500", *[DASH] * 5]
     assert "paired" not in shown.tables
-    assert len(shown.images) == 2
+    assert len(shown.images) == 1
     assert "Random selection was not run" in shown.prose
 
 
@@ -264,7 +266,7 @@ def test_the_time_of_a_run_is_its_summary_or_while_it_runs_its_rows(tmp_path):
     shown = read_page(tmp_path)
     assert "2 rounds, 14.0 s (seconds: score 5.0, train 7.0, evaluate 2.0)" in shown.prose
     assert "2 rounds, 1 h 01 min (seconds: compile 1,234.5, load 1.0" in shown.prose
-    assert set(figures.PHASE_COLOURS) == set(PHASES)
+    assert set(PHASE_COLOURS) == set(PHASES)
 
 
 def test_the_first_sentence_says_what_the_numbers_allow(tmp_path):
@@ -305,6 +307,76 @@ def test_notes_say_what_the_figures_depend_on(tmp_path):
     assert "oracle" in " ".join(page.notes(read.read_runs(tmp_path)))
 
 
+def write_labels(root, cells):
+    rows = "".join(f'"p{number}","text {number}","{cell}"\n' for number, cell in enumerate(cells))
+    (root / "labels.csv").write_text("id,prompt,response\n" + rows, encoding="utf-8")
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_while_labels_are_waited_for_the_page_begins_with_that(tmp_path, rounds):
+    folder = write_run(tmp_path, "star", 0, [0.3, 0.5][:rounds], finished=False)
+    (folder / f"choice-{rounds:03d}.npz").touch()
+    write_labels(tmp_path, ["yes", "", " ", "no", ""])
+    shown = read_page(tmp_path)
+    said = page.lead(read.read_runs(tmp_path))
+    assert said.startswith(
+        "Waiting for labels: 3 of the 5 examples in labels.csv have no label yet; fill in the column"
+    )
+    assert " ".join(said.split()) in shown.prose
+    assert ("headline" in shown.tables) == (rounds > 0)
+    assert "With 110 labels, picked by star" in said or not rounds
+    assert "Write the labels, then go on, with the command" in shown.prose
+
+
+def test_a_run_that_was_stopped_before_its_training_waits_for_nobody(tmp_path):
+    """What it picked is labelled by the pool, so there is no table of labels."""
+    folder = write_run(tmp_path, "star", 0, [0.3], finished=False)
+    (folder / "choice-001.npz").touch()
+    assert "Waiting" not in page.lead(read.read_runs(tmp_path))
+
+
+def test_one_strategy_on_own_labels_is_told_what_it_has_come_to(tmp_path):
+    folder = write_run(tmp_path, "star", 0, [0.4, 0.5, 0.6])
+    (folder / "data.json").write_text(json.dumps({"test_examples": 50, "pool_examples": 900, "test_overlap": 7}))
+    rows = [json.loads(line) | {"base_accuracy": 0.25} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prose = read_page(tmp_path).prose.replace("\N{NO-BREAK SPACE}", " ")
+    low, high = 46.2, 72.4  # Wilson's interval of 30 of 50
+    assert (
+        f"With 160 labels, picked by star, the model answers 60.0 % of the 50 test examples correctly ({low} % to "
+        f"{high} % at 95 %"
+    ) in prose
+    assert "The base model answers 25.0 % of the test set correctly; training on 160 labels added 35.0 points." in prose
+    assert "7 of the 900 prompts of the pool are also in the test set" in prose
+    assert "has only 50 examples: one answer is 2.0 points" in prose
+    assert "All tokens of the answer, up to the end of the sequence, must be those of the reference." in prose
+    assert prose.endswith("star-jax evaluate " + f"{tmp_path.name}/star/seed-0 --data FILE")
+    assert f"star-jax predict {tmp_path.name}/star/seed-0 --out answers.csv" in prose
+    assert "start again" not in prose
+
+
+def test_when_nothing_was_right_the_page_says_where_to_look(tmp_path):
+    for name in ("star", "random"):
+        write_run(tmp_path, name, 0, [0.0, 0.0, 0.0])
+    assert page.lead(read.read_runs(tmp_path)).startswith("No answer to a test example was right in any round.")
+    assert len(read_page(tmp_path).tables["errors"]) > 1
+
+
+def test_names_of_any_script_are_on_the_page_and_in_no_picture(tmp_path):
+    """Pictures have the fonts of the machine that drew them; a page has those of whoever reads it."""
+    names = ("数学", "العربية", "हिन्दी", "Ελληνικά", "🙂", "a <b>", "$x^2$")
+    folder = write_run(tmp_path, "策略", 0, [0.4, 0.5])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"picked_groups": dict.fromkeys(names, 3), "group_accuracy": dict.fromkeys(names, 0.5)}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of every character that it draws as a box
+        shown = read_page(tmp_path)
+    assert all(shown.words.count(name) >= 2 for name in names)
+    assert "策略" in shown.tables["headline"][1][0]
+
+
 def test_curves_are_means_over_the_seeds_that_have_a_value(tmp_path):
     write_run(tmp_path, "star", 0, [0.2, 0.4])
     write_run(tmp_path, "star", 1, [0.4, 0.8, 0.9])
@@ -320,10 +392,10 @@ def test_curves_are_means_over_the_seeds_that_have_a_value(tmp_path):
 
 def test_a_strategy_keeps_its_look_and_no_two_share_one():
     names = [f"s{index}" for index in range(20)]
-    look = figures.looks([*names, "random"])
-    assert look["random"].colour == figures.GREY
+    look = looks([*names, "random"])
+    assert look["random"].colour == GREY
     assert len(set(look.values())) == 21
-    assert figures.GREY not in {look[name].colour for name in names}
+    assert GREY not in {look[name].colour for name in names}
     assert figures.largest_groups([{"a": 1, "b": 3}, {"c": 3, "a": 1}]) == ["b", "c", "a"]
 
 

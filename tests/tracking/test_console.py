@@ -3,17 +3,23 @@
 import io
 import re
 import statistics
+import threading
+import time
+from datetime import datetime, timedelta
 
 import pytest
 from rich.console import Console
 
-from star_jax.tracking.console import Progress, duration, mean_sd, print_tables, rate
-from star_jax.tracking.timing import PHASES
+from star_jax.tracking import console
+from star_jax.tracking.bars import duration, rate, round_title
+from star_jax.tracking.console import Progress, mean_sd, print_tables
+from star_jax.tracking.timing import PHASES, Forecast
 
 
 class Clock:
     def __init__(self):
         self.now = self.compiled = 0.0
+        self.compiling = False
 
     def __call__(self):
         return self.now
@@ -21,8 +27,17 @@ class Clock:
 
 def make(mode, **options):
     stream, clock = io.StringIO(), Clock()
-    console = Console(file=stream, width=100, **options)
-    return Progress(mode, console=console, interval=10, clock=clock, compiled=lambda: clock.compiled), stream, clock
+    screen = Console(file=stream, **{"width": 100, **options})
+    shown = Progress(
+        mode,
+        console=screen,
+        interval=10,
+        clock=clock,
+        compiled=lambda: clock.compiled,
+        compiling=lambda: clock.compiling,
+        stamp=lambda: "",
+    )
+    return shown, stream, clock
 
 
 def test_lines_come_at_most_every_interval_and_at_the_end():
@@ -112,6 +127,93 @@ def test_bars_show_count_rate_and_vanish():
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1
 
 
+def drawn_lines(shown, stream):
+    """The bars as they stand, a text each."""
+    stream.truncate(stream.seek(0))
+    shown._bars.refresh()
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines() if line]
+
+
+NAMES = ("star seed 0, round 3/5", "a_strategy_of_somebody_with_a_long_name seed 12345, round 100/199")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [60, 80, 99, 100, 140])
+def test_bars_have_a_line_each_and_all_figures_at_any_width(name, width):
+    shown, stream, clock = make("bars", force_terminal=True, width=width)
+    forecast = Forecast({"star": [10_000] * 200}, ["star"] * 10)
+    with shown.whole("all runs", forecast):
+        clock.now += 50_000
+        forecast.add("star", {"round": 0, "labelled": 10_000, "train_seconds": 37_000.0})
+        shown.round_finished(forecast)
+        with shown.task(f"{name}: base model on the test set", total=1_234_567, unit="examples") as tick:
+            clock.now += 100
+            tick(123_456)
+            whole, task = drawn_lines(shown, stream)
+            assert all(len(line) <= width for line in (whole, task))
+            assert whole.startswith(name[:8])
+            assert "1/2,000 rounds" in whole
+            assert whole.endswith(f"{duration(1999 * 37_000 - 100)} left")
+            assert task.startswith("base mod")
+            assert f"123,456/1,234,567{' examples' if width >= 100 else ''} 1,234.6/s, 15 min 00 s left" in task
+
+
+def test_a_bar_says_that_a_program_is_being_compiled():
+    shown, stream, clock = make("bars", force_terminal=True, width=80)
+    with shown.task("train", total=10, unit="examples") as tick:
+        clock.compiling = True
+        assert drawn_lines(shown, stream)[0].endswith("0/10 compiling")
+        clock.compiling, clock.now = False, 1.0
+        tick(5)
+        assert drawn_lines(shown, stream)[0].endswith("5/10 5.0/s, 1.0 s left")
+
+
+def test_a_line_says_once_that_a_program_takes_long_to_compile(monkeypatch):
+    monkeypatch.setattr(console, "WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(console, "LONG_COMPILING", 0.002)
+    shown, stream, clock = make("lines")
+    clock.compiling = True
+    with shown.task("train", total=1, unit="steps") as tick:
+        while "compiling" not in stream.getvalue():
+            time.sleep(0.001)
+        time.sleep(0.02)
+        tick(1)
+    assert stream.getvalue().splitlines()[0] == "train: compiling"
+    assert stream.getvalue().count("compiling") == 1
+    with shown.task("quick", total=1, unit="steps") as tick:
+        tick(1)  # ends before it is looked at
+    assert not [thread for thread in threading.enumerate() if thread.name == "star_jax-compiling"]
+
+
+def test_a_round_that_takes_longer_than_forecast_leaves_those_behind_it():
+    shown, stream, clock = make("bars", force_terminal=True, width=80)
+    forecast = Forecast({"star": [10, 10, 10]}, ["star"])
+    with shown.whole("all runs", forecast):
+        assert drawn_lines(shown, stream)[0].endswith("0/3 rounds")
+        forecast.add("star", {"round": 0, "labelled": 10, "train_seconds": 30.0})
+        shown.round_finished(forecast)
+        for now, left in ((0, "1 min 00 s"), (20, "40.0 s"), (300, "30.0 s")):
+            clock.now = now
+            assert drawn_lines(shown, stream)[0].endswith(f"1/3 rounds {left} left")
+
+
+def test_lines_say_how_far_the_experiment_is_after_each_round():
+    shown, stream, _ = make("lines")
+    forecast = Forecast({"star": [10, 20]}, ["star"])
+    with shown.whole("all runs", forecast):
+        for number, labelled in enumerate((10, 20)):
+            forecast.add("star", {"round": number, "labelled": labelled, "train_seconds": 0.5 * labelled})
+            shown.round_finished(forecast)
+    assert stream.getvalue().splitlines() == [
+        "1 of 2 rounds done, about 10.0 s left",
+        "2 of 2 rounds done",
+    ]
+
+
+def test_rounds_are_counted_as_their_folders_are():
+    assert [round_title(number, 3) for number in range(3)] == ["round 0/2", "round 1/2", "round 2/2"]
+
+
 def test_silence():
     shown, stream, _ = make("silent")
     with shown.task("score", total=3) as tick:
@@ -125,7 +227,10 @@ def test_without_a_terminal_auto_means_lines_on_stderr(capsys):
     assert shown.mode == "lines"
     shown.log("hello")
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "hello\n")
+    assert captured.out == ""
+    stamp, _, said = captured.err.partition(" hello")
+    assert abs(datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S") - datetime.now()) < timedelta(seconds=60)
+    assert said == "\n"
 
 
 def test_durations_and_rates():

@@ -164,4 +164,4 @@ def test_the_console_is_always_there_and_says_a_line_a_round(tmp_path):
         tracking.finish()
         tracking.log(figures, 20)
         tracking.report(tmp_path)
-        assert lines == ["star seed 0, round 2/3: 20 labels, accuracy 0.613, ECE 0.200"]
+        assert lines == ["star seed 0, round 1/2: 20 labels, accuracy 0.613, ECE 0.200"]
