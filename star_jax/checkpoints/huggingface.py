@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from star_jax.checkpoints.families import norm_paths
 from star_jax.checkpoints.files import on_one_line, read_object, weight_files
-from star_jax.checkpoints.hf_config import norm_paths, read_config
+from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import resolve_folder
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
