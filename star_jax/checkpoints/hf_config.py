@@ -16,7 +16,7 @@ from typing import Any
 
 from star_jax.checkpoints.config_fields import declared_fields, leftover_fields, rope_leftovers
 from star_jax.checkpoints.families import FAMILIES, WRAPPERS, Family
-from star_jax.checkpoints.files import on_one_line, read_object, without_advice
+from star_jax.checkpoints.files import on_one_line, read_object, require_model, without_advice
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
@@ -32,6 +32,8 @@ SIZES = (
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
 """Fields that count something there is at least one of."""
+
+POSITIVE = ("rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 def read_config(
@@ -49,6 +51,7 @@ def read_config(
       ConfigError: the model is of a family that is not known, or a field asks for mathematics that the decoder does
         not do, or two fields contradict each other; the message names the field.
     """
+    require_model(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{folder} has no config.json; a model is a Hugging Face model folder")
@@ -133,10 +136,10 @@ def _check_values(text: Mapping[str, Any], hf: Any) -> None:
         value = getattr(hf, name, None)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name} is {value!r}; a whole number from 1 up is expected")
-    for name in ("rms_norm_eps",):
-        value = getattr(hf, name)
-        if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"{name} is {value!r}; a small positive number is expected")
+    for name in POSITIVE:
+        value = getattr(hf, name, None)
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} is {value!r}; a positive number is expected")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = text.get(name)
         tokens = value if isinstance(value, list) else [] if value is None else [value]
@@ -168,6 +171,11 @@ def _config(hf: Any, dtype: str, longest: int | None) -> TransformerConfig:
         )
     head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
     ropes, layer_ropes = _ropes(hf, head_dim, longest)
+    uneven = {rope.width or head_dim for rope in ropes if (rope.width or head_dim) % 2}
+    if uneven:
+        raise ConfigError(
+            f"{uneven.pop()} entries of a head of {head_dim} (head_dim) would be rotated; they go in pairs"
+        )
     scalar = getattr(hf, "query_pre_attn_scalar", None)
     return TransformerConfig(
         vocab_size=hf.vocab_size,

@@ -85,6 +85,10 @@ def rope_from_hf(parameters: Mapping[str, Any], head_dim: int, most_positions: i
     unknown = [name for name, value in parameters.items() if name in set(_OTHERS) - set(known) and value is not None]
     if unknown:
         raise ConfigError(f"rope_parameters has {unknown[0]!r}, which this decoder does not know for {kind}")
+    for name in ("rope_theta", "factor", "original_max_position_embeddings"):
+        value = parameters.get(name)
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ConfigError(f"rope_parameters has {name} {value!r}; a positive number is expected")
     width = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0))
     plain = Rope(float(parameters["rope_theta"]), width=None if width == head_dim else width)
     values = {"most_positions": most_positions, "longest": longest or 0, **parameters}
