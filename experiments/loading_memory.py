@@ -39,8 +39,9 @@ def make(folder: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
+    from star_jax.checkpoints.files import INDEX_FILE
     from star_jax.checkpoints.hf_config import read_config
-    from star_jax.checkpoints.huggingface import INDEX_FILE, tensor_shapes
+    from star_jax.checkpoints.huggingface import tensor_shapes
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))

@@ -24,6 +24,7 @@ from star_jax.api.checks import check_replaceable, check_training, check_whole
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, TokenLimits, Tokens, tokenize
 from star_jax.api.training import Evaluation, Prediction, evaluate, predict, step_shapes
+from star_jax.checkpoints.fingerprints import fingerprint_like
 from star_jax.config import AcquisitionConfig, ExperimentConfig, LoopConfig, LoraConfig, ScoringConfig, TrainingConfig
 from star_jax.data.examples import Example
 from star_jax.data.skips import is_skip
@@ -277,7 +278,9 @@ class ActiveLoop:
         return dict(plain(found))
 
     def _changed(self, kept: Mapping[str, Any]) -> list[str]:
-        changed = [name for name, value in self._identity().items() if kept[name] != value]
+        found = self._identity()
+        found["model"] = fingerprint_like(kept["model"], self.model.folder.path, found["model"])
+        changed = [name for name, value in found.items() if kept[name] != value]
         settings = differences(kept["settings"], self._config.to_dict())
         return changed + [name for name in settings if name not in FIT_TO_MEMORY]
 

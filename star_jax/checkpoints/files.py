@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +15,25 @@ HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "
 """What is fetched from the hub: weights, configuration and tokenizer. No pickled weights, no code."""
 
 
+INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+
+ADAPTER_FILE = "adapter_config.json"
+"""What makes a folder a PEFT adapter."""
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model or adapter folder, without a second copy of the weights beside them.
+    """The safetensors files of a model or adapter folder that Transformers reads, without a second copy beside them.
+
+    That is the single file where there is one, even beside an index; else those that the index names; else all.
 
     Raises:
-      ConfigError: there are none; pickled weights are named where there are some.
+      ConfigError: there are none, pickled weights are named where there are some; or one that the index names is not
+        there.
     """
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    if (folder / INDEX_FILE).is_file():
+        return _indexed_files(folder)
     files = sorted(folder.glob("*.safetensors"))
     if files:
         return [file for file in files if not file.name.startswith("consolidated")] or files
@@ -35,18 +47,37 @@ def weight_files(folder: Path) -> list[Path]:
     raise ConfigError(f"{folder} has no *.safetensors file{found}{tail}")
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """Hash of the files of `HUB_FILES` in a model or adapter folder; of large ones, their first and last MiB."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in HUB_FILES for file in folder.glob(pattern)}):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(1 << 20))
-            if size > 1 << 20:
-                content.seek(-(1 << 20), os.SEEK_END)
-                digest.update(content.read())
-    return digest.hexdigest()
+def _indexed_files(folder: Path) -> list[Path]:
+    named = read_object(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise ConfigError(f"{folder / INDEX_FILE}: weight_map is no object of tensors and files; fetch it again")
+    files = sorted(set(named.values()))
+    if any(Path(name).name != name for name in files):
+        raise ConfigError(f"{folder / INDEX_FILE} names a file outside the folder; fetch it again")
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(f"{folder}: {INDEX_FILE} names {missing[0]}, which is not there; fetch it again")
+    return [folder / name for name in files]
+
+
+def require_model(folder: Path) -> None:
+    """Refuses a folder that is an adapter, or a model with an adapter in it.
+
+    Raises:
+      ConfigError: it is one of these; the message says what to set.
+    """
+    if not (folder / ADAPTER_FILE).is_file():
+        return
+    if (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{folder} holds a model and an adapter ({ADAPTER_FILE}), which Transformers would load on top of it; move "
+            "the adapter's files to a folder of their own and name that in model.adapter, or delete them"
+        )
+    base = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    of = f" of the model {base}" if isinstance(base, str) and base else ""
+    raise ConfigError(
+        f"{folder} is an adapter{of}, not a model; name its base in model.path and this folder in model.adapter"
+    )
 
 
 def read_object(file: Path) -> dict[str, Any]:

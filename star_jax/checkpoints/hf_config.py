@@ -1,109 +1,39 @@
-"""The families of models that are read, in one table, and a Hugging Face `config.json` as a `TransformerConfig`.
+"""A Hugging Face `config.json` as a `TransformerConfig`.
 
-A family is a row of `FAMILIES` when its block is put together differently. Everything else (windows, rotary
-scaling, soft caps, biases, layers without positions) is a value in config.json and read the same way for all.
-Transformers fills in what a file leaves out and translates older spellings. A field that is not known here is an
-error that names it: it may change the mathematics.
+Transformers fills in what a file leaves out and translates older spellings. A field that may change the mathematics
+and is not known is an error that names it; those that change nothing are named in one warning
+(`checkpoints.config_fields`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+import logging
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-from star_jax.checkpoints.files import on_one_line, read_object, without_advice
+from star_jax.checkpoints.config_fields import declared_fields, leftover_fields, rope_leftovers
+from star_jax.checkpoints.families import FAMILIES, WRAPPERS, Family
+from star_jax.checkpoints.files import on_one_line, read_object, require_model, without_advice
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
 from star_jax.ops.pointwise import ACTIVATIONS
 
-PRE_NORMS = {"pre_attention_norm": "input_layernorm", "pre_mlp_norm": "post_attention_layernorm"}
-POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"}
-BOTH_NORMS = {
-    **{"pre_attention_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"},
-    **{"pre_mlp_norm": "pre_feedforward_layernorm", "post_mlp_norm": "post_feedforward_layernorm"},
-}
-"""Norm of a block -> its name in a layer of a checkpoint."""
+_log = logging.getLogger(__name__)
 
+NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers")
+"""Fields whose absence is no default but a mistake."""
 
-class Family(NamedTuple):
-    """How the blocks of a family are put together; the defaults are Llama's.
-
-    Attributes:
-      norms: norm of a block -> its name in a layer of a checkpoint.
-      qk_norm, norm_offset, fused, scaled_embedding: see `Architecture`.
-      qkv_bias: query, key and value have a bias whatever config.json says.
-      partly_rotated: `partial_rotary_factor` is heeded.
-    """
-
-    norms: Mapping[str, str] = PRE_NORMS
-    qk_norm: str = "none"
-    norm_offset: float = 0.0
-    qkv_bias: bool = False
-    fused: bool = False
-    scaled_embedding: bool = False
-    partly_rotated: bool = False
-
-
-FAMILIES = {
-    "llama": Family(),
-    "mistral": Family(),
-    "smollm3": Family(),
-    "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qk_norm="head"),
-    "phi3": Family(fused=True, partly_rotated=True),
-    "olmo2": Family(norms=POST_NORMS, qk_norm="width"),
-    "gemma2": Family(norms=BOTH_NORMS, norm_offset=1.0, scaled_embedding=True),
-    "gemma3_text": Family(norms=BOTH_NORMS, qk_norm="head", norm_offset=1.0, scaled_embedding=True),
-}
-"""`model_type` -> family."""
-
-_READ = """
-model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-head_dim rms_norm_eps tie_word_embeddings max_position_embeddings original_max_position_embeddings hidden_act
-hidden_activation attention_bias mlp_bias rope_parameters rope_scaling rope_theta rope_local_base_freq
-partial_rotary_factor sliding_window use_sliding_window max_window_layers layer_types sliding_window_pattern
-_sliding_window_pattern no_rope_layers no_rope_layer_interval query_pre_attn_scalar attn_logit_softcapping
-final_logit_softcapping use_bidirectional_attention quantization_config
-"""
-READ = frozenset(_READ.split())
-"""Fields of config.json that are taken into account, here or by Transformers for older spellings."""
-
-_INERT = """
-architectures auto_map torch_dtype dtype transformers_version _name_or_path name_or_path use_cache
-cache_implementation initializer_range pad_token_id bos_token_id eos_token_id sep_token_id decoder_start_token_id
-pretraining_tp chunk_size_feed_forward is_encoder_decoder is_decoder id2label label2id problem_type
-output_attentions output_hidden_states return_dict task_specific_params attention_dropout resid_pdrop embd_pdrop
-_attn_implementation _attn_implementation_autoset attn_implementation unsloth_fixed unsloth_version
-transformers.js_config sliding_window_size full_attn_mod interpolate_factor is_llama_config
-tokenizer_class
-"""
-INERT = frozenset(_INERT.split())
-"""Fields that do not change what a forward pass computes. The base model's own dropout acts in its pretraining only:
-here it is frozen, and what is dropped is the adapter's input. The last four are in published folders of Gemma 2,
-Phi-4 and SmolLM2, and no code reads them."""
-
-ONLY_WHERE_DECLARED = (
-    *("sliding_window", "layer_types", "no_rope_layers", "query_pre_attn_scalar", "attention_bias", "mlp_bias"),
-    *("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention", "no_rope_layer_interval"),
-    *("sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq"),
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
-"""Fields that change the mathematics of the families that have them; set for another family, they are an error."""
+"""Fields that count something there is at least one of."""
 
-
-OLD_SPELLINGS = {"gemma3_text": ("sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq")}
-"""Fields that a family has no more, and Transformers still translates."""
-
-KNOWN_OFF = frozenset(
-    (
-        *("lm_head_bias", "rope_interleaved", "use_mrope", "use_sliding_window", "attention_bias", "mlp_bias"),
-        *("use_bidirectional_attention", "sliding_window"),
-    )
-)
-"""Fields that mean nothing where they are false."""
+POSITIVE = ("rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 def read_config(
@@ -119,77 +49,112 @@ def read_config(
 
     Raises:
       ConfigError: the model is of a family that is not known, or a field asks for mathematics that the decoder does
-        not do; the message names the field.
+        not do, or two fields contradict each other; the message names the field.
     """
+    require_model(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{folder} has no config.json; a model is a Hugging Face model folder")
     raw = read_object(file)
     try:
-        return _config(_normalised(raw, folder, ignored_fields), dtype, longest)
+        text = _text_part(raw)
+        hf, leftover = _normalised(raw, text, folder, ignored_fields)
+        _check_values(text, hf)
+        config = _config(hf, dtype, longest)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    if leftover:
+        _log.warning("%s: passed over, because nothing reads it for %s: %s", file, hf.model_type, ", ".join(leftover))
+    return config
 
 
-def norm_paths(config: TransformerConfig) -> Mapping[str, str]:
-    """Norm of a block -> its name in a layer of a checkpoint."""
-    named = {tuple(family.norms): family.norms for family in FAMILIES.values()}[config.architecture.norms]
-    extra = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-    return named if config.architecture.qk_norm == "none" else {**named, **extra}
-
-
-def _normalised(raw: Mapping[str, Any], folder: Path, ignored_fields: Collection[str]) -> Any:
-    """The configuration as Transformers reads it, every default filled in."""
+def _text_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What config.json says of the language model: all of it, or `text_config` where images are read as well."""
     kind = raw.get("model_type")
-    if kind not in FAMILIES:
+    if kind not in FAMILIES and kind not in WRAPPERS:
         advice = (
             ", and the remote code that its auto_map names is not run, since it could do anything on this machine"
             if raw.get("auto_map")
             else ""
         )
-        raise ConfigError(f"model_type is {kind!r}{advice}; the families that are read are {', '.join(FAMILIES)}")
-    if raw.get("quantization_config"):
-        raise ConfigError(
-            "quantization_config says that the weights are stored quantised, which is not read; take the "
-            "unquantised checkpoint and set model.quantization"
-        )
-    # A switch that is off is as telling as one that is on, unless it is known.
-    set_fields = [
-        name
-        for name, value in raw.items()
-        if value is not None and value != [] and value != {} and not (value is False and name in KNOWN_OFF)
-    ]
-    unknown = [name for name in set_fields if name not in (READ | INERT).union(ignored_fields)]
-    if unknown:
-        raise ConfigError(_unknown(kind, unknown))
-    missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in raw]
+        known = ", ".join([*FAMILIES, *WRAPPERS])
+        raise ConfigError(f"model_type is {kind!r}{advice}; the families that are read are {known}")
+    text = raw if kind in FAMILIES else raw.get("text_config")
+    if not isinstance(text, Mapping):
+        raise ConfigError(f"text_config is {text!r}; for {kind} it holds the fields of the language model")
+    for part in (raw, text):
+        if part.get("quantization_config"):
+            raise ConfigError(_quantised(part["quantization_config"]))
+    missing = [name for name in NEEDED if name not in raw] if kind in FAMILIES else []
     if missing:
         raise ConfigError(f"the field {missing[0]!r} is missing")
+    return text
+
+
+def _quantised(found: Any) -> str:
+    method = found.get("quant_method") if isinstance(found, Mapping) else None
+    return (
+        "quantization_config says that the weights are stored quantised, which is not read; take the unquantised "
+        f"checkpoint and set model.quantization{f' (here the method is {method})' if method else ''}"
+    )
+
+
+def _normalised(
+    raw: Mapping[str, Any], text: Mapping[str, Any], folder: Path, ignored: Collection[str]
+) -> tuple[Any, list[str]]:
+    """The language model's fields as Transformers reads them, every default filled in; and those that nothing reads."""
     with without_advice():
         from transformers import AutoConfig  # takes seconds to import
-
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    whole, kind = str(raw["model_type"]), text.get("model_type", WRAPPERS.get(raw["model_type"], ("",))[0])
+    # Transformers reads one as the other.
+    kind = "ministral" if kind == "mistral" and "layer_types" in text and whole in FAMILIES else kind
+    if whole in WRAPPERS and kind not in WRAPPERS[whole]:
+        raise ConfigError(f"text_config has model_type {kind!r}; for {whole}, {' and '.join(WRAPPERS[whole])} are read")
+    leftover = leftover_fields(text, CONFIG_MAPPING[kind], ignored)
+    if whole in WRAPPERS:
+        leftover = [f"text_config.{name}" for name in leftover]
+        leftover = leftover_fields(raw, CONFIG_MAPPING[whole], ignored) + leftover
+    leftover += rope_leftovers(text)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except KeyError as error:
         raise ConfigError(f"Transformers takes this {kind} for a {error}, which is no family that is read") from error
     except Exception as error:  # a strict dataclass's errors, KeyErrors, ValueErrors: all of them say what is wrong
         raise ConfigError(f"cannot be read: {on_one_line(error)}") from error
-    if config.model_type != kind:
-        raise ConfigError(f"Transformers reads this {kind} as {config.model_type}, which is no family that is read")
-    # What a class does not declare, its models do not read; a width of heads is the exception.
-    declared = [field.name for field in dataclasses.fields(config)] + ["model_type", "head_dim"]
-    allowed = {*declared, *ignored_fields, *OLD_SPELLINGS.get(kind, ())}
-    foreign = [name for name in set_fields if name in ONLY_WHERE_DECLARED and name not in allowed]
-    if foreign:
-        raise ConfigError(_unknown(kind, foreign))
-    return SimpleNamespace(**{name: getattr(config, name) for name in declared if hasattr(config, name)})
+    part = config.text_config if whole in WRAPPERS else config
+    if part.model_type != kind:
+        raise ConfigError(f"Transformers reads this {kind} as {part.model_type}, which is no family that is read")
+    fields = {name: getattr(part, name) for name in declared_fields(type(part)) if hasattr(part, name)}
+    # Embedding and head are tied by the outermost configuration.
+    return SimpleNamespace(**fields | {"tie_word_embeddings": config.tie_word_embeddings, "wrapper": whole}), leftover
 
 
-def _unknown(kind: str, names: Sequence[str]) -> str:
-    return (
-        f"{', '.join(names)}: not known for {kind}, and may change what the model computes; where it does not, "
-        "name it in model.ignored_fields"
-    )
+def _check_values(text: Mapping[str, Any], hf: Any) -> None:
+    """Refuses sizes that no model has, and special tokens that the vocabulary does not have."""
+    for name in SIZES:
+        value = getattr(hf, name, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} is {value!r}; a whole number from 1 up is expected")
+    for name in POSITIVE:
+        value = getattr(hf, name, None)
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} is {value!r}; a positive number is expected")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = text.get(name)
+        tokens = value if isinstance(value, list) else [] if value is None else [value]
+        # An old way to say that there is none.
+        none = (-1,) if name != "eos_token_id" else ()
+        for token in tokens:
+            if (
+                not isinstance(token, int)
+                or isinstance(token, bool)
+                or not (token in none or 0 <= token < hf.vocab_size)
+            ):
+                raise ConfigError(
+                    f"{name} is {value!r}, and the vocabulary has tokens 0 to {hf.vocab_size - 1} (vocab_size); "
+                    "correct the one that is wrong"
+                )
 
 
 def _config(hf: Any, dtype: str, longest: int | None) -> TransformerConfig:
@@ -206,6 +171,11 @@ def _config(hf: Any, dtype: str, longest: int | None) -> TransformerConfig:
         )
     head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
     ropes, layer_ropes = _ropes(hf, head_dim, longest)
+    uneven = {rope.width or head_dim for rope in ropes if (rope.width or head_dim) % 2}
+    if uneven:
+        raise ConfigError(
+            f"{uneven.pop()} entries of a head of {head_dim} (head_dim) would be rotated; they go in pairs"
+        )
     scalar = getattr(hf, "query_pre_attn_scalar", None)
     return TransformerConfig(
         vocab_size=hf.vocab_size,

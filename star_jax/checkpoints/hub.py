@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from star_jax.checkpoints.files import HUB_FILES, folder_fingerprint, on_one_line, read_object, without_advice
+from star_jax.checkpoints.files import HUB_FILES, on_one_line, read_object, require_model, without_advice
+from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.errors import ConfigError
 
 EMBEDDED = "embedded:"
@@ -51,8 +52,14 @@ def resolve_folder(path: str | Path) -> Path:
     With `HF_HUB_OFFLINE=1` a hub name is looked up among what has been fetched before.
 
     Raises:
-      ConfigError: it is none of these.
+      ConfigError: it is none of these, or it is an adapter.
     """
+    folder = _found(path)
+    require_model(folder)
+    return folder
+
+
+def _found(path: str | Path) -> Path:
     if isinstance(path, Path):
         return path
     if path.startswith(EMBEDDED):
@@ -82,17 +89,37 @@ def end_tokens(path: str | Path) -> tuple[int, ...]:
     Models that were trained to chat have several: the end of a text and the end of a turn.
 
     Raises:
-      ConfigError: there is no such folder, or one of the files names no tokens.
+      ConfigError: there is no such folder, or one of the files names what is no token of the vocabulary.
     """
     folder = resolve_folder(path)
+    size = _vocabulary(folder)
     for name in ("generation_config.json", "config.json"):
-        value = read_object(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        raw = read_object(folder / name) if (folder / name).is_file() else {}
+        # Models that read images too say it of their language model.
+        value = raw.get("eos_token_id", _text(raw).get("eos_token_id"))
         if value is not None:
             tokens = value if isinstance(value, list) else [value]
             if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
                 raise ConfigError(f"{folder / name}: eos_token_id is {value!r}; it must be a token's number or several")
+            if size is not None and not all(0 <= token < size for token in tokens):
+                raise ConfigError(
+                    f"{folder / name}: eos_token_id is {value!r}, and the vocabulary has tokens 0 to {size - 1} "
+                    "(vocab_size); correct the one that is wrong"
+                )
             return tuple(sorted(set(tokens)))
     return ()
+
+
+def _text(raw: dict[str, Any]) -> dict[str, Any]:
+    part = raw.get("text_config")
+    return part if isinstance(part, dict) else {}
+
+
+def _vocabulary(folder: Path) -> int | None:
+    """Tokens of the vocabulary, where config.json says how many."""
+    raw = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    size = raw.get("vocab_size", _text(raw).get("vocab_size"))
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def load_tokenizer(path: str | Path) -> Any:

@@ -6,8 +6,11 @@ written to its place on the device before the next one is read, so that the host
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+import logging
+import math
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from star_jax.checkpoints.files import on_one_line, read_object, weight_files
-from star_jax.checkpoints.hf_config import norm_paths, read_config
+from star_jax.checkpoints.families import norm_paths
+from star_jax.checkpoints.files import SINGLE_FILE, on_one_line, weight_files
+from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import resolve_folder
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
@@ -28,10 +32,15 @@ from star_jax.models.rotary import Rope
 from star_jax.models.transformer import Decoder, LanguageModel
 from star_jax.ops.quantization import Quantization, quantize
 
-INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+_log = logging.getLogger(__name__)
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 FLOATS = ("F64", "F32", "BF16", "F16")
 """Types of weights that are read, as safetensors names them."""
+
+ROWS_AT_ONCE = 1 << 20
+"""Entries of a tensor that are looked at at a time, where all of it at once would take as much memory again."""
 
 Placement = Callable[[str, tuple[int, ...]], Sharding | None]
 """Parameter, such as `layers.q_proj.kernel`, and shape -> where it is put; None for the default device."""
@@ -50,7 +59,7 @@ class TensorReader:
         self.folder = folder
         self._stack = ExitStack()
         self._handles: dict[str, Any] = {}
-        for file in self._files():
+        for file in weight_files(folder):
             self._open(file)
 
     def __enter__(self) -> TensorReader:
@@ -76,7 +85,7 @@ class TensorReader:
         """One tensor that must be there, in that shape.
 
         Raises:
-          ConfigError: it is missing, quantised, or of another shape.
+          ConfigError: it is missing, quantised, of another shape, or holds values that are not finite.
         """
         if name not in self._handles:
             raise ConfigError(f"{self.folder}: the tensor {name} is missing")
@@ -90,18 +99,22 @@ class TensorReader:
             raise ConfigError(
                 f"{self.folder}: the tensor {name} has shape {self.shape(name)}; config.json says {shape}"
             )
-        return self.read(name)
+        tensor = self.read(name)
+        if not all_finite(tensor):
+            raise ConfigError(
+                f"{self.folder}: the tensor {name} holds values that are not finite; the file is damaged, or training "
+                "went astray: take another checkpoint"
+            )
+        return tensor
 
-    def _files(self) -> Sequence[Path]:
-        # Some hub folders hold the same weights twice, under other names; the index says which are meant.
-        if (self.folder / INDEX_FILE).is_file():
-            named = sorted(set(read_object(self.folder / INDEX_FILE).get("weight_map", {}).values()))
-            missing = [name for name in named if not (self.folder / name).is_file()]
-            if missing:
-                raise ConfigError(f"{self.folder}: {INDEX_FILE} names {missing[0]}, which is not there; fetch it again")
-            return [self.folder / name for name in named]
-        single = self.folder / SINGLE_FILE
-        return [single] if single.is_file() else weight_files(self.folder)
+    def same(self, first: str, second: str) -> bool:
+        """Whether two tensors hold the same numbers, read a few rows at a time."""
+        if self.shape(first) != self.shape(second):
+            return False
+        one, other = (self._handles[name].get_slice(name) for name in (first, second))
+        rows, step = self.shape(first)[0], max(1, ROWS_AT_ONCE // max(1, math.prod(self.shape(first)[1:])))
+        parts = (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+        return all(np.array_equal(one[part], other[part]) for part in parts)
 
     def _open(self, file: Path) -> None:
         from safetensors import SafetensorError, safe_open
@@ -112,6 +125,21 @@ class TensorReader:
             self._stack.close()
             raise ConfigError(f"{file} cannot be read: {on_one_line(error)}; fetch the whole file again") from error
         self._handles |= dict.fromkeys(handle.keys(), handle)
+
+
+def all_finite(tensor: np.ndarray) -> bool:
+    """Whether a tensor has neither infinities nor what is no number."""
+    if tensor.ndim == 0 or not tensor.flags.c_contiguous:
+        return bool(np.isfinite(tensor).all())
+    if tensor.dtype.itemsize == 2:
+        # All bits of the exponent set; numpy would turn each bfloat16 into a float32 to know.
+        pattern = np.uint16(0x7F80 if tensor.dtype.name == "bfloat16" else 0x7C00)
+        flat = tensor.reshape(-1).view(np.uint16)
+        parts = (flat[start : start + ROWS_AT_ONCE] for start in range(0, flat.size, ROWS_AT_ONCE))
+        return not any(((part & pattern) == pattern).any() for part in parts)
+    flat = tensor.reshape(-1)
+    parts = (flat[start : start + ROWS_AT_ONCE] for start in range(0, flat.size, ROWS_AT_ONCE))
+    return all(np.isfinite(part).all() for part in parts)
 
 
 def load_model(path: str | Path, dtype: str = "float32", **options: Any) -> LanguageModel:
@@ -144,6 +172,9 @@ def load_folder(
       ConfigError: a file or a tensor is missing, has the wrong shape, or is one that the family does not have.
     """
     config = read_config(folder, dtype, longest, ignored_fields)
+    if config.tie_word_embeddings:
+        with TensorReader(folder) as tensors:
+            config = dataclasses.replace(config, tie_word_embeddings=not _own_head(folder, tensors))
     place: Placement = placement or (lambda name, shape: None)
     width, depth = config.hidden_size, config.num_hidden_layers
     with TensorReader(folder) as tensors:
@@ -158,11 +189,12 @@ def load_folder(
             read = (tensors.expect(name, shape) for name in names)
             return _stacked(read, depth, jnp.dtype(dtype), kind, partial(place, f"layers.{name}"))
 
-        params: dict[str, Any] = {
-            "embed_tokens": {"embedding": whole("embed_tokens", "model.embed_tokens.weight", config.vocab_size, width)}
-        }
+        # Of two that are tied, a file may hold either.
+        swapped = config.tie_word_embeddings and EMBEDDING not in tensors.names and HEAD in tensors.names
+        embedding = whole("embed_tokens", HEAD if swapped else EMBEDDING, config.vocab_size, width)
+        params: dict[str, Any] = {"embed_tokens": {"embedding": embedding}}
         if not config.tie_word_embeddings:
-            params["lm_head"] = whole("lm_head", "lm_head.weight", config.vocab_size, width)
+            params["lm_head"] = whole("lm_head", HEAD, config.vocab_size, width)
         params["norm"] = {"scale": whole("norm", "model.norm.weight", width)}
         layers: dict[str, Any] = {
             name: {"scale": stack(name, f"{suffix}.weight", norm_width(config, name))}
@@ -201,8 +233,8 @@ def norm_width(config: TransformerConfig, name: str) -> int:
 def tensor_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a checkpoint."""
     width = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, width)}
-    shapes |= {} if config.tie_word_embeddings else {"lm_head.weight": (config.vocab_size, width)}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, width)}
+    shapes |= {} if config.tie_word_embeddings else {HEAD: (config.vocab_size, width)}
     shapes["model.norm.weight"] = (width,)
     for layer in range(config.num_hidden_layers):
         for name, suffix in norm_paths(config).items():
@@ -231,7 +263,7 @@ def save_model(model: LanguageModel, folder: Path) -> None:
     if config != TransformerConfig(**written, ropes=(Rope(theta),)):
         raise ValueError("only plain Llama models can be written")
     tensors = {
-        "model.embed_tokens.weight": params["embed_tokens"]["embedding"],
+        EMBEDDING: params["embed_tokens"]["embedding"],
         "model.norm.weight": params["norm"]["scale"],
     }
     for layer in range(config.num_hidden_layers):
@@ -240,7 +272,7 @@ def save_model(model: LanguageModel, folder: Path) -> None:
         for name, suffix in norm_paths(config).items():
             tensors[f"model.layers.{layer}.{suffix}.weight"] = params["layers"][name]["scale"][layer]
     if not config.tie_word_embeddings:
-        tensors["lm_head.weight"] = params["lm_head"]
+        tensors[HEAD] = params["lm_head"]
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: jnp.asarray(tensor) for name, tensor in tensors.items()}, folder / SINGLE_FILE, {"format": "pt"})
     raw = {
@@ -254,9 +286,24 @@ def save_model(model: LanguageModel, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
+def _own_head(folder: Path, tensors: TensorReader) -> bool:
+    """Whether a file has a head of its own, though config.json says that it is the embedding.
+
+    Transformers takes such a head as it is, and so is it taken here.
+    """
+    if not {EMBEDDING, HEAD} <= set(tensors.names) or tensors.same(EMBEDDING, HEAD):
+        return False
+    _log.warning(
+        "%s: config.json says that the head is the embedding (tie_word_embeddings), and the file holds another head; "
+        "the file's is used, as Transformers does",
+        folder,
+    )
+    return True
+
+
 def _refuse_extra(folder: Path, found: set[str], config: TransformerConfig) -> None:
     # Old files repeat the rotary frequencies, and a tied head.
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    tied = {HEAD} if config.tie_word_embeddings else set()
     extra = {name for name in found - set(tensor_shapes(config)) - tied if not name.endswith("rotary_emb.inv_freq")}
     if extra:
         raise ConfigError(f"{folder}: the tensors {', '.join(sorted(extra)[:4])} are not part of what config.json says")

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from star_jax.checkpoints.companions import Companions, copy_companions, found, together
-from star_jax.checkpoints.files import read_object, weight_files
-from star_jax.checkpoints.huggingface import INDEX_FILE, TensorReader
+from star_jax.checkpoints.files import INDEX_FILE, read_object, weight_files
+from star_jax.checkpoints.huggingface import TensorReader
 from star_jax.checkpoints.peft import Pair
 from star_jax.errors import ConfigError
 

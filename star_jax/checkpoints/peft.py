@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.checkpoints.files import on_one_line, read_object
+from star_jax.checkpoints.files import ADAPTER_FILE, on_one_line, read_object
 from star_jax.checkpoints.huggingface import projection_shapes
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter
 from star_jax.models.projections import matches, module_path
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILE, "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 

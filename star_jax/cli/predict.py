@@ -180,7 +180,7 @@ def _answers(opened: Opened, prompts: Sequence[Prompt], kept: PartialRows, progr
 def _origin(opened: Opened, adapter: Path, prompts: Sequence[Prompt]) -> str:
     """Hash of everything that answers depend on."""
     from star_jax import __version__
-    from star_jax.checkpoints.files import folder_fingerprint
+    from star_jax.checkpoints.fingerprints import folder_fingerprint
     from star_jax.data.run_data import fingerprint
     from star_jax.runs.files import plain
 

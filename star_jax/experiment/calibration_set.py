@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from star_jax import __version__
-from star_jax.checkpoints.files import folder_fingerprint
+from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.checkpoints.peft import load_adapter
 from star_jax.data.examples import Example
 from star_jax.data.loading import load_examples

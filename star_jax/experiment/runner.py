@@ -23,6 +23,7 @@ from star_jax.active.state import LoopState, Problem
 from star_jax.annotators.annotator import Annotator, Rereadable
 from star_jax.checkpoints.companions import copy_companions, tokenizer_files
 from star_jax.checkpoints.files import read_object
+from star_jax.checkpoints.fingerprints import fingerprint_like
 from star_jax.checkpoints.peft import CONFIG_FILE, save_adapter
 from star_jax.config import AUTO, ExperimentConfig
 from star_jax.data.bucketing import Shapes
@@ -66,7 +67,7 @@ from star_jax.report.model_card import model_card, usage_of
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, load_state, save_choice, save_state
 from star_jax.runs.records import group_counts, length_correlation, nothing_right, queried_rows, summary_row
-from star_jax.runs.run_folder import RunFolder
+from star_jax.runs.run_folder import RunFolder, stored_data
 from star_jax.runs.score_store import StoredScores, answers_of, with_answers
 from star_jax.tracking.console import Progress, round_title
 from star_jax.tracking.observer import Timed
@@ -183,15 +184,20 @@ def _review(context: Sources, data: RunData) -> Annotator | None:
 def _open(context: Sources, strategy: Strategy, seed: int, data: RunData) -> RunFolder:
     config = context.config
     device = jax.devices()[0].device_kind
-    facts = _facts(context, strategy, data)
+    facts = _facts(context, strategy, data, seed)
     return RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device, facts)
 
 
-def _facts(context: Sources, strategy: Strategy, data: RunData) -> dict[str, Any]:
+def _facts(context: Sources, strategy: Strategy, data: RunData, seed: int) -> dict[str, Any]:
     """What a run must find again: its data and model, and the code of a strategy or a task that is a plug-in."""
-    task = context.task
+    task, config = context.task, context.config
     code = source_fingerprint([strategy.pick, task.prompt, task.response, task.parse])
-    return data.facts if code is None else data.facts | {"plugins": code}
+    facts = data.facts if code is None else data.facts | {"plugins": code}
+    # A run that an earlier version began goes on with the fingerprints of that version.
+    before = stored_data(config.output_dir, strategy.name, seed)
+    folders = {"model": context.folder.path, "start": Path(config.model.adapter or "")}
+    found = {name: folder for name, folder in folders.items() if name in facts and name in before}
+    return facts | {name: fingerprint_like(before[name], folder, facts[name]) for name, folder in found.items()}
 
 
 def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunData, shapes: Shapes) -> dict[str, Any]:
@@ -245,7 +251,8 @@ def _round(run: Run, state: LoopState) -> LoopState:
     config, number = context.config, state.round
     candidates = np.asarray(available(state.pool))
     timed = Timed(context.progress, context.watch, f"{run.title}, {round_title(number, config.loop.rounds)}")
-    key, origin = jax.random.key(run.seed), folder.origin(config.to_dict(), _facts(context, run.strategy, data))
+    facts = _facts(context, run.strategy, data, run.seed)
+    key, origin = jax.random.key(run.seed), folder.origin(config.to_dict(), facts)
     # 1. What to label, unless an interrupted session has chosen already.
     kept = load_choice(folder.path, number, origin)
     if kept is None:

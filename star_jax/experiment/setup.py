@@ -25,7 +25,7 @@ from star_jax.active.state import Problem
 from star_jax.annotators.annotator import Annotator, AnnotatorContext
 from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.annotators.oracle import gold_examples
-from star_jax.checkpoints.files import folder_fingerprint
+from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import EMBEDDED, ModelFolder, open_folder
 from star_jax.checkpoints.huggingface import load_folder

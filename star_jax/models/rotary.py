@@ -82,9 +82,13 @@ def rope_from_hf(parameters: Mapping[str, Any], head_dim: int, most_positions: i
     if kind not in _SCHEMES:
         raise ConfigError(f"rope_type is {kind!r}; this decoder knows {', '.join(_SCHEMES)}")
     scheme, known = _SCHEMES[kind]
-    unknown = [name for name, value in parameters.items() if name not in (*_COMMON, *known) and value is not None]
+    unknown = [name for name, value in parameters.items() if name in set(_OTHERS) - set(known) and value is not None]
     if unknown:
         raise ConfigError(f"rope_parameters has {unknown[0]!r}, which this decoder does not know for {kind}")
+    for name in ("rope_theta", "factor", "original_max_position_embeddings"):
+        value = parameters.get(name)
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ConfigError(f"rope_parameters has {name} {value!r}; a positive number is expected")
     width = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0))
     plain = Rope(float(parameters["rope_theta"]), width=None if width == head_dim else width)
     values = {"most_positions": most_positions, "longest": longest or 0, **parameters}
@@ -154,7 +158,7 @@ def _yarn_factor(stretch: float, values: Mapping[str, Any]) -> float:
     return magnitude(own) / magnitude(whole) if own and whole else magnitude()
 
 
-_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "max_position_embeddings")
 _STRETCHED = ("factor", "original_max_position_embeddings")
 _SCHEMES = {
     "default": (_default, _STRETCHED),
@@ -166,4 +170,10 @@ _SCHEMES = {
         (*_STRETCHED, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     ),
 }
-"""Type -> its divisors, and the parameters it may come with."""
+"""Type -> its divisors, and the parameters that it reads."""
+
+_OTHERS = ("llama_4_scaling_beta", *(name for _, known in _SCHEMES.values() for name in known))
+"""Parameters with a meaning for some type; for one that does not read them, they are a contradiction."""
+
+KNOWN_PARAMETERS = frozenset((*_COMMON, *_OTHERS))
+"""Parameters that are looked at. No rotary code of Transformers reads any other."""

@@ -302,6 +302,12 @@ class RunFolder:
         return read_json(self.path / "summary.json")
 
 
+def stored_data(root: str | Path, strategy: str, seed: int) -> JsonObject:
+    """data.json of a run; empty where there is none."""
+    file = Path(root) / strategy / f"seed-{seed}" / "data.json"
+    return read_json(file) if file.is_file() else {}
+
+
 def _acquire(path: Path) -> int:
     """Takes the folder's lock and returns its file descriptor; the system frees it however the process ends."""
     descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)

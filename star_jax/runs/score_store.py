@@ -21,7 +21,8 @@ import numpy as np
 
 from star_jax import __version__
 from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, Pool, PoolScores
-from star_jax.checkpoints.files import folder_fingerprint, weight_files
+from star_jax.checkpoints.files import weight_files
+from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.config import ExperimentConfig
 from star_jax.runs.files import write_bytes_atomic
 

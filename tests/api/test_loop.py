@@ -17,6 +17,7 @@ import pytest
 
 import star_jax as sj
 from star_jax.api.model import TunedAdapter
+from star_jax.checkpoints.fingerprints import former_fingerprint
 
 CLOSED = sj.Format(prompt="{{ question }} ", response="{{ label }}", answers=("1", "2"))
 
@@ -408,6 +409,13 @@ def test_measures_of_the_base_model_are_kept(make, trained, tmp_path):
 @pytest.fixture
 def folder(trained, tmp_path):
     return trained.save(tmp_path / "loop")
+
+
+def test_a_loop_that_an_earlier_version_saved_is_loaded(make, folder, model):
+    state = folder / "loop.json"
+    kept = json.loads(state.read_text())
+    state.write_text(json.dumps(kept | {"model": former_fingerprint(model.folder.path)}))
+    assert make().load(folder).labels == kept["labels"]
 
 
 def test_a_loop_of_other_making_is_refused_and_what_differs_is_named(make, folder, rows, model, adapter, quick):

@@ -221,3 +221,35 @@ def test_end_tokens_that_are_no_numbers_are_refused(tmp_path: Path, value: Any) 
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": value}))
     with pytest.raises(ConfigError, match=r"config.json: eos_token_id is .*; it must be a token's number or several"):
         end_tokens(str(tmp_path))
+
+
+@pytest.mark.parametrize("config", [False, True])
+def test_an_adapter_folder_is_no_model(tmp_path: Path, config: bool) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    if config:
+        (tmp_path / "config.json").write_text("{}")
+    sentence = "holds a model and an adapter" if config else "is an adapter of the model some/base, not a model"
+    for path in (str(tmp_path), tmp_path):
+        with pytest.raises(ConfigError, match=sentence):
+            resolve_folder(path)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("value", [50, -1, [3, 50]])
+def test_end_tokens_are_tokens_of_the_vocabulary(tmp_path: Path, name: str, value: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 50}))
+    (tmp_path / name).write_text(json.dumps({"vocab_size": 50, "eos_token_id": value}))
+    with pytest.raises(ConfigError, match=f"{name}: eos_token_id is .*, and the vocabulary has tokens 0 to 49"):
+        end_tokens(tmp_path)
+
+
+def test_end_tokens_of_a_language_model_inside_another(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": [7, 3], "vocab_size": 8}}))
+    assert end_tokens(tmp_path) == (3, 7)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", 3])
+def test_an_index_that_names_no_file_of_the_folder_is_refused(tmp_path: Path, name: object) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ConfigError, match=r"index.json.*; fetch it again"):
+        weight_files(tmp_path)

@@ -11,14 +11,15 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from star_jax.checkpoints import huggingface
+from star_jax.checkpoints.files import INDEX_FILE, SINGLE_FILE
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.huggingface import (
-    INDEX_FILE,
-    SINGLE_FILE,
     LanguageModel,
     TensorReader,
     load_model,
@@ -161,6 +162,72 @@ def test_stored_rotary_frequencies_and_a_tied_head_are_no_extra_tensors(
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
     chex.assert_trees_all_equal(load_model(str(tmp_path)).params, model.params)
+
+
+# What the files say, and config.json does not.
+
+
+@pytest.fixture
+def tied(make_model: MakeModel, tiny_config: TransformerConfig, tmp_path: Path) -> Path:
+    save_model(make_model(dataclasses.replace(tiny_config, tie_word_embeddings=True)), tmp_path)
+    return tmp_path
+
+
+def change_tensors(folder: Path, **changes: np.ndarray | None) -> None:
+    tensors = {**load_file(folder / SINGLE_FILE), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / SINGLE_FILE)
+
+
+@pytest.mark.parametrize("row", [0, 20, 52])
+def test_a_head_of_its_own_is_used_though_config_says_tied(
+    tied: Path, row: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface, "ROWS_AT_ONCE", 100)
+    head = load_file(tied / SINGLE_FILE)["model.embed_tokens.weight"].copy()
+    head[row, 3] += 1
+    change_tensors(tied, **{"lm_head.weight": head})
+    model = load_model(str(tied))
+    assert not model.config.tie_word_embeddings
+    np.testing.assert_array_equal(model.params["lm_head"], head)
+    assert [record.getMessage().partition(": ")[2][:58] for record in caplog.records] == [
+        "config.json says that the head is the embedding (tie_word_"
+    ]
+
+
+def test_of_two_that_are_tied_either_may_be_there(tied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = load_model(str(tied))
+    embedding = load_file(tied / SINGLE_FILE)["model.embed_tokens.weight"]
+    change_tensors(tied, **{"lm_head.weight": embedding, "model.embed_tokens.weight": None})
+    chex.assert_trees_all_equal(load_model(str(tied)).params, before.params)
+    assert not caplog.records
+
+
+def test_a_single_file_is_read_rather_than_an_index_beside_it(tiny_model: LanguageModel, folder: Path) -> None:
+    """As Transformers does; the shards may be those of an earlier checkpoint."""
+    split_in_two(folder, index=True)
+    save_model(jax.tree.map(lambda leaf: 2 * leaf, tiny_model), folder)
+    chex.assert_trees_all_equal(load_model(str(folder)).params, jax.tree.map(lambda leaf: 2 * leaf, tiny_model.params))
+
+
+@pytest.mark.parametrize("where", [("model.embed_tokens.weight", 5), (LAST, 3), ("model.norm.weight", 0)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_weights_that_are_not_finite_are_named(folder: Path, where: tuple[str, int], value: float, dtype: Any) -> None:
+    name, place = where
+    tensors = {key: tensor.astype(dtype) for key, tensor in load_file(folder / SINGLE_FILE).items()}
+    tensors[name].reshape(-1)[place] = value
+    save_file(tensors, folder / SINGLE_FILE)
+    with pytest.raises(ConfigError, match=f"the tensor {name} holds values that are not finite; the file is damaged"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_the_largest_numbers_are_finite(dtype: Any) -> None:
+    most = float(ml_dtypes.finfo(dtype).max)
+    for shape in ((3, 5), (7,), ()):
+        assert huggingface.all_finite(np.full(shape, most, dtype))
+        assert huggingface.all_finite(np.full(shape, -most, dtype))
+        assert not huggingface.all_finite(np.full(shape, np.nan, dtype))
 
 
 def test_a_config_of_another_width_is_noticed(folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from star_jax.checkpoints.huggingface import INDEX_FILE, SINGLE_FILE
+from star_jax.checkpoints.files import INDEX_FILE, SINGLE_FILE
 from star_jax.checkpoints.merge import merged, plan_merge, write_merged
 from star_jax.checkpoints.peft import Pair
 from star_jax.errors import ConfigError

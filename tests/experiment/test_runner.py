@@ -16,6 +16,8 @@ import pytest
 from star_jax.acquisition import pool_scoring
 from star_jax.active import features, loop
 from star_jax.benchmarks.skills import generator as skills
+from star_jax.checkpoints.fingerprints import folder_fingerprint, former_fingerprint
+from star_jax.checkpoints.hub import resolve_folder
 from star_jax.cli.guard import guarded_main
 from star_jax.config import (
     DataConfig,
@@ -93,6 +95,23 @@ def test_the_base_model_scores_once_for_rounds_strategies_and_processes(tmp_path
     assert picks(together, "pe_subtract") == picks(alone, "pe_subtract")
     first, second = (rows(folder, "pe_subtract")[-1] for folder in (together, alone))
     assert first["auroc_base"] == second["auroc_base"]
+
+
+def test_a_run_of_an_earlier_version_goes_on_until_its_model_changes(tmp_path):
+    """It knows the model by the hash that its version made, and keeps it."""
+    model = tmp_path / "model"
+    shutil.copytree(resolve_folder("embedded:skills"), model)
+    parts = {"model": dataclasses.replace(CONFIG.model, path=str(model))}
+    play(tmp_path / "run", **parts)
+    stored = tmp_path / "run" / "base_only" / "seed-0" / "data.json"
+    now = json.loads(stored.read_text())
+    assert now["model"] == folder_fingerprint(model)
+    stored.write_text(json.dumps(now | {"model": former_fingerprint(model)}))
+    play(tmp_path / "run", **parts)
+    assert json.loads(stored.read_text())["model"] == former_fingerprint(model)
+    (model / "special_tokens_map.json").write_text("{ }")
+    with pytest.raises(ConfigError, match=r"\(the files of model\.path have changed\)"):
+        play(tmp_path / "run", **parts)
 
 
 @pytest.fixture

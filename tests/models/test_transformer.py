@@ -12,7 +12,7 @@ import pytest
 from random_models import FAMILIES, PROJECTIONS, TWO_ROPES
 from scipy import special
 
-from star_jax.checkpoints.hf_config import BOTH_NORMS, POST_NORMS
+from star_jax.checkpoints.families import BOTH_NORMS, POST_NORMS
 from star_jax.config import LoraConfig
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig
