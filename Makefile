@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 demo-llm: $(VENV)/installed-demo-llm $(model)/config.json
 	$(python) -m star_jax run --config configs/demo_llm.yaml --model.path $(model)
 	@echo
-	@echo "What this shows: from 60 of 300 labels, a language model has learned to sort messages to a shop into six topics,"
+	@echo "What this shows: from 72 of 300 labels, a language model has learned to sort messages to a shop into six topics,"
 	@echo "once from messages that STAR picked (star) and once from a random pick of the same size (random). The curves are"
 	@echo "in the report. It does not show which of the two is better: with one seed and 144 test messages, chance alone"
 	@echo "moves an accuracy by more than the two usually differ. For the messages that nobody has labelled:"
