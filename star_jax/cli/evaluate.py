@@ -52,7 +52,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     examples, found, gold = judge_file(given, asked, Progress())
     figures = figures_with_intervals(found, gold, asked.config.evaluation.bins)
     if out is not None:
-        texts = {example.id: example.prompt.text for example in examples}
+        texts = {example.id: example.prompt.readable for example in examples}
         rows = [{"id": row["id"], "prompt": texts[row["id"]], **_shown(row)} for row in found.predictions]
         write_rows(out, rows)
     if metrics is not None:

@@ -6,14 +6,19 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from star_jax.annotators.label_table import as_text
 from star_jax.errors import ConfigError
 from star_jax.runs.files import write_jsonl_atomic, write_text_atomic
 
 ENDINGS = (".csv", ".jsonl")
+
+_NUMBER = re.compile(r"[+-]?\d[\d.,]*")
+"""A text that begins as a formula does and is none."""
 
 
 def check_output(
@@ -73,7 +78,7 @@ def write_rows(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """In quotes and with a byte order mark, as spreadsheets need it; true and false as in JSON, nothing for None."""
+    """In quotes and with a byte order mark, as spreadsheets need it; no cell is a formula, and None is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(rows[0] if rows else ())
@@ -84,4 +89,6 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) and _NUMBER.fullmatch(value) else as_text(str(value))

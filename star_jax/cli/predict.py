@@ -196,7 +196,7 @@ def _row(one: Answered, calibrated: Recalibration | None, threshold: float) -> d
     figures = {} if calibrated is None else {"confidence": round(sure, 4)}
     return {
         "id": one.prompt.id,
-        "prompt": one.prompt.text,
+        "prompt": one.prompt.readable,
         "answer": one.answer,
         **figures,
         "needs_person": sure < threshold or one.answer is None,

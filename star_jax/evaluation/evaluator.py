@@ -156,7 +156,7 @@ def evaluate_with_gold(
     predictions = [
         {
             "id": example.id,
-            "prompt": example.prompt.text,
+            "prompt": example.prompt.readable,
             "prediction": text,
             "reference": example.response,
             "correct": bool(right),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from star_jax.checkpoints.fingerprints import fingerprint_like
 from star_jax.checkpoints.hub import ModelFolder
 from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import ExperimentConfig
@@ -53,7 +54,8 @@ def open_adapter(
       ConfigError: one of the two cannot be used, or the model is not the run's.
     """
     if run is not None:
-        run.check_data({"model": folder.fingerprint}, ("model",))
+        before = run.facts.get("model")
+        run.check_data({"model": fingerprint_like(before, folder.path, folder.fingerprint)}, ("model",))
     model = load_base(config, folder)
     weights, _ = load_adapter(adapter, model.config)
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)

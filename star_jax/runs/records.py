@@ -41,7 +41,7 @@ def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[
         prompt = problem.prompts[index]
         return {
             "id": prompt.id,
-            "prompt": prompt.text,
+            "prompt": prompt.readable,
             "prediction": None if info.guesses is None else info.guesses[rank],
             "score": at(info.scores, index),
             "uncertainty": at(info.base if info.full is None else info.full, index),

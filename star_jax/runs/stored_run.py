@@ -59,6 +59,12 @@ class StoredRun:
         """Of the run."""
         return self.config.seeds[0]
 
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """Fingerprints of the data and the model that the run began with; empty where it has none."""
+        stored = self.path / "data.json"
+        return read_json(stored) if stored.exists() else {}
+
     def check_data(self, facts: Mapping[str, Any], names: tuple[str, ...]) -> None:
         """Refuses data that are not those of the run.
 
@@ -69,8 +75,7 @@ class StoredRun:
         Raises:
           ConfigError: naming what has changed.
         """
-        stored = self.path / "data.json"
-        before = read_json(stored) if stored.exists() else {}
+        before = self.facts
         changed = [FINGERPRINTS[name] for name in names if name in before and before[name] != facts.get(name)]
         if changed:
             raise ConfigError(
@@ -139,13 +144,17 @@ def _labels(path: Path, rounds: int) -> tuple[dict[str, str], frozenset[str]]:
     labels: dict[str, str] = {}
     skipped = set()
     for number in range(rounds):
-        file = path / "rounds" / f"{number:03d}" / "queried.jsonl"
-        for line, row in enumerate(read_jsonl(file), start=1):
-            name, response = row.get("id"), row.get("response")
-            if not isinstance(name, str) or not isinstance(response, str | None):
-                raise DataError(f"{file}, line {line} has no text 'id', or a 'response' that is none; restore the file")
-            if response is None:
+        # What a person has corrected since replaces what was labelled, in either direction.
+        for kind in ("queried", "corrected"):
+            file = path / "rounds" / f"{number:03d}" / f"{kind}.jsonl"
+            for line, row in enumerate(read_jsonl(file), start=1):
+                name, response = row.get("id"), row.get("response")
+                if not isinstance(name, str) or not isinstance(response, str | None):
+                    raise DataError(
+                        f"{file}, line {line} has no text 'id', or a 'response' that is none; restore the file"
+                    )
+                labels.pop(name, None)
                 skipped.add(name)
-            else:
-                labels[name] = response
+                if response is not None:
+                    labels[name] = response
     return labels, frozenset(skipped - labels.keys())

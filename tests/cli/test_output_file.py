@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from star_jax.annotators.label_table import from_text
 from star_jax.cli.output_file import check_output, write_rows
 from star_jax.errors import ConfigError
 
@@ -23,9 +24,10 @@ def test_both_formats_read_back(tmp_path, capsys):
     write_rows(tmp_path / "rows.CSV", ROWS)
     with (tmp_path / "rows.CSV").open(encoding="utf-8-sig", newline="") as file:
         found = list(csv.DictReader(file))
-    assert [(row["id"], row["prompt"], row["answer"]) for row in found] == [
+    assert [(row["id"], from_text(row["prompt"]), from_text(row["answer"])) for row in found] == [
         (row["id"], row["prompt"], row["answer"] or "") for row in ROWS
     ]
+    assert found[1]["answer"] == "'=1+1"  # which a spreadsheet would compute
     assert [row["needs_person"] for row in found] == ["true", "false"]
     assert [float(row["confidence"]) for row in found] == [0.25, 1e-05]
 
@@ -56,3 +58,9 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(tmp_path):
     ):
         with pytest.raises(ConfigError, match=sentence):
             check_output("--out", str(out), [])
+
+
+def test_a_number_in_a_table_stays_one(tmp_path):
+    write_rows(tmp_path / "rows.csv", [{"id": "a", "answer": text} for text in ("-12", "+3.5", "1,000", "-x")])
+    with (tmp_path / "rows.csv").open(encoding="utf-8-sig", newline="") as file:
+        assert [row["answer"] for row in csv.DictReader(file)] == ["-12", "+3.5", "1,000", "'-x"]
