@@ -300,3 +300,15 @@ def test_responses_that_the_model_cannot_write_are_counted(caplog):
     assert early == said + "the model will stop there"
     said = "1 of 5 responses have characters that the model's tokenizer does not know, as example d does with "
     assert lost == said + "'the \u4e2d'; no answer will equal them"
+
+
+def test_an_end_that_is_also_called_unknown_is_no_loss(caplog):
+    """As in GPT-2, whose one special token is all there is to begin, to end, and to stand for the unknown."""
+    tokenizer = fast(gpt2)
+    tokenizer.unk_token = tokenizer.eos_token
+    encoder = Encoder(tokenizer, get_task("generic", FormatConfig()), Limits(99, 99))
+    prompts = [Prompt("a", "is the sea\n"), Prompt("b", "is it\n")]
+    with caplog.at_level(logging.WARNING):
+        encoder.within_limits(prompts, {"a": "yes", "b": "no</s>"})
+    assert not caplog.records
+    assert encoder.readings([Example(prompts[1], "no</s>")]) == ["no"]
