@@ -75,8 +75,9 @@ def load_pool_and_test(config: DataConfig, task: Task, seed: int) -> LoadedData:
         train, held_out = _required(config.train, "train", task), _required(config.test, "test", task)
         pool = _usable(task, train, "train", config.on_bad_row, lambda prompt, row: (prompt, task.response(row)))
         test = _usable(task, held_out, "test", config.on_bad_row, _labelled(task))
-    if config.train is not None:
+    if config.train is not None and config.test is not None:
         warn_of_gaps(config.train, [response for _, response in pool.items if response is not None])
+        warn_of_gaps(config.test, [example.response for example in test.items])
     prompts = _draw([prompt for prompt, _ in pool.items], config.pool_limit, seed)
     responses = {prompt.id: response for prompt, response in pool.items if response is not None}
     examples = _draw(test.items, config.test_limit, TEST_DRAW_SEED)
@@ -128,6 +129,7 @@ def load_pool(task: Task, source: Source, on_bad_row: OnBadRow = "error") -> Poo
     """
     found = _usable(task, source, "train", on_bad_row, lambda prompt, row: (prompt, task.response(row)))
     labels = {prompt.id: response for prompt, response in found.items if response is not None}
+    warn_of_gaps(source if isinstance(source, str) else "the rows", [*labels.values()])
     return PoolRows([prompt for prompt, _ in found.items], labels, found.bad)
 
 

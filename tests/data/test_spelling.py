@@ -218,7 +218,7 @@ def test_added_and_special_tokens_and_blanks_come_back(build, text):
     tokenizer = fast(build)
     tokenizer.add_tokens(["</tool>", "r\u00e9ponse", "\u4e2d\u6587", "\u00df"])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    frame = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    frame = [tokenizer.bos_token_id, *ids, tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     read = _reader(tokenizer).text(np.array(frame))
     if build in (roberta, llama2):  # these put blanks of their own beside added tokens
         assert read.replace(" ", "") == text.replace(" ", "")
