@@ -1,5 +1,6 @@
 """A model is asked with the tokens that it is trained and scored on, whatever the task, and text comes back."""
 
+import dataclasses
 import logging
 import unicodedata
 
@@ -22,8 +23,13 @@ from small_tokenizers import (
 )
 from tokenizers import normalizers
 
+from star_jax.benchmarks.skills.generator import pool_examples
+from star_jax.benchmarks.skills.generator import test_examples as skills_test_examples
+from star_jax.benchmarks.skills.task import SKILLS
+from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.config import FormatConfig
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.run_data import rows_fingerprint
 from star_jax.data.spelling import Reader, loses_text
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
@@ -201,6 +207,17 @@ def test_blanks_at_the_end_of_a_prompt_are_the_responses(prompt, response, text)
         blanks = prompt[len(prompt.rstrip(" \t")) :]
         said = tokenizer.decode(candidate.tokens[candidate.prompt_length : -1])
         assert said == blanks + ("yes", "no")[number]
+
+
+def test_the_embedded_benchmark_has_the_tokens_it_always_had():
+    encoders = [
+        Encoder(load_tokenizer("embedded:skills"), task, Limits(20, 20))
+        for task in (SKILLS, dataclasses.replace(SKILLS, joint_tokens=True))
+    ]
+    examples = [*skills_test_examples(), *pool_examples("R0", 0, 200), *pool_examples("R3", 1, 100)]
+    ours, joint = (rows_fingerprint(encoder.examples(examples)) for encoder in encoders)
+    assert ours == joint
+    assert encoders[0].readings(examples) == [example.response for example in examples]
 
 
 # Back to text

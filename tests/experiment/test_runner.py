@@ -371,7 +371,9 @@ def test_strategy_annotator_and_tracker_of_ones_own_run_and_a_run_is_taken_up(tm
         assert row.get("skipped", False) is (row["response"] is None) is (row["rank"] % 4 == 3)
     chosen = [row for row in queried if row["score"] is not None]
     assert len(chosen) == 8
-    assert all(row["base_uncertainty"] >= 0 < row["full_uncertainty"] for row in chosen)
+    assert all(row["base_uncertainty"] >= 0 < row["full_uncertainty"] == row["uncertainty"] for row in chosen)
+    assert all(isinstance(row["prediction"], str) for row in chosen)
+    assert all(row["prompt"].endswith("=") for row in queried)
 
     # Losses are counted in training steps, over all rounds; figures of a round in labels.
     assert (told[0], told[-1]) == (("whole", "far/seed-0", False), "finish")
