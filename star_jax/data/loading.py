@@ -92,8 +92,9 @@ def load_pool_and_test(config: DataConfig, task: Task, seed: int, labels: Labels
         pool = _usable(task, train, "train", config.on_bad_row, _pool_row(task, labels))
         test = _usable(task, held_out, "test", config.on_bad_row, _labelled(task, labels.skip))
         _check_columns(labels.columns, pool.items)
-    if config.train is not None:
+    if config.train is not None and config.test is not None:
         warn_of_gaps(config.train, [row.response for row in pool.items if row.response is not None])
+        warn_of_gaps(config.test, [example.response for example in test.items])
     prompts = _draw([row.prompt for row in pool.items], config.pool_limit, seed)
     drawn = {prompt.id for prompt in prompts}
     responses = {row.prompt.id: row.response for row in pool.items if row.response is not None}
@@ -149,6 +150,7 @@ def load_pool(task: Task, source: Source, on_bad_row: OnBadRow = "error") -> Poo
     """
     found = _usable(task, source, "train", on_bad_row, _pool_row(task, LabelsConfig()))
     labels = {row.prompt.id: row.response for row in found.items if row.response is not None}
+    warn_of_gaps(source if isinstance(source, str) else "the rows", [*labels.values()])
     return PoolRows([row.prompt for row in found.items], labels, found.bad)
 
 

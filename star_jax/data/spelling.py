@@ -97,8 +97,10 @@ class Reader:
 
     def __init__(self, tokenizer: Any, left_out: Collection[int]) -> None:
         self._tokenizer = tokenizer
-        self._left_out = frozenset(left_out)
-        self.unknown: int | None = tokenizer.unk_token_id
+        unknown = tokenizer.unk_token_id
+        # Tokenizers that can spell everything often call the end of a text unknown as well.
+        self.unknown: int | None = None if unknown in left_out else unknown
+        self._left_out = frozenset([*left_out, unknown])
         # Decoders of byte-level tokenizers take the letters of added tokens for bytes; only ASCII survives that.
         added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
         self._added = {

@@ -55,6 +55,10 @@ def test_labels_that_often_mean_a_gap_are_counted_aloud(tmp_path, caplog):
     assert sorted(loaded.labels.values()) == ["DE", "FR", "NA", "NA", "None"]
     assert f"{source}: 3 of 5 labels say NA or None, which is taken as their text; leave a cell empty" in caplog.text
     caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        load_pool(generic(), rows)
+    assert "the rows: 3 of 5 labels say NA or None" in caplog.text
+    caplog.clear()
     source = write_csv(tmp_path / "rows.csv", rows[:1] + rows[2:3])
     with caplog.at_level(logging.WARNING):
         load_pool_and_test(DataConfig(task="generic", train=source, test=source), generic(), 0)

@@ -83,6 +83,9 @@ def test_numbers_in_order_and_in_canonical_form(text, expected):
         ("1\\,23", ["1", "23"]),
         ("(3,14)", ["3", "14"]),
         ("1.2.3", ["1.2", "3"]),
+        ("[0,100]", ["0", "100"]),
+        ("(1,0,125)", ["1", "0", "125"]),
+        ("x in {0,1}", ["0", "1"]),
     ],
 )
 def test_digits_are_grouped_in_many_ways(text, expected):

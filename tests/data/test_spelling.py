@@ -1,5 +1,6 @@
 """A model is asked with the tokens that it is trained and scored on, whatever the task, and text comes back."""
 
+import dataclasses
 import logging
 import unicodedata
 
@@ -22,8 +23,13 @@ from small_tokenizers import (
 )
 from tokenizers import normalizers
 
+from star_jax.benchmarks.skills.generator import pool_examples
+from star_jax.benchmarks.skills.generator import test_examples as skills_test_examples
+from star_jax.benchmarks.skills.task import SKILLS
+from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.config import FormatConfig
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.run_data import rows_fingerprint
 from star_jax.data.spelling import Reader, loses_text
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
@@ -203,6 +209,17 @@ def test_blanks_at_the_end_of_a_prompt_are_the_responses(prompt, response, text)
         assert said == blanks + ("yes", "no")[number]
 
 
+def test_the_embedded_benchmark_has_the_tokens_it_always_had():
+    encoders = [
+        Encoder(load_tokenizer("embedded:skills"), task, Limits(20, 20))
+        for task in (SKILLS, dataclasses.replace(SKILLS, joint_tokens=True))
+    ]
+    examples = [*skills_test_examples(), *pool_examples("R0", 0, 200), *pool_examples("R3", 1, 100)]
+    ours, joint = (rows_fingerprint(encoder.examples(examples)) for encoder in encoders)
+    assert ours == joint
+    assert encoders[0].readings(examples) == [example.response for example in examples]
+
+
 # Back to text
 
 
@@ -218,7 +235,7 @@ def test_added_and_special_tokens_and_blanks_come_back(build, text):
     tokenizer = fast(build)
     tokenizer.add_tokens(["</tool>", "r\u00e9ponse", "\u4e2d\u6587", "\u00df"])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    frame = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    frame = [tokenizer.bos_token_id, *ids, tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     read = _reader(tokenizer).text(np.array(frame))
     if build in (roberta, llama2):  # these put blanks of their own beside added tokens
         assert read.replace(" ", "") == text.replace(" ", "")
@@ -300,3 +317,15 @@ def test_responses_that_the_model_cannot_write_are_counted(caplog):
     assert early == said + "the model will stop there"
     said = "1 of 5 responses have characters that the model's tokenizer does not know, as example d does with "
     assert lost == said + "'the \u4e2d'; no answer will equal them"
+
+
+def test_an_end_that_is_also_called_unknown_is_no_loss(caplog):
+    """As in GPT-2, whose one special token is all there is to begin, to end, and to stand for the unknown."""
+    tokenizer = fast(gpt2)
+    tokenizer.unk_token = tokenizer.eos_token
+    encoder = Encoder(tokenizer, get_task("generic", FormatConfig()), Limits(99, 99))
+    prompts = [Prompt("a", "is the sea\n"), Prompt("b", "is it\n")]
+    with caplog.at_level(logging.WARNING):
+        encoder.within_limits(prompts, {"a": "yes", "b": "no</s>"})
+    assert not caplog.records
+    assert encoder.readings([Example(prompts[1], "no</s>")]) == ["no"]

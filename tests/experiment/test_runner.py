@@ -400,6 +400,9 @@ def test_strategy_annotator_and_tracker_of_ones_own_run_and_a_run_is_taken_up(tm
     assert len(chosen) == 8 + 2
     # The samples may agree on what comes late, but for rounding.
     assert all(row["base_uncertainty"] >= 0 and row["full_uncertainty"] > -1e-6 for row in chosen)
+    assert all(row["full_uncertainty"] == row["uncertainty"] for row in chosen)
+    assert all(isinstance(row["prediction"], str) for row in chosen)
+    assert all(row["prompt"].endswith("=") for row in queried)
 
     # Losses are counted in training steps, over all rounds; figures of a round in labels.
     assert (told[0], told[-1]) == (("whole", "far/seed-0", False), "finish")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ from gguf_models import (
 from safetensors.numpy import load_file
 
 from star_jax.checkpoints.huggingface import load_model
+from star_jax.config import FormatConfig
+from star_jax.data.examples import Example, Prompt
+from star_jax.data.tasks import get_task
+from star_jax.data.tokenization import Encoder, Limits
 
 pytestmark = pytest.mark.parity
 
@@ -124,6 +130,34 @@ def test_tokenizer_is_that_of_transformers(real: RealModel, tokenizer: Any) -> N
         turns = [{"role": "user", "content": "Hi"}]
         rendered = [each.apply_chat_template(turns, tokenize=False) for each in (tokenizer, real.tokenizer)]
         assert rendered[0] == rendered[1] != ""
+
+
+ENDS = ("\n\n", "\n", " ", "", "\t", ":", "\nA: ", "<|im_start|> ", "<eos> \n", "1", "\n\n\n ", "\U0001f600")
+ANSWERS = ("yes", " yes", "19", "\u00e9t\u00e9 \U0001f600", "\u0301x", "'s", "\nno", "<|im_end|>yes", "\u4e2d\u6587")
+
+
+def test_the_tokens_that_a_model_is_asked_with_begin_what_it_is_trained_on(tokenizer: Any) -> None:
+    task = get_task("generic", FormatConfig())
+    encoder = Encoder(tokenizer, dataclasses.replace(task, append_eos=False), Limits(200, 200))
+    prompts = [Prompt(f"{text}{end}", f"{text}{end}") for text in TEXTS[:5] for end in ENDS]
+    examples = [Example(prompt, answer) for prompt in prompts for answer in ANSWERS]
+    asked = dict(zip(prompts, encoder.prompts(prompts), strict=True))
+    differing = 0
+    for example, row in zip(examples, encoder.examples(examples), strict=True):
+        prompt, said = asked[example.prompt], row.tokens[row.prompt_length :]
+        np.testing.assert_array_equal(row.tokens[: row.prompt_length], prompt)
+        whole = tokenizer(example.prompt.text + example.response)["input_ids"]
+        differing += row.tokens.tolist() != whole
+        both = tokenizer.decode(row.tokens)
+        assert len(said)
+        assert both.endswith(tokenizer.decode(said).lstrip(" "))
+        written, read = (unicodedata.normalize("NFC", one) for one in (example.prompt.text + example.response, both))
+        # One blank on either side of the boundary is one that was meant twice.
+        twice = example.prompt.text.endswith(" ") and example.response.startswith(" ")
+        assert read.removeprefix(tokenizer.bos_token) in (
+            {written, written.replace("  yes", " yes")} if twice else {written}
+        )
+    assert 0 < differing < len(examples)
 
 
 @pytest.mark.parametrize("real", ["smollm2"], indirect=True)

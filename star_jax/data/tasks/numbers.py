@@ -26,8 +26,10 @@ _BY_COMMAS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{
 _BY_POINTS = rf"(?<![0-9.]){_HEAD}(?:(?:\.[0-9]{{3}})+,[0-9]+|(?:\.[0-9]{{3}}){{2,}}){_NO_MORE}"
 _BY_MARKS = rf"{_HEAD}(?P<mark>[\u00a0\u2007-\u200a\u202f'\u2019\u02bc_])[0-9]{{3}}(?:(?P=mark)[0-9]{{3}})*(?![0-9])"
 _BY_BLANKS = rf"(?<![0-9])(?<![0-9] ){_HEAD}(?: [0-9]{{3}})+(?![0-9])(?!(?:[.,][0-9]+)? [0-9])"
+# With two digits or fewer, or in brackets, it is as likely a list or an interval.
+_BELOW_ONE = rf"(?<![0-9.,(\[{{])0,[0-9]{{3,}}{_NO_MORE}"
 _NUMBER = re.compile(
-    rf"{_SIGN}(?:(?P<comma>{_BY_POINTS}|0,[0-9]{{3,}}{_NO_MORE})|(?P<either>(?:{_BY_MARKS}|{_BY_BLANKS})(?:[.,][0-9]+)?)"
+    rf"{_SIGN}(?:(?P<comma>{_BY_POINTS}|{_BELOW_ONE})|(?P<either>(?:{_BY_MARKS}|{_BY_BLANKS})(?:[.,][0-9]+)?)"
     rf"|(?P<point>{_BY_COMMAS}|[0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+))"
     # As programs write very large and very small floats.
     r"(?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?!\w))?"
