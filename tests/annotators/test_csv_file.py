@@ -343,7 +343,9 @@ def test_columns_that_were_sorted_apart_are_noticed(tmp_path):
     (header, *lines) = raw(table)
     texts = [line[1] for line in lines]
     table_of(table, header, *[[name, text, "7"] for (name, *_), text in zip(lines, texts[1:] + texts[:1], strict=True)])
-    with pytest.raises(DataError, match=r"line 2: id 'b' stands beside the prompt of id 'a'; undo .*; line 3: id 'a' .*; line 4"):
+    with pytest.raises(
+        DataError, match=r"line 2: id 'b' stands beside the prompt of id 'a'; undo .*; line 3: id 'a' .*; line 4"
+    ):
         person.annotate(requests(0, 1, 2))
 
 
