@@ -9,6 +9,7 @@ from seeds import seed_of
 
 from star_jax.acquisition import pool_scoring
 from star_jax.benchmarks.skills import generator as skills
+from star_jax.checkpoints import huggingface
 from star_jax.cli import run, score
 from star_jax.cli.guard import guarded_main
 from star_jax.experiment import setup
@@ -298,3 +299,16 @@ def test_files_are_refused_before_the_model_is_loaded_with_all_that_is_wrong(
     assert f"star_jax: error: {file}, line 2: " in error
     assert "(likewise line 4)" in error
     assert file.read_bytes() == before
+
+
+def test_a_file_to_score_is_refused_before_the_model_is_loaded(tmp_path, capfd, monkeypatch):
+    def loaded(*arguments, **options):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(huggingface, "load_folder", loaded)
+    (tmp_path / "pool.csv").write_text("sep=;\nquestion;kind\n;a\nmax 1 2 =;b\n;c\n")
+    argv = ["--model", "embedded:skills", "--data", str(tmp_path / "pool.csv"), "--task", "generic"]
+    assert guarded_main(score.main, [*argv, "--format.prompt", "{{ question }} "]) == 2
+    error = capfd.readouterr().err
+    assert "pool.csv, line 3 (row 2 of the spreadsheet): field 'question' is empty" in error
+    assert "(likewise line 5 (row 4 of the spreadsheet))" in error

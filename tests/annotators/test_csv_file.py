@@ -532,8 +532,9 @@ def test_pool_and_table_must_not_contradict_each_other(tmp_path, known, text):
     for act in (lambda: person.annotate(requests(2)), person.review, lambda: person.current(requests(0))):
         with pytest.raises(DataError, match=r"line 2: the response is .*, and .* in the pool's own file; correct one"):
             act()
-    write(table, [("c", "known", known or SKIP)])
-    assert person.annotate(requests(2)) == [Answer("c", known)]
+    for same in [SKIP] if known is None else [known, f"It is {known}\n#### {known}"]:
+        write(table, [("c", "known", same)])
+        assert person.annotate(requests(2)) == [Answer("c", known)]
 
 
 def test_everything_that_is_wrong_is_said_at_once_with_lines_rows_and_ids(tmp_path):
