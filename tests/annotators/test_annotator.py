@@ -50,6 +50,7 @@ def test_a_skipped_example_is_not_open():
     answers = collect(Slow(Answer("a", None)), [REQUESTS[1]])
     assert [answer.skipped for answer in answers] == [True]
     assert not Answer("a", "").skipped
+    assert collect(Slow(Answer("a", " [Skip]", "a model")), [REQUESTS[1]]) == [Answer("a", None, "a model")]
 
 
 def test_nothing_is_asked_for_nothing():

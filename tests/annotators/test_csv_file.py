@@ -444,6 +444,25 @@ def test_empty_cells_that_were_not_saved_are_empty(tmp_path):
         person.annotate(requests(1))
 
 
+def test_names_of_columns_may_have_capitals_and_blanks(tmp_path):
+    table, person = asked_table(tmp_path, [PROMPTS[1]])
+    table.write_text("ID; Prompt ;RESPONSE;Response?\na;1 + 1;2;no\n")
+    assert person.annotate(requests(1)) == [Answer("a", "2")]
+    person.annotate(requests(0))
+    assert raw_cells(table, ";")[:2] == [[*COLUMNS, "Response?"], ["a", "1 + 1", "2", "no"]]
+
+
+def test_line_ends_of_old_macs(tmp_path):
+    table, person = asked_table(tmp_path, [PROMPTS[1]])
+    table.write_bytes(b"id;prompt;response\ra;1 + 1;2\r")
+    assert person.annotate(requests(1)) == [Answer("a", "2")]
+
+
+def raw_cells(table, delimiter):
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.reader(file, delimiter=delimiter))
+
+
 # Links, and the rights to a file
 
 

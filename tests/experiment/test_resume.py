@@ -213,8 +213,8 @@ def test_a_label_corrected_between_rounds_counts_from_the_next_training_on(tmp_p
     assert heard.said[0] == "asks for at most 11 labels altogether, for random (5 + 2 x 3 a run)"
     (said,) = [text for text in heard.said if "been corrected" in text]
     assert said == (
-        f"random seed 0, round 2/3: 1 label has been corrected since the last training ({first}); they count from this "
-        "training on"
+        f"random seed 0, round 2/3: 1 label has been corrected since the last training ({first}); they count from the "
+        "next training on"
     )
     measured = rows_of(folder / "metrics.jsonl")
     assert [(row["labelled"], row.get("corrected")) for row in measured] == [(5, None), (8, 1)]
