@@ -47,16 +47,16 @@ def spare_requests(
 ) -> Iterator[Request]:
     """What the query of a choice would ask for next, one example after the other, until the pool is used up.
 
-    The query is made again for twice as many, then for three times as many, and so on, so that scores that are
-    relative to what is unlabelled stay the same. An example's turn does not depend on when somebody has said which
-    others are to be skipped, and a run that was stopped in between asks for the same.
+    The query is made again for twice as many, then for four times as many, and so on, which takes few programs; what is
+    unlabelled stays the same for it, since scores may be relative to that. An example's turn does not depend on when
+    somebody has said which others are to be skipped, and a run that was stopped in between asks for the same.
     """
     select_key, score_key, _ = round_keys(key, state)
     unlabelled, features = available(state.pool), _features_of(strategy, choice)
     asked, size, left = np.asarray(choice.picked).tolist(), len(choice.picked), int(np.sum(np.asarray(unlabelled)))
     rank = len(asked)
     while len(asked) < left:
-        size = min(size + len(choice.picked), left)
+        size = min(2 * size, left)
         if state.round == 0:
             found = np.asarray(_initial(select_key, unlabelled, count=size))
         else:
