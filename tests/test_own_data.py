@@ -9,8 +9,10 @@ from seeds import seed_of
 
 from star_jax.acquisition import pool_scoring
 from star_jax.benchmarks.skills import generator as skills
+from star_jax.checkpoints import huggingface
 from star_jax.cli import run, score
 from star_jax.cli.guard import guarded_main
+from star_jax.experiment import setup
 from star_jax.training import trainer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "own_data.yaml"
@@ -219,3 +221,94 @@ def test_a_choice_made_with_other_settings_is_forgotten(files, tmp_path, capfd):
     assert (
         len((tmp_path / "out" / "random" / "seed-0" / "rounds" / "000" / "queried.jsonl").read_text().splitlines()) == 5
     )
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """A pool that nobody has labelled, its test set, and the flags of a run on them."""
+    questions = [f"max {n // 9} {n % 9} =" for n in range(40)]
+    (tmp_path / "pool.csv").write_text("question,kind\n" + "".join(f"{text},max\n" for text in questions))
+    (tmp_path / "test.csv").write_text("question,label,kind\nmax 1 2 =,2,max\nmax 7 2 =,7,max\n")
+    argv = flags(tmp_path)
+    place = argv.index("--strategies")
+    return argv[:place] + argv[place + 2 :], {text: str(max(map(int, text.split()[1:3]))) for text in questions}
+
+
+def test_a_pool_without_labels_is_star_alone_and_says_first_what_it_asks_for(unlabelled, tmp_path, capfd):
+    argv, _ = unlabelled
+    assert guarded_main(run.main, argv) == 3
+    said, shown = capfd.readouterr()
+    first = "asks for at most 12 labels altogether, for star (8 + 1 x 4 a run); --strategies star,random compares and"
+    assert shown.splitlines()[0].endswith(f"{first} asks for at most 16")
+    assert "8 examples need a label, for star: write it" in said
+    assert [path.name for path in (tmp_path / "out").glob("*/seed-0")] == ["seed-0"]
+    assert (tmp_path / "out" / "star").is_dir()
+    # Whoever wants the comparison has it.
+    assert guarded_main(run.main, [*argv, "--strategies", "star,random"]) == 3
+    assert "asks for at most 16 labels altogether, for star, random" in capfd.readouterr().err
+
+
+def test_what_a_person_skips_is_replaced_and_counted(unlabelled, tmp_path, capfd):
+    """In both rounds, two of them at first and one of what stands in for them."""
+    argv, truth = unlabelled
+    argv += ["--strategies", "entropy", "--labels.skip", "cannot", "--labels.columns", "kind"]
+    table = tmp_path / "out" / "labels.csv"
+    skips, asked = {0: " Cannot ", 3: "CANNOT", 8: "cannot"}, []
+    while (code := guarded_main(run.main, argv)) == 3:
+        style = {"encoding": "utf-16", "delimiter": "\t"} if asked else {"encoding": "utf-8-sig", "delimiter": ","}
+        with table.open(newline="", encoding=style["encoding"]) as file:
+            header, *rows = csv.reader(file, delimiter=style["delimiter"])
+        asked.append(len(rows))
+        assert f"{sum(not row[2] for row in rows)} examples need a label" in capfd.readouterr().out
+        rows = [[*row[:2], row[2] or skips.get(place, truth[row[1]]), row[3]] for place, row in enumerate(rows)]
+        with table.open("w", newline="", encoding="utf-16") as file:
+            csv.writer(file, delimiter="\t").writerows([header, *rows])
+    assert (code, asked) == (0, [8, 10, 11, 15])
+    folder = tmp_path / "out" / "entropy" / "seed-0"
+    measured = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["labelled"], row.get("skipped")) for row in measured] == [(8, 3), (12, None)]
+    queried = [json.loads(line) for line in (folder / "rounds" / "000" / "queried.jsonl").read_text().splitlines()]
+    assert [row["rank"] for row in queried if row.get("skipped")] == [0, 3, 8]
+    assert all((row["response"] is None) is bool(row.get("skipped")) for row in queried)
+    assert json.loads((folder / "summary.json").read_text())["skipped"] == 3
+    table_shown = [line.split() for line in capfd.readouterr().out.splitlines()]
+    assert ["strategy", "seeds", "labels", "skipped", "accuracy", "ECE", "AUBC"] in table_shown
+    assert any(line[:4] == ["entropy", "1", "12", "3"] for line in table_shown)
+
+
+@pytest.mark.parametrize("which", ["pool", "test", "table"])
+def test_files_are_refused_before_the_model_is_loaded_with_all_that_is_wrong(
+    unlabelled, tmp_path, capfd, monkeypatch, which
+):
+    argv, _ = unlabelled
+    assert guarded_main(run.main, argv) == 3
+    table = tmp_path / "out" / "labels.csv"
+    file = {"pool": tmp_path / "pool.csv", "test": tmp_path / "test.csv", "table": table}[which]
+    lines = file.read_text("utf-8-sig").splitlines()
+    wrong = {"pool": ",max", "test": "max 1 2 =,,max", "table": '"unknown","?","1"'}[which]
+    file.write_text("\n".join([lines[0], wrong, lines[1], wrong, *lines[2:]]) + "\n")
+    before = file.read_bytes()
+    capfd.readouterr()
+
+    def loaded(*arguments, **options):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(setup, "load_folder", loaded)
+    assert guarded_main(run.main, argv) == 2
+    error = capfd.readouterr().err
+    assert f"star_jax: error: {file}, line 2: " in error
+    assert "(likewise line 4)" in error
+    assert file.read_bytes() == before
+
+
+def test_a_file_to_score_is_refused_before_the_model_is_loaded(tmp_path, capfd, monkeypatch):
+    def loaded(*arguments, **options):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(huggingface, "load_folder", loaded)
+    (tmp_path / "pool.csv").write_text("sep=;\nquestion;kind\n;a\nmax 1 2 =;b\n;c\n")
+    argv = ["--model", "embedded:skills", "--data", str(tmp_path / "pool.csv"), "--task", "generic"]
+    assert guarded_main(score.main, [*argv, "--format.prompt", "{{ question }} "]) == 2
+    error = capfd.readouterr().err
+    assert "pool.csv, line 3 (row 2 of the spreadsheet): field 'question' is empty" in error
+    assert "(likewise line 5 (row 4 of the spreadsheet))" in error

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.strategy import Query, Strategy
-from star_jax.active.loop import init, initial, requests_of, score_and_pick, train
+from star_jax.active.loop import init, train
 from star_jax.active.pool import SKIPPED, available, label, skip
+from star_jax.active.query import initial, requests_of, score_and_pick
 from star_jax.active.state import LoopState, Observer, Problem
 from star_jax.annotators.annotator import Answer, Request
 from star_jax.config import ExperimentConfig

@@ -113,7 +113,7 @@ class RoundInfo(NamedTuple):
       validation: labelled examples that were not trained on.
       answers: to each of the picks, in their order.
       losses: cross-entropy of each training step, nats a token.
-      guesses: what the model that the picks were made by answers to each of them, or None.
+      guesses: what the model that the picks were made by answers to each of them, None where it was not asked; or None.
     """
 
     picked: np.ndarray
@@ -126,7 +126,7 @@ class RoundInfo(NamedTuple):
     validation: Sequence[Example] = ()
     answers: Sequence[Answer] = ()
     losses: np.ndarray = np.zeros(0)
-    guesses: Sequence[str] | None = None
+    guesses: Sequence[str | None] | None = None
 
     @property
     def skipped(self) -> int:

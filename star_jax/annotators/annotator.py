@@ -8,13 +8,14 @@ the driver asks again whenever a run is taken up.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from star_jax.config import SKIP
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.skips import is_skip
 from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError, LabelsNeeded
 from star_jax.registry import ANNOTATORS
@@ -201,9 +202,11 @@ def collect(annotator: Annotator, requests: Sequence[Request], spare: Iterable[R
 
 
 def _ask(annotator: Annotator, requests: Sequence[Request], answers: dict[str, Answer]) -> None:
-    """Adds the answers that there are."""
+    """Adds the answers that there are; whoever writes that an example is skipped has skipped it."""
     for answer in annotator.annotate(requests) or ():
         if not isinstance(answer, Answer) or not isinstance(answer.response, str | None):
             raise DataError(f"the annotator gave {answer!r}; it must give an Answer whose response is a text, or None")
+        if answer.response is not None and is_skip(answer.response):
+            answer = replace(answer, response=None)
         if answers.setdefault(answer.id, answer) != answer:
             raise DataError(f"the annotator gave two answers for {answer.id!r}; it must give one")

@@ -163,10 +163,16 @@ class FileAnnotator:
                 )
         response = None if skipped else self._task.written(cell.text)
         known = self._known.get(name)
-        if known is not None and (known.response or "").strip() != (response or "").strip():
+        if known is not None and not self._agree(known.response, response):
             other = self._options.skip if known.response is None else known.response.strip()
             raise DataError(f"the response is {cell.text!r}, and {other!r} in the pool's own file; correct one of them")
         return {name: Answer(name, response, cell.more.get(WHO) or None, cell.more.get(WHEN) or None)}
+
+    def _agree(self, known: str | None, response: str | None) -> bool:
+        """Whether pool and table say the same, if in other words."""
+        if known is None or response is None:
+            return known is response
+        return known.strip() == response.strip() or self._task.is_correct(response, known)
 
     def _read(self) -> dict[str, Cell]:
         """Id -> what the table has of it, in the table's order."""

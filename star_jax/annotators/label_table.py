@@ -85,6 +85,12 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def _own_column(name: str) -> str:
+    """The table's own name of a column, whatever its capitals and the blanks around it."""
+    plain = name.strip().casefold()
+    return plain if plain in COLUMNS else name
+
+
 class LabelTable:
     """A table, and the record of what was asked for in it.
 
@@ -127,6 +133,7 @@ class LabelTable:
                 continue
             if not any(str(cell).strip() for cell in row.values()):
                 continue  # spreadsheets leave such rows behind
+            row = {_own_column(name): cell for name, cell in row.items()} if set(COLUMNS) - row.keys() else row
             absent = [name for name in COLUMNS if name not in row]
             if absent:
                 yield (

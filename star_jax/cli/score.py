@@ -77,7 +77,8 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     from star_jax.acquisition.pool_scoring import Sampling, passes_over, score_pool
     from star_jax.acquisition.strategy import check_finite
     from star_jax.acquisition.uncertainty import MEASURES
-    from star_jax.checkpoints.hub import end_tokens, load_tokenizer
+    from star_jax.checkpoints.hf_config import read_config
+    from star_jax.checkpoints.hub import end_tokens, load_tokenizer, resolve_folder
     from star_jax.checkpoints.huggingface import load_model
     from star_jax.checkpoints.peft import load_adapter
     from star_jax.data.tasks import get_task
@@ -86,16 +87,19 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     tokenizer = load_tokenizer(config.model)
     task = get_task(config.task, config.format, tokenizer)
     limits = Limits(config.max_prompt_tokens, config.max_response_tokens, config.too_long)
+    longest = config.max_prompt_tokens + config.max_response_tokens
+    # Data that cannot be used are refused before the weights are read.
+    shape = read_config(resolve_folder(config.model), config.dtype, longest, config.ignored_fields)
+    encoder = Encoder(tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=end_tokens(config.model))
+    prompts, pool = _pool(config, task, encoder)
+    _warn_of_length(pool, shape.max_position_embeddings)
     model = load_model(
         config.model,
         config.dtype,
         quantization=config.quantization,
-        longest=config.max_prompt_tokens + config.max_response_tokens,
+        longest=longest,
         ignored_fields=config.ignored_fields,
     )
-    encoder = Encoder(tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=end_tokens(config.model))
-    prompts, pool = _pool(config, task, encoder)
-    _warn_of_length(pool, model.config.max_position_embeddings)
     adapter, sampling = None, None
     if config.adapter is not None:
         adapter, raw = load_adapter(Path(config.adapter), model.config)

@@ -6,7 +6,6 @@ file and line of a row that will not do or counting it, and drawing the subsets 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from star_jax.data.cells import clear_labels, plain_row, warn_of_gaps
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.faults import said_at_once
 from star_jax.data.readers import Numbered, Record, Source, base_name, position, read_rows, unit
-from star_jax.data.skips import is_skip
+from star_jax.data.skips import answer_reader
 from star_jax.data.tasks.fields import field_names, is_missing, whole_number
 from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError, DataError
@@ -171,7 +170,7 @@ class _Usable(NamedTuple, Generic[Item]):
 
 
 def _labelled(task: Task, skip: str = SKIP) -> Callable[[Prompt, Record], Example]:
-    answer = _answer_reader(task, skip)
+    answer = answer_reader(task, skip)
 
     def build(prompt: Prompt, row: Record) -> Example:
         response, skipped = answer(row)
@@ -185,7 +184,7 @@ def _labelled(task: Task, skip: str = SKIP) -> Callable[[Prompt, Record], Exampl
 
 
 def _pool_row(task: Task, labels: LabelsConfig) -> Callable[[Prompt, Record], _PoolRow]:
-    answer = _answer_reader(task, labels.skip)
+    answer = answer_reader(task, labels.skip)
     everything = "*" in labels.columns
 
     def build(prompt: Prompt, row: Record) -> _PoolRow:
@@ -193,26 +192,6 @@ def _pool_row(task: Task, labels: LabelsConfig) -> Callable[[Prompt, Record], _P
         return _PoolRow(prompt, *answer(row), {name: _as_text(row[name]) for name in names if name in row})
 
     return build
-
-
-def _answer_reader(task: Task, skip: str) -> Callable[[Record], tuple[str | None, bool]]:
-    """Row -> its response or None, and whether it says that it cannot be labelled."""
-    spelt = [skip]
-    with contextlib.suppress(Exception):  # other answers do not know this one, and a user's own task may fail anyhow
-        spelt.append(task.written(skip))
-
-    def answer(row: Record) -> tuple[str | None, bool]:
-        try:
-            response = task.response(row)
-        except DataError:
-            if any(isinstance(cell, str) and is_skip(cell, skip) for cell in row.values()):
-                return None, True
-            raise
-        if response is not None and any(is_skip(response, text) for text in spelt):
-            return None, True
-        return response, False
-
-    return answer
 
 
 def _as_text(value: Any) -> str:

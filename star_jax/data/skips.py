@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from star_jax.config import SKIP
+from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError
 
 
@@ -33,6 +38,31 @@ def refuse_near_skip(text: str, skip: str = SKIP) -> None:
             f"the response is {text!r}; write {skip} for an example that cannot be labelled, or set labels.skip to "
             "something else where this is a label"
         )
+
+
+def answer_reader(task: Task, skip: str = SKIP) -> Callable[[Mapping[str, Any]], tuple[str | None, bool]]:
+    """Reads rows of a pool: row -> its response or None, and whether it says that it cannot be labelled.
+
+    Args:
+      task: whose responses are read; what it refuses, the reader refuses too, but for a cell that says so.
+      skip: `labels.skip`.
+    """
+    spelt = [skip]
+    with contextlib.suppress(Exception):  # other answers do not know this one, and a user's own task may fail anyhow
+        spelt.append(task.written(skip))
+
+    def answer(row: Mapping[str, Any]) -> tuple[str | None, bool]:
+        try:
+            response = task.response(row)
+        except DataError:
+            if any(isinstance(cell, str) and is_skip(cell, skip) for cell in row.values()):
+                return None, True
+            raise
+        if response is not None and any(is_skip(response, text) for text in spelt):
+            return None, True
+        return response, False
+
+    return answer
 
 
 def _plain(text: str) -> str:

@@ -42,9 +42,9 @@ _BYTE_ORDER_MARKS = (
 
 _WESTERN = "cp1252"
 
-_NOT_WESTERN = re.compile(rb"[\xc0-\xff]{4}|(?<![A-Za-z\xc0-\xff])\xff")
-"""Four letters with accents, one after the other, or a y with dots that follows no letter: words of Windows-1252 have
-neither, those of other code pages do."""
+_NOT_WESTERN = re.compile(rb"[\xc0-\xff]{4}|(?:[\x80-\x9f][\xa0-\xff]){3}|(?<![A-Za-z\xc0-\xff])\xff")
+"""Four letters with accents, one after the other; three signs such as quotes and dashes, each before such a letter; a y
+with dots that follows no letter: words of Windows-1252 have none of these, those of other code pages do."""
 
 _ACCENTED = re.compile(rb"[\x20-\x7e\x80-\xff]{0,12}[\x80-\xff][\x20-\x7e\x80-\xff]{0,12}")
 

@@ -265,7 +265,7 @@ def _round(run: Run, state: LoopState) -> LoopState:
         problem.annotator, problem.prompts, Bought(dict(state.labels), np.asarray(state.pool.labelled_in))
     )
     if changed:
-        context.progress.log(f"{timed.title}: {said_of(changed)}; they count from this training on")
+        context.progress.log(f"{timed.title}: {said_of(changed)}; they count from the next training on")
         state = corrected_state(state, changed)
     state, info = learn(config, problem, state, kept.choice, key, timed, run.strategy)
     assert state.adapter is not None

@@ -188,7 +188,12 @@ class RunFolder:
             stored = path / "config.yaml"
             own = {**config, "strategies": [strategy], "seeds": [seed]}
             # Before a round is finished nothing is lost by starting with another configuration.
-            if stored.exists() and read_jsonl(path / "metrics.jsonl"):
+            if read_jsonl(path / "metrics.jsonl"):
+                if not stored.exists():
+                    raise ConfigError(
+                        f"{path} has finished rounds and no config.yaml, which says what they were made with; put it "
+                        "back, or delete the folder to start again"
+                    )
                 _refuse_changes(path, read_yaml(stored), own)
                 _refuse_other_data(path, data)
             else:

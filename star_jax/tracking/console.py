@@ -256,20 +256,22 @@ def results_table(rows: Sequence[Mapping[str, Any]], between: str = " ± ") -> T
     """The closing table, a row a strategy with mean and standard deviation over its seeds.
 
     Args:
-      rows: one a run, as summary.json has them: strategy, seed, labelled, accuracy, ece, aubc.
+      rows: one a run, as summary.json has them: strategy, seed, labelled, accuracy, ece, aubc; and skipped, which has
+        a column where there is one.
       between: what stands between mean and standard deviation.
     """
     table = Table(box=box.SIMPLE)
     table.add_column("strategy", no_wrap=True)
-    for name in ("seeds", "labels", "accuracy", "ECE", "AUBC"):
+    skips = any(row.get("skipped") for row in rows)
+    for name in ("seeds", "labels", *(("skipped",) if skips else ()), "accuracy", "ECE", "AUBC"):
         table.add_column(name, justify="right", no_wrap=True)
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         runs = [row for row in rows if row["strategy"] == strategy]
-        labels = sorted({row["labelled"] for row in runs})
+        counts = [[row["labelled"] for row in runs], *([[row.get("skipped", 0) for row in runs]] if skips else [])]
         table.add_row(
             Text(strategy),
             str(len(runs)),
-            f"{labels[0]:,}" if len(labels) == 1 else f"{labels[0]:,}-{labels[-1]:,}",
+            *(f"{min(values):,}" if len({*values}) == 1 else f"{min(values):,}-{max(values):,}" for values in counts),
             *(mean_sd([row[key] for row in runs], between=between) for key in ("accuracy", "ece", "aubc")),
         )
     return table

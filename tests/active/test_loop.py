@@ -268,15 +268,14 @@ def test_what_was_skipped_is_never_trained_on_or_picked_again_and_counts(problem
     assert {one.strategy for batch in person.asked for one in batch} == {"entropy"}
 
 
-@pytest.mark.parametrize("selection", ["top_k", "power"])
-@pytest.mark.parametrize("strategy", ["random", "entropy", "star", "bald"])
+@pytest.mark.parametrize(
+    ("strategy", "selection"), [("random", None), ("star", "top_k"), ("star", "power"), ("bald", "power")]
+)
 def test_what_stands_in_for_a_skipped_pick_is_what_the_same_query_would_have_picked_next(
     problem, examples, strategy, selection
 ):
     """A query for more is the reference, since all of these rank the whole pool."""
-    if strategy == "random" and selection == "power":
-        pytest.skip("random has no selection")
-    made = get_strategy(strategy, AcquisitionConfig(selection=selection) if strategy != "random" else None)
+    made = get_strategy(strategy, AcquisitionConfig(selection=selection))
     key = jax.random.key(3)
     before, _ = step(CONFIG, get_strategy("random"), problem, init(len(problem.prompts)), key)
     more = dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, labels_per_round=9))
@@ -299,7 +298,7 @@ def test_the_first_batch_is_filled_up_too(problem, examples):
     assert (info.skipped, info.labelled) == (2, 8)
 
 
-@pytest.mark.parametrize("first", [1, 3, 6])
+@pytest.mark.parametrize("first", [1, 4])
 def test_replacements_do_not_depend_on_when_others_are_skipped(problem, examples, first):
     """A person who answers little by little, with the choice read from disk in between, is asked for the same."""
     strategy, key = get_strategy("star"), jax.random.key(0)

@@ -50,6 +50,7 @@ def test_a_skipped_example_is_not_open():
     answers = collect(Slow(Answer("a", None)), [REQUESTS[1]])
     assert [answer.skipped for answer in answers] == [True]
     assert not Answer("a", "").skipped
+    assert collect(Slow(Answer("a", " [Skip]", "a model")), [REQUESTS[1]]) == [Answer("a", None, "a model")]
 
 
 def test_nothing_is_asked_for_nothing():
@@ -79,3 +80,39 @@ def test_an_annotator_of_your_own_is_made_of_what_it_may_know_of_a_run():
         register_annotator("csv")(Parrot)
     with pytest.raises(ConfigError, match=r"annotator names parot, which does not exist \(did you mean parrot\?\)"):
         ANNOTATORS.get("parot", "annotator")
+
+
+class Hesitant:
+    """Answers for what it knows by now, and skips some of it."""
+
+    def __init__(self, skips):
+        self.skips, self.known, self.asked = skips, set(), set()
+
+    def annotate(self, requests):
+        self.asked.update(one.id for one in requests)
+        names = [one.id for one in requests if one.id in self.known]
+        return [Answer(name, None if name in self.skips else "x") for name in names]
+
+    def instructions(self, open_requests):
+        return f"{len(open_requests)} are open"
+
+
+def test_what_is_skipped_is_replaced_as_long_as_there_is_something(rng):
+    """Against counting by hand, with answers that come little by little."""
+    for _ in range(50):
+        size, count = 12, int(rng.integers(1, 6))
+        order = [Request(Prompt(f"p{number}", "?"), number) for number in range(size)]
+        skips = {f"p{number}" for number in range(size) if rng.random() < 0.5}
+        kept = [request.id for request in order if request.id not in skips][:count]
+        last = size if len(kept) < count else int(kept[-1][1:]) + 1
+        person = Hesitant(skips)
+        while True:
+            try:
+                answers = collect(person, order[:count], iter(order[count:]))
+            except LabelsNeeded:
+                person.known.add(str(rng.choice(sorted(person.asked - person.known))))
+                continue
+            break
+        assert [answer.id for answer in answers] == [request.id for request in order[:last]]
+        assert person.asked == {request.id for request in order[:last]}
+        assert sum(not answer.skipped for answer in answers) == len(kept)

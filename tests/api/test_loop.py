@@ -157,7 +157,7 @@ def test_telling_nothing_new_trains_nothing(trained):
 
 def test_a_skip_counts_once_and_can_be_taken_back(make):
     loop = make()
-    assert [loop.tell({"q00": sj.SKIP}).skipped for _ in range(2)] == [1, 1]
+    assert [loop.tell({"q00": text}).skipped for text in (sj.SKIP, " [Skip]\n")] == [1, 1]
     info = loop.tell({"q00": "4 3 1"})
     assert (info.labelled, info.skipped) == (1, 0)
     assert loop.adapter is not None

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from star_jax.config import FormatConfig
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.loading import load_prompts
 from star_jax.data.tasks import get_task
 from star_jax.data.tokenization import Encoder, Limits
 from star_jax.errors import ConfigError
@@ -159,3 +160,15 @@ def test_chat_templates_are_told_the_same_day_every_day():
     asks = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }} {% endif %}"
     tokenizer = chatty(asks + "{{ messages[0].content }}")
     assert generic(tokenizer, chat=True).prompt({"prompt": "Why?"}) == "26 Jul 2024 Why?"
+
+
+def test_a_person_reads_the_message_without_the_frame(tmp_path):
+    """Nor the system's words, which are the same everywhere; the model reads all of it."""
+    (tmp_path / "pool.jsonl").write_text('{"q": " Why? "}\n')
+    task = generic(chatty(), prompt="{{ q }}: ", chat=True, system="Brief.")
+    (prompt,) = load_prompts(task, str(tmp_path / "pool.jsonl"), "train")
+    assert prompt.readable == "Why? :"
+    assert prompt.text == "<s><system> Brief. </system> <user>  Why? : </user> <assistant>"
+    plain = generic(None, prompt="{{ q }}: ")
+    (prompt,) = load_prompts(plain, str(tmp_path / "pool.jsonl"), "train")
+    assert prompt.readable == prompt.text == " Why? :"

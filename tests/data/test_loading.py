@@ -6,9 +6,9 @@ import datasets
 import pytest
 from data_files import gsm8k_rows, write_csv, write_lines, write_parquet
 
-from star_jax.config import DataConfig
+from star_jax.config import DataConfig, FormatConfig, LabelsConfig
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.loading import LoadedData, load_examples, load_pool_and_test, load_prompts
+from star_jax.data.loading import LoadedData, load_examples, load_pool, load_pool_and_test, load_prompts
 from star_jax.data.readers import read_rows
 from star_jax.data.tasks import get_task
 from star_jax.errors import ConfigError, DataError
@@ -272,3 +272,77 @@ def test_skills_generates_its_own_data():
     assert ids(loaded.test) == sorted(ids(loaded.test))
     assert loaded.pool != load_pool_and_test(config, get_task("skills"), seed=2).pool
     assert loaded.test == load_pool_and_test(config, get_task("skills"), seed=2).test
+
+
+# What a person is asked, and what cannot be labelled
+
+GENERIC = {"prompt": "{{ q }} ", "response": "The answer is {{ label }}."}
+
+
+def loaded_rows(tmp_path, rows, task, **labels):
+    source = write_lines(tmp_path / "pool.jsonl", *rows)
+    test = write_lines(tmp_path / "judge.jsonl", {"q": "t", "question": "t", "label": "1", "answer": "true"})
+    return load_pool_and_test(DataConfig(train=source, test=test), task, 0, LabelsConfig(**labels))
+
+
+@pytest.mark.parametrize(
+    ("task", "column"),
+    [
+        (get_task("generic", FormatConfig(**GENERIC)), "label"),
+        (get_task("generic", FormatConfig(prompt="{{ q }} ", response="{{ label }}", answers=("1", "no"))), "label"),
+        (BOOLQ, "answer"),
+    ],
+)
+@pytest.mark.parametrize(("skip", "text"), [("[skip]", " [Skip]"), ("n/a", "N/A")])
+def test_a_pool_row_that_says_it_cannot_be_labelled_has_no_label_and_is_not_asked_for(
+    tmp_path, task, column, skip, text
+):
+    known = "true" if task is BOOLQ else "1"
+    rows = [{"q": f"q{n}", "question": f"q{n}", column: cell} for n, cell in enumerate([known, text, None])]
+    found = loaded_rows(tmp_path, rows, task, skip=skip)
+    assert found.skipped == {"pool-000002"}
+    assert found.labels.keys() == {"pool-000001"}
+    source = str(tmp_path / "pool.jsonl")
+    if skip == "[skip]":
+        assert load_pool(task, source).labels.keys() == {"pool-000001"}
+        with pytest.raises(DataError, match=r"line 2: the row has \[skip\] in place of a response; .*; line 3"):
+            load_examples(task, source, "train")
+
+
+def test_columns_that_a_person_is_to_see(tmp_path):
+    task = get_task("generic", FormatConfig(prompt="{{ q }} ", response="{{ label }}"))
+    rows = [{"q": "a", "topic": "x", "n": 3, "when": None, "tags": ["é"]}, {"q": "b", "n": 1.5}]
+    found = loaded_rows(tmp_path, rows, task, columns=("topic", "n", "tags"))
+    assert found.columns == {
+        "pool-000001": {"topic": "x", "n": "3", "tags": '["é"]'},
+        "pool-000002": {"topic": "", "n": "1.5", "tags": ""},
+    }
+    assert loaded_rows(tmp_path, rows, task, columns=("*",)).columns["pool-000001"].keys() == set(rows[0])
+    assert loaded_rows(tmp_path, rows, task).columns == {}
+    with pytest.raises(ConfigError, match=r"labels\.columns names 'topics', which no row of the pool has"):
+        loaded_rows(tmp_path, rows, task, columns=("topics",))
+
+
+def test_all_rows_that_cannot_be_used_are_named_at_once(tmp_path):
+    rows = [*gsm8k_rows(2), {"answer": "#### 1"}, "{", gsm8k_rows(1)[0] | {"question": 3}, {"answer": "#### 1"}]
+    source = write_lines(tmp_path / "data.jsonl", *rows)
+    with pytest.raises(DataError) as caught:
+        load_examples(GSM8K, source, "train")
+    said = str(caught.value)
+    assert said.startswith(f"{source}, line 3: field 'question' is missing")
+    assert "(likewise line 6); line 4: is not valid JSON" in said
+    assert said.count("line 5: field 'question' is 3; it must be a string") == 1
+    path = tmp_path / "data.csv"
+    path.write_text('question,answer\n"a\nb",#### 1\n,#### 2\n\n"",#### 3\n')
+    with pytest.raises(DataError, match=r"line 4 \(row 3 of the spreadsheet\): .* \(likewise line 6 \(row 5 of the"):
+        load_examples(GSM8K, str(path), "train")
+
+
+def test_a_great_many_are_counted(tmp_path):
+    rows = [gsm8k_rows(1)[0] | {"question": number} for number in range(150)]
+    with pytest.raises(DataError) as caught:
+        load_examples(GSM8K, write_lines(tmp_path / "data.jsonl", *rows), "train")
+    said = str(caught.value)
+    assert said.count("it must be a string") == 10
+    assert "; and 140 more: line 11, line 12" in said
+    assert said.endswith("line 110 and 40 more")

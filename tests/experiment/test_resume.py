@@ -213,8 +213,8 @@ def test_a_label_corrected_between_rounds_counts_from_the_next_training_on(tmp_p
     assert heard.said[0] == "asks for at most 11 labels altogether, for random (5 + 2 x 3 a run)"
     (said,) = [text for text in heard.said if "been corrected" in text]
     assert said == (
-        f"random seed 0, round 2/3: 1 label has been corrected since the last training ({first}); they count from this "
-        "training on"
+        f"random seed 0, round 2/3: 1 label has been corrected since the last training ({first}); they count from the "
+        "next training on"
     )
     measured = rows_of(folder / "metrics.jsonl")
     assert [(row["labelled"], row.get("corrected")) for row in measured] == [(5, None), (8, 1)]
@@ -240,3 +240,25 @@ def test_a_label_corrected_between_rounds_counts_from_the_next_training_on(tmp_p
 def truth_of(name, pool, truth):
     number = int(name.rpartition("-")[2])
     return truth[json.loads(pool.read_text().splitlines()[number - 1])["question"]]
+
+
+def test_a_label_corrected_in_the_pools_own_file_is_told(tmp_path):
+    """Labels that were used alone; nothing is trained again, and the folder stays as it is."""
+    lines = [{"question": f"rev {a} {b} 4 =", "answer": f"4 {b} {a}"} for a in range(1, 4) for b in range(1, 4)]
+    pool, test, out = tmp_path / "pool.jsonl", tmp_path / "test.jsonl", tmp_path / "out"
+    for file in (pool, test):
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = DataConfig(train=str(pool), test=str(test), max_prompt_tokens=9, max_response_tokens=6, test_limit=4)
+    loop = LoopConfig(initial_labels=5, labels_per_round=3, rounds=1)
+    config = dataclasses.replace(SMALL, output_dir=str(out), data=data, loop=loop)
+    runner.run_experiment(config, Listening())
+    folder = out / "random" / "seed-0"
+    used = [int(row["id"].rpartition("-")[2]) - 1 for row in rows_of(folder / "rounds" / "000" / "queried.jsonl")]
+    before = (folder / "metrics.jsonl").read_bytes()
+    for place in [*used[:2], *({*range(9)} - {*used})]:
+        lines[place]["answer"] = "9 9 9"
+    pool.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    heard = Listening()
+    runner.run_experiment(config, heard)
+    assert any("2 labels have been corrected since the last training" in text for text in heard.said)
+    assert (folder / "metrics.jsonl").read_bytes() == before

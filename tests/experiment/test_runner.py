@@ -401,7 +401,9 @@ def test_strategy_annotator_and_tracker_of_ones_own_run_and_a_run_is_taken_up(tm
     # The samples may agree on what comes late, but for rounding.
     assert all(row["base_uncertainty"] >= 0 and row["full_uncertainty"] > -1e-6 for row in chosen)
     assert all(row["full_uncertainty"] == row["uncertainty"] for row in chosen)
-    assert all(isinstance(row["prediction"], str) for row in chosen)
+    known = [row for row in chosen if row["prediction"] is not None]
+    assert len(known) >= 8  # not of what replaces a skipped example
+    assert all(isinstance(row["prediction"], str) for row in known)
     assert all(row["prompt"].endswith("=") for row in queried)
 
     # Losses are counted in training steps, over all rounds; figures of a round in labels.

@@ -197,3 +197,25 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path):
     assert os.read(reader, 100) == b"text"
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     os.close(reader)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_stay_and_what_they_lead_to_is_written(tmp_path, exists):
+    """Of files and of folders, whatever their target was before; an existing file keeps its permissions."""
+    (tmp_path / "there").mkdir()
+    target, folder = tmp_path / "there" / "table.csv", tmp_path / "there" / "adapter"
+    if exists:
+        target.write_text("old")
+        target.chmod(0o600)
+        folder.mkdir()
+        (folder / "old").touch()
+    (tmp_path / "table.csv").symlink_to(target)
+    (tmp_path / "adapter").symlink_to(folder)
+    files.write_text_atomic(tmp_path / "table.csv", "new")
+    files.replace_folder_atomic(tmp_path / "adapter", lambda path: (path / "new").touch())
+    assert (tmp_path / "table.csv").is_symlink()
+    assert (tmp_path / "adapter").is_symlink()
+    assert target.read_text() == "new"
+    assert not exists or target.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["adapter", "table.csv"]

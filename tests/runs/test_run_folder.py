@@ -265,3 +265,22 @@ def test_settings_compare_whichever_side_is_the_older():
     old = {name: value for name, value in new.items() if name != "annotator"}
     old["acquisition"] = {**old["acquisition"], "arithmetic": "standard"}
     assert differences(new, old) == differences(old, new) == {}
+
+
+def test_finished_rounds_without_their_configuration_are_refused(tmp_path):
+    """Written anew, it would say that they were made with what is asked for today."""
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 1)
+    (folder.path / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"has finished rounds and no config\.yaml.*; put it back, or delete"):
+        open_folder(tmp_path)
+    assert not (folder.path / "config.yaml").exists()
+
+
+def test_corrections_of_a_round_are_kept_with_it(tmp_path):
+    with open_folder(tmp_path) as folder:
+        write_rounds(folder, 2)
+        folder.write_corrected(1, [{"id": "a", "response": None, "before": "x"}])
+        assert (folder.corrected(0), folder.corrected(1)) == ([], [{"id": "a", "response": None, "before": "x"}])
+        folder.drop_rounds_from(1)
+        assert folder.corrected(1) == []

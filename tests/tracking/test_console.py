@@ -270,3 +270,17 @@ def test_the_closing_tables_have_uncut_rows_a_strategy_and_a_run(capsys):
     assert len(lines) == 8
     print_tables(rows[1:])
     assert "seconds" not in capsys.readouterr().out
+
+
+def test_what_was_skipped_has_a_column_where_there_is_some(capsys):
+    row = {"strategy": "star", "seed": 0, "labelled": 20, "accuracy": 0.5, "ece": 0.1, "aubc": 0.4}
+    print_tables([row, row | {"seed": 1, "skipped": 3}])
+    header, *_, line = [text.split() for text in capsys.readouterr().out.splitlines() if text.strip()]
+    assert dict(zip(header[:4], line[:4], strict=True)) == {
+        "strategy": "star",
+        "seeds": "2",
+        "labels": "20",
+        "skipped": "0-3",
+    }
+    print_tables([row])
+    assert "skipped" not in capsys.readouterr().out
