@@ -173,7 +173,7 @@ def lead(runs: Sequence[Run]) -> str:
     said = [said_waiting(runs)] if any(run.waits for run in runs) else []
     if not begun:
         return " ".join(said)
-    if all(value == 0 for run in begun for value in run.column("accuracy")):
+    if _nothing_right(runs):
         said.append(
             "No answer to a test example was right in any round. That is mostly a matter of form: compare what was "
             "answered with what was expected in the tables of examples below, and both with the rule for what counts "
@@ -216,6 +216,12 @@ def lead(runs: Sequence[Run]) -> str:
     return " ".join(said)
 
 
+def _nothing_right(runs: Sequence[Run]) -> bool:
+    """Whether rounds have been finished, and none of them got a test example right."""
+    found = [value for run in runs for value in run.column("accuracy")]
+    return bool(found) and all(value == 0 for value in found)
+
+
 def chosen_runs(runs: Sequence[Run]) -> tuple[str, list[Run]]:
     """The strategy that the sentences are about, and those of its runs that have finished a round."""
     groups = {name: [run for run in members if run.rows] for name, members in by_strategy(runs).items()}
@@ -233,8 +239,9 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
         comparison = next((one for one in compare(runs) if one.strategy == strategy), None)
         before = said_before(members)
         found += [("Before training", before)] if before else []
-        found += [("Labels saved", said_saving(comparison))] if comparison else []
-        found.append((f"Going on with {strategy}", said_trend(settled(members))))
+        if not _nothing_right(runs):
+            found += [("Labels saved", said_saving(comparison))] if comparison else []
+            found.append((f"Going on with {strategy}", said_trend(settled(members))))
     rule = rule_of(runs[0].config)
     found.append(("What counts as right", f"{rule[0].upper()}{rule[1:]}."))
     return found
@@ -266,7 +273,8 @@ def next_steps(directory: Path, runs: Sequence[Run]) -> list[tuple[str, str]]:
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before believing the figures."""
     found = []
-    unfinished = [run for run in runs if not run.finished]
+    begun = any(run.rows for run in runs)
+    unfinished = [run for run in runs if begun and not run.finished]
     if unfinished:
         listed = ", ".join(
             f"{run.strategy} seed {run.seed} ({len(run.rows)} of {run.planned_rounds or '?'} rounds)"
@@ -278,7 +286,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
             f"Unfinished: {listed}. Averages are over a strategy's finished runs where it has any; "
             "the learning curve shows all."
         )
-    if BASELINE not in by_strategy(runs):
+    if begun and BASELINE not in by_strategy(runs):
         found.append(
             "Random selection was not run, so there is nothing to compare with: what choosing the examples brought, "
             "beyond having that many labels, is not known."

@@ -270,3 +270,15 @@ def test_the_closing_tables_have_uncut_rows_a_strategy_and_a_run(capsys):
     assert len(lines) == 8
     print_tables(rows[1:])
     assert "seconds" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("total", [38.3, 9_876.5])
+def test_the_times_of_a_run_are_whole_at_80_columns(total):
+    """Nine columns of figures of a run of some hours, under headings that can be read."""
+    spent = {"total": total} | dict.fromkeys(PHASES, total / 10)
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(console.times_table([{"strategy": "random", "seed": 12, "seconds": spent}]))
+    lines = screen.file.getvalue().splitlines()
+    assert "…" not in screen.file.getvalue()
+    assert next(line.split() for line in lines if line.strip()) == ["seconds", "total", *PHASES]
+    assert max(len(line.rstrip()) for line in lines) <= 80
