@@ -361,6 +361,18 @@ def test_when_nothing_was_right_the_page_says_where_to_look(tmp_path):
     assert len(read_page(tmp_path).tables["errors"]) > 1
 
 
+def test_rounds_in_which_everything_was_skipped_are_no_error(tmp_path):
+    """They have as many labels as the round before, and a curve has one point there."""
+    for name in ("star", "random"):
+        folder = write_run(tmp_path, name, 0, [0.3, 0.4, 0.6])
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows[1] |= {"labelled": 60, "skipped": 50}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = read.read_runs(tmp_path)
+    assert [run.area for run in runs] == [pytest.approx(0.5)] * 2  # from 0.4 to 0.6
+    assert "100 examples that were picked were skipped" in read_page(tmp_path).prose
+
+
 def test_names_of_any_script_are_on_the_page_and_in_no_picture(tmp_path):
     """Pictures have the fonts of the machine that drew them; a page has those of whoever reads it."""
     names = ("数学", "العربية", "हिन्दी", "Ελληνικά", "🙂", "a <b>", "$x^2$")
