@@ -310,11 +310,14 @@ def notes(runs: Sequence[Run]) -> list[str]:
 
 def _about_data(runs: Sequence[Run]) -> list[str]:
     """What pool and test set have in common, and what was left out of them."""
+    found = []
+    skipped = sum(row.get("skipped") or 0 for run in runs for row in run.rows)
+    if skipped:
+        found.append(f"{skipped:,} examples that were picked were skipped by whoever labels: they were not trained on.")
     counts = [run.facts for run in runs if run.facts]
     if not counts:
-        return []
+        return found
     overlap, pool = max((one.get("test_overlap") or 0, one.get("pool_examples") or 0) for one in counts)
-    found = []
     if overlap:
         found.append(
             f"{overlap:,} of the {pool:,} prompts of the pool are also in the test set, with the same text. Where they "
@@ -329,9 +332,6 @@ def _about_data(runs: Sequence[Run]) -> list[str]:
     tests = counts[0].get("test_examples")
     if tests and tests < FEW_TESTS:
         found.append(f"The test set has only {tests:,} examples: one answer is {100 / tests:.1f} points of accuracy.")
-    skipped = sum(row.get("skipped") or 0 for run in runs for row in run.rows)
-    if skipped:
-        found.append(f"{skipped:,} examples that were picked were skipped by whoever labels: they were not trained on.")
     return found
 
 
