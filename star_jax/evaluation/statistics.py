@@ -125,4 +125,5 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     z = 1.959964
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # The share itself is in it, also where rounding says otherwise.
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))

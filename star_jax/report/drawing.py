@@ -27,6 +27,8 @@ P = ParamSpec("P")
 GREY = "#7A7A7A"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+SIGNS = dict(zip(MARKERS, "●■▲◆▼✚", strict=True))
+"""Marker of the figures -> the sign of the page's legends."""
 
 GROUP_COLOURS = (
     "#332288",

@@ -195,3 +195,8 @@ def said_before(members: Sequence[Run]) -> str | None:
         f"The base model answers {percent(before)} of the test set correctly; training on "
         f"{max(run.last('labelled') for run in runs):,} labels {verb} {abs(gained):.1f} points."
     )
+
+
+def signed(text: str) -> str:
+    """Typographic minus signs."""
+    return text.replace("-", MINUS)

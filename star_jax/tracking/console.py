@@ -283,7 +283,8 @@ def times_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     Args:
       rows: one a run, as summary.json has them: strategy, seed, seconds. Runs without seconds are left out.
     """
-    table = Table(box=box.SIMPLE)
+    # Close together, so that the nine columns of a run of some hours fit into 80.
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("seconds", no_wrap=True)
     for name in ("total", *PHASES):
         table.add_column(name, justify="right", no_wrap=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc
 
-from star_jax.evaluation.curves import aubc, aubc_of_rounds, ripl
+from star_jax.evaluation.curves import aubc, aubc_of_rounds, labels_needed, ripl
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -45,3 +45,20 @@ def test_a_round_without_a_new_label_does_not_count_twice():
     rows = [{"labelled": 5, "accuracy": 0.2}, {"labelled": 5, "accuracy": 0.4}, {"labelled": 9, "accuracy": 0.6}]
     assert aubc_of_rounds(rows) == pytest.approx(0.5)
     assert aubc_of_rounds(rows[:2]) == pytest.approx(0.4)
+
+
+def test_labels_needed_are_those_of_the_first_crossing(seed) -> None:
+    """Against a walk along the curve in small steps."""
+    rng = np.random.default_rng(seed)
+    labels, accuracy = np.asarray([10, 30, 60, 100]), rng.random(4)
+    fine = np.linspace(10, 100, 90_001)
+    heights = np.interp(fine, labels, accuracy)
+    for target in rng.random(20):
+        reached = np.flatnonzero(heights >= target)
+        found = labels_needed(labels, accuracy, target)
+        if reached.size:
+            assert found == pytest.approx(fine[reached[0]], abs=0.0011)
+        else:
+            assert found is None
+    assert labels_needed(labels, accuracy, accuracy[0]) == 10
+    assert labels_needed(labels, [0.1, 0.1, 0.5, 0.2], 0.5) == 60

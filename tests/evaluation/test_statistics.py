@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from star_jax.evaluation.statistics import mean_and_sd, paired_difference
+from star_jax.evaluation.statistics import mean_and_sd, paired_difference, slope, wilson_interval
 
 
 @pytest.mark.parametrize("n", [2, 5, 10])
@@ -69,3 +69,38 @@ def test_nonsense_is_refused() -> None:
         mean_and_sd([])
     with pytest.raises(ValueError, match="one length"):
         paired_difference([1.0, 2.0], [1.0])
+
+
+def test_the_slope_of_one_curve_is_scipys_regression(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for points in (3, 4, 9):
+        x, y = np.sort(rng.choice(50, points, replace=False)), rng.random(points)
+        found, expected = slope(x, [y]), stats.linregress(x, y)
+        half = stats.t.ppf(0.975, points - 2) * expected.stderr
+        assert found.value == pytest.approx(expected.slope)
+        assert found.interval == pytest.approx((expected.slope - half, expected.slope + half))
+    assert slope([1, 3], [[0.2, 0.4]]) == (pytest.approx(0.1), None)
+
+
+def test_the_slope_of_several_curves_is_the_mean_of_theirs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, curves = np.arange(4), rng.random((6, 4))
+    slopes = [stats.linregress(x, curve).slope for curve in curves]
+    found = slope(x, curves)
+    assert found.value == pytest.approx(np.mean(slopes))
+    assert found.interval == pytest.approx(stats.ttest_1samp(slopes, 0).confidence_interval(0.95))
+
+
+def test_an_interval_of_a_share_is_scipys_and_stays_within_0_and_1() -> None:
+    for right, n in ((0, 1), (1, 1), (0, 50), (30, 50), (50, 50), (719, 720)):
+        found = wilson_interval(right / n, n)
+        expected = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+        assert found == pytest.approx((expected.low, expected.high), abs=1e-6)
+        assert 0 <= found[0] <= right / n <= found[1] <= 1
+
+
+def test_a_slope_of_one_place_and_a_share_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="two points"):
+        slope([1, 1], [[0.1, 0.2]])
+    with pytest.raises(ValueError, match="0 cases"):
+        wilson_interval(0.5, 0)

@@ -284,3 +284,15 @@ def test_what_was_skipped_has_a_column_where_there_is_some(capsys):
     }
     print_tables([row])
     assert "skipped" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("total", [38.3, 9_876.5])
+def test_the_times_of_a_run_are_whole_at_80_columns(total):
+    """Nine columns of figures of a run of some hours, under headings that can be read."""
+    spent = {"total": total} | dict.fromkeys(PHASES, total / 10)
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(console.times_table([{"strategy": "random", "seed": 12, "seconds": spent}]))
+    lines = screen.file.getvalue().splitlines()
+    assert "…" not in screen.file.getvalue()
+    assert next(line.split() for line in lines if line.strip()) == ["seconds", "total", *PHASES]
+    assert max(len(line.rstrip()) for line in lines) <= 80

@@ -332,6 +332,21 @@ def test_the_shape_of_a_step_changes_nothing(small_model):
     )
 
 
+def test_a_step_is_counted_once_the_device_has_finished_it(small_model, monkeypatch):
+    """The trainer waits for each step before it counts it: what is only dispatched says nothing of how quick it is."""
+    said: list[str] = []
+    whole = jax.block_until_ready
+
+    def waiting(tree):
+        if isinstance(tree, trainer.TrainInfo):
+            said.append("waited")
+        return whole(tree)
+
+    monkeypatch.setattr(trainer.jax, "block_until_ready", waiting)
+    train(0, small_model, draw_rows(0, 6), on_step=lambda rows: said.append(f"counted {rows}"))
+    assert said == ["waited", "counted 4", "waited", "counted 2"] * CONFIG.epochs
+
+
 # Replay
 
 
