@@ -119,8 +119,24 @@ class FileAnnotator:
         self._answers([])
 
     def current(self, requests: Sequence[Request]) -> list[Answer]:
-        """What pool and table say now; nothing is asked for."""
-        answers = self._answers([request.prompt for request in requests])[1]
+        """What pool and table say now; nothing is asked for.
+
+        Raises:
+          DataError: as `annotate`; or a label that was used has been emptied, which says neither what else it should
+            be nor that there is none.
+        """
+        cells, answers = self._answers([request.prompt for request in requests])
+        emptied = [name for request in requests if (name := request.id) in cells and name not in answers]
+        self._refuse(
+            [
+                (
+                    cells[name].place,
+                    f"the label of id {name!r} was used and is empty now; write it again, or {self._options.skip} to "
+                    "take it back",
+                )
+                for name in emptied
+            ]
+        )
         return [answers[request.id] for request in requests if request.id in answers]
 
     def _answers(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Cell], dict[str, Answer]]:

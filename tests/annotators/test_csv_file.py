@@ -536,10 +536,21 @@ def test_what_is_written_now_is_read_without_asking(tmp_path):
     table, person = asked_table(tmp_path)
     filled(table, {"a": "2"})
     before = table.read_bytes()
-    assert person.current(requests(0, 1, 2)) == [Answer("a", "2")]
+    assert person.current(requests(1, 2)) == [Answer("a", "2")]
     assert table.read_bytes() == before
     filled(table, {"a": SKIP})
     assert person.current(requests(1)) == [Answer("a", None)]
+
+
+def test_a_label_that_was_used_and_is_empty_now_is_asked_about(tmp_path):
+    """A row that is gone, or a table, takes nothing back."""
+    table, person = asked_table(tmp_path)
+    with pytest.raises(DataError, match=r"line 2: the label of id 'b' was used and is empty now; write it again, or"):
+        person.current(requests(0, 2))
+    table.write_text("id,prompt,response\n")
+    assert person.current(requests(0, 1)) == []
+    table.unlink()
+    assert person.current(requests(0, 1)) == []
 
 
 @pytest.mark.parametrize(("known", "text"), [("3", "4"), ("3", SKIP), (None, "4")])
@@ -548,7 +559,7 @@ def test_pool_and_table_must_not_contradict_each_other(tmp_path, known, text):
     write(table, [("c", "known", text)])
     given, skipped = ({}, ["c"]) if known is None else ({"c": known}, [])
     person = FileAnnotator(given, IDS, table, get_task("gsm8k"), options=TableOptions(skipped=skipped))
-    for act in (lambda: person.annotate(requests(2)), person.review, lambda: person.current(requests(0))):
+    for act in (lambda: person.annotate(requests(2)), person.review, lambda: person.current(requests(1))):
         with pytest.raises(DataError, match=r"line 2: the response is .*, and .* in the pool's own file; correct one"):
             act()
     for same in [SKIP] if known is None else [known, f"It is {known}\n#### {known}"]:
