@@ -36,6 +36,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_ropes": (0, 1),
         "hidden_act": "gelu",
     },
+    "glm": {
+        "architecture": Architecture(tuple(BOTH_NORMS), fused_mlp=True, interleaved=True, biases=PROJECTIONS[:3]),
+        "ropes": (Rope(500.0, width=4, stretch=(0.3, 4.0)),),
+        **{"embedding_multiplier": 3.0, "residual_multiplier": 0.6, "logit_divisor": 0.8},
+    },
     "gemma": {
         "architecture": Architecture(tuple(BOTH_NORMS), qk_norm="head", norm_offset=1.0, scaled_embedding=True),
         "windows": (2, None),

@@ -42,6 +42,13 @@ FLOATS = ("F64", "F32", "BF16", "F16")
 ROWS_AT_ONCE = 1 << 20
 """Entries of a tensor that are looked at at a time, where all of it at once would take as much memory again."""
 
+_INSIDE = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
+"""How names begin in a model that reads images too -> in one of text. The first is how today's modules are called, the
+others how files have them."""
+
+OF_IMAGES = tuple(f"{root}{part}." for root in ("", "model.") for part in ("vision_tower", "multi_modal_projector"))
+"""How the names of tensors begin that only images need."""
+
 Placement = Callable[[str, tuple[int, ...]], Sharding | None]
 """Parameter, such as `layers.q_proj.kernel`, and shape -> where it is put; None for the default device."""
 
@@ -55,10 +62,13 @@ class TensorReader:
       ConfigError: a file cannot be read, or one that the index names is missing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, text_only: bool = False) -> None:
+        """Opens the files; with `text_only` they are those of a model that reads images too, and its decoder's tensors
+        go by the names that they have in a model of text."""
+        self.folder, self._text_only = folder, text_only
         self._stack = ExitStack()
         self._handles: dict[str, Any] = {}
+        self._stored: dict[str, str] = {}
         for file in weight_files(folder):
             self._open(file)
 
@@ -75,11 +85,14 @@ class TensorReader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        return tuple(self._handles[name].get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the type it is stored in."""
-        return self._handles[name].get_tensor(name)
+        return self._handles[name].get_tensor(self._stored[name])
+
+    def _slice(self, name: str) -> Any:
+        return self._handles[name].get_slice(self._stored[name])
 
     def expect(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """One tensor that must be there, in that shape.
@@ -89,7 +102,7 @@ class TensorReader:
         """
         if name not in self._handles:
             raise ConfigError(f"{self.folder}: the tensor {name} is missing")
-        stored = self._handles[name].get_slice(name).get_dtype()
+        stored = self._slice(name).get_dtype()
         if stored not in FLOATS:
             raise ConfigError(
                 f"{self.folder}: the tensor {name} is stored as {stored}; quantised weights are not read, take the "
@@ -111,7 +124,7 @@ class TensorReader:
         """Whether two tensors hold the same numbers, read a few rows at a time."""
         if self.shape(first) != self.shape(second):
             return False
-        one, other = (self._handles[name].get_slice(name) for name in (first, second))
+        one, other = (self._slice(name) for name in (first, second))
         rows, step = self.shape(first)[0], max(1, ROWS_AT_ONCE // max(1, math.prod(self.shape(first)[1:])))
         parts = (slice(start, min(start + step, rows)) for start in range(0, rows, step))
         return all(np.array_equal(one[part], other[part]) for part in parts)
@@ -124,7 +137,18 @@ class TensorReader:
         except (SafetensorError, OSError) as error:
             self._stack.close()
             raise ConfigError(f"{file} cannot be read: {on_one_line(error)}; fetch the whole file again") from error
-        self._handles |= dict.fromkeys(handle.keys(), handle)
+        for stored in handle.keys():  # noqa: SIM118 (it is no dictionary)
+            if not (self._text_only and stored.startswith(OF_IMAGES)):
+                name = text_name(stored) if self._text_only else stored
+                self._handles[name], self._stored[name] = handle, stored
+
+
+def text_name(stored: str) -> str:
+    """Name of a decoder's tensor or module where there is no model of images around it."""
+    for begins, instead in _INSIDE.items():
+        if stored.startswith(begins):
+            return instead + stored.removeprefix(begins)
+    return stored
 
 
 def all_finite(tensor: np.ndarray) -> bool:
@@ -172,12 +196,13 @@ def load_folder(
       ConfigError: a file or a tensor is missing, has the wrong shape, or is one that the family does not have.
     """
     config = read_config(folder, dtype, longest, ignored_fields)
+    text_only = config.module_root != "model"
     if config.tie_word_embeddings:
-        with TensorReader(folder) as tensors:
+        with TensorReader(folder, text_only=text_only) as tensors:
             config = dataclasses.replace(config, tie_word_embeddings=not _own_head(folder, tensors))
     place: Placement = placement or (lambda name, shape: None)
     width, depth = config.hidden_size, config.num_hidden_layers
-    with TensorReader(folder) as tensors:
+    with TensorReader(folder, text_only=text_only) as tensors:
         _refuse_extra(folder, set(tensors.names), config)
 
         def whole(name: str, tensor: str, *shape: int) -> jax.Array:
@@ -215,9 +240,12 @@ def projection_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
     query = config.num_attention_heads * config.head_dim
     shared = config.num_key_value_heads * config.head_dim
     if config.architecture.fused:
-        attention, gated = {"qkv_proj": (width, query + 2 * shared)}, {"gate_up_proj": (width, 2 * inner)}
+        attention = {"qkv_proj": (width, query + 2 * shared)}
     else:
         attention = {"q_proj": (width, query), "k_proj": (width, shared), "v_proj": (width, shared)}
+    if config.architecture.fused_gate:
+        gated = {"gate_up_proj": (width, 2 * inner)}
+    else:
         gated = {"gate_proj": (width, inner), "up_proj": (width, inner)}
     return {**attention, "o_proj": (query, width), **gated, "down_proj": (inner, width)}
 

@@ -249,7 +249,8 @@ def _judge(run: Run, adapter: Adapter, timed: Timed) -> tuple[dict[str, Any], li
 def _write_adapter(run: Run, adapter: Adapter, metrics: Mapping[str, Any], path: Path) -> None:
     """A PEFT folder with its model card."""
     config, rslora = run.context.config, run.context.rslora
-    save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=rslora)
+    base, root = config.model.path, run.context.model.config.module_root
+    save_adapter(adapter, path, base_model=base, dropout=config.lora.dropout, rslora=rslora, root=root)
     card = model_card(config, run.strategy.name, run.seed, metrics, run.data.facts)
     write_text_atomic(path / "README.md", card)
 

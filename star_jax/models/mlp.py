@@ -33,7 +33,7 @@ def gated_mlp(config: TransformerConfig, project: Project, mask: DrawMask, x: Ar
       x: `B×T×D`.
     """
     inner, drawn = config.intermediate_size, mask("gate_up_proj", x)
-    if config.architecture.fused:
+    if config.architecture.fused_gate:
         gate, up = jnp.split(project("gate_up_proj", 2 * inner, x, drawn), 2, axis=-1)
     else:
         gate, up = (project(name, inner, x, drawn) for name in ("gate_proj", "up_proj"))

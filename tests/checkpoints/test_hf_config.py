@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from star_jax.checkpoints.families import BOTH_NORMS, FAMILIES, POST_NORMS, PRE_NORMS, norm_paths
+from star_jax.checkpoints.families import BOTH_NORMS, FAMILIES, GLM_NORMS, POST_NORMS, PRE_NORMS, norm_paths
 from star_jax.checkpoints.hf_config import SIZES, read_config
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig
@@ -60,6 +60,13 @@ GEMMA_3_READ = {
     "attention_scale": 0.25,
     "hidden_act": "gelu_pytorch_tanh",
 }
+
+MINISTRAL_3 = {
+    **{"type": "yarn", "rope_type": "yarn", "rope_theta": 5e5, "factor": 16.0, "original_max_position_embeddings": 64},
+    **{"max_position_embeddings": 256, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+    "llama_4_scaling_beta": 0.1,
+}
+YARN_16 = rope_from_hf({**MINISTRAL_3, "llama_4_scaling_beta": None}, 8, 256, None)
 
 CASES: dict[str, tuple[Fields, Fields]] = {
     "llama": ({"model_type": "llama", "rope_scaling": None, "attention_bias": False, "pretraining_tp": 1}, {}),
@@ -181,6 +188,69 @@ CASES: dict[str, tuple[Fields, Fields]] = {
         },
         {**GEMMA_3_READ, **GEMMA_3_ROPES},
     ),
+    "gemma": (
+        {"model_type": "gemma", "head_dim": 8, "hidden_act": "gelu", "hidden_activation": None},
+        {
+            "architecture": Architecture(norm_offset=1.0, scaled_embedding=True),
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+    ),
+    "granite": (
+        {
+            **{"model_type": "granite", "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
+            **{"attention_multiplier": 0.0078125, "logits_scaling": 8.0, "attention_bias": False, "mlp_bias": False},
+        },
+        {
+            **{"embedding_multiplier": 12.0, "residual_multiplier": 0.22},
+            **{"attention_scale": 0.0078125, "logit_divisor": 8.0},
+        },
+    ),
+    "ministral3": (
+        {"model_type": "ministral3", "head_dim": 8, "rope_theta": None, "rope_parameters": MINISTRAL_3},
+        {"ropes": (dataclasses.replace(YARN_16, stretch=(0.1, 64.0)),)},
+    ),
+    "olmo3": (
+        {
+            **{"model_type": "olmo3", "sliding_window": 8, "attention_bias": False},
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        },
+        {
+            "architecture": Architecture(norms=tuple(POST_NORMS), qk_norm="width"),
+            "windows": (8, 8, 8, None),
+            "ropes": (Rope(5e5, (2.0,) * 4), Rope(5e5)),
+            "layer_ropes": (1, 1, 1, 0),
+        },
+    ),
+    "seed_oss": (
+        {"model_type": "seed_oss", "head_dim": 8, "attention_bias": True, "attention_out_bias": False},
+        {"architecture": Architecture(biases=QKV)},
+    ),
+    "seed_oss, a bias behind attention": (
+        {"model_type": "seed_oss", "head_dim": 8, "attention_bias": False, "attention_out_bias": True},
+        {"architecture": Architecture(biases=("o_proj",))},
+    ),
+    "exaone4": (
+        {"model_type": "exaone4", "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+        {
+            "architecture": Architecture(norms=tuple(POST_NORMS), qk_norm="head"),
+            "windows": (8, None, 8, None),
+            "ropes": (Rope(5e5), unrotated(8)),
+            "layer_ropes": (0, 1, 0, 1),
+        },
+    ),
+    "exaone4 without a window": (
+        {"model_type": "exaone4", "sliding_window": None, "layer_types": ["full_attention"] * 4},
+        {"architecture": Architecture(norms=tuple(POST_NORMS), qk_norm="head")},
+    ),
+    "glm4": (
+        {"model_type": "glm4", "head_dim": 8, "attention_bias": True},
+        {
+            "architecture": Architecture(
+                tuple(GLM_NORMS), biases=QKV, fused_mlp=True, interleaved=True, norm_names=tuple(GLM_NORMS.values())
+            ),
+            "ropes": (Rope(5e5, width=4),),
+        },
+    ),
     "smollm3": (
         {"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 1], "layer_types": ["full_attention"] * 4},
         {"ropes": (Rope(5e5), unrotated(8)), "layer_ropes": (0, 1, 0, 0)},
@@ -239,10 +309,53 @@ def test_what_a_file_leaves_out_is_filled_in_by_transformers(read: Read) -> None
         ({"model_type": "olmo2"}, POST_NORMS | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}),
         ({"model_type": "qwen3"}, PRE_NORMS | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}),
         ({"model_type": "gemma2"}, BOTH_NORMS),
+        ({"model_type": "glm4", "head_dim": 8}, GLM_NORMS),
     ],
 )
 def test_norms_have_their_names_in_checkpoints(read: Read, fields: Fields, inside: Fields) -> None:
     assert norm_paths(read(fields)) == inside
+
+
+WRAPPED: dict[str, tuple[Fields, str]] = {
+    "gemma3": ({**GEMMA_3, "sliding_window_pattern": 2, "rope_local_base_freq": 1e3}, "gemma3_text, new spelling"),
+    "mistral3": ({"model_type": "mistral", "sliding_window": 8, "head_dim": 6}, "mistral"),
+    "mistral3, its next": ({"model_type": "ministral3", **CASES["ministral3"][0]}, "ministral3"),
+}
+"""Model of images and text -> fields of its language model, and the case above that it equals."""
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_text_part_of_a_model_of_images_is_read(tmp_path: Path, name: str) -> None:
+    fields, case = WRAPPED[name]
+    text = RAW | fields | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}} if name == "gemma3" else RAW | fields
+    vision = {"model_type": "siglip_vision_model"} if name == "gemma3" else {"model_type": "pixtral"}
+    raw = {"model_type": name.partition(",")[0], "text_config": text, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": False, "image_token_index": 5}))
+    want = dataclasses.replace(COMMON, **CASES[case][1], module_root="model.language_model")
+    got = read_config(tmp_path, "float32")
+    for one in (got, want):
+        ropes = [one.ropes[kind] for kind in one.layer_ropes] or [one.ropes[0]]
+        assert ropes == [want.ropes[kind] for kind in want.layer_ropes] or ropes == [want.ropes[0]]
+    assert dataclasses.replace(got, ropes=(), layer_ropes=()) == dataclasses.replace(want, ropes=(), layer_ropes=())
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"text_config": None}, "text_config is None; for gemma3 it holds the fields of the language model"),
+        (
+            {"text_config": {"model_type": "llama"}},
+            "text_config has model_type 'llama'; for gemma3, gemma3_text are read",
+        ),
+        ({"text_config": {**RAW, **GEMMA_3, "is_causal": False}}, "is_causal: not known for gemma3_text"),
+        ({"text_config": {**RAW, **GEMMA_3, "quantization_config": {"bits": 4}}}, "the weights are stored quantised"),
+        ({"text_config": {**RAW, **GEMMA_3}, "is_causal": False}, "is_causal: not known for gemma3"),
+    ],
+)
+def test_what_is_wrong_in_a_text_part_is_named(tmp_path: Path, fields: Fields, sentence: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3"} | fields))
+    with pytest.raises(ConfigError, match=f"config.json: .*{sentence}"):
+        read_config(tmp_path, "float32")
 
 
 # What is refused.

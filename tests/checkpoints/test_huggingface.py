@@ -305,6 +305,19 @@ FAMILY_NORMS = {
     "olmo2": POST | QK,
     "gemma2": BOTH,
     "gemma3_text": BOTH | QK,
+    "gemma": PRE,
+    "granite": PRE,
+    "ministral": PRE,
+    "ministral3": PRE,
+    "olmo3": POST | QK,
+    "seed_oss": PRE,
+    "exaone4": POST | QK,
+    "glm4": {
+        "pre_attention_norm": "input_layernorm",
+        "post_attention_norm": "post_self_attn_layernorm",
+        "pre_mlp_norm": "post_attention_layernorm",
+        "post_mlp_norm": "post_mlp_layernorm",
+    },
 }
 """Norms of a block under the names that Transformers' modules have."""
 
@@ -335,6 +348,26 @@ def test_every_family_is_loaded(make_model: MakeModel, tmp_path: Path, kind: str
     chex.assert_trees_all_equal(loaded.params, model.params)
     stored = {name: tensor.shape for name, tensor in load_file(tmp_path / SINGLE_FILE).items()}
     assert tensor_shapes(model.config) == stored
+
+
+@pytest.mark.parametrize("layout", ["model.language_model.", "language_model.model."])
+def test_the_decoder_of_a_model_of_images_is_loaded(make_model: MakeModel, tmp_path: Path, layout: str) -> None:
+    """Under the names that today's modules have, and under those that files have."""
+    model = family_folder(tmp_path, make_model, "mistral")
+    head = "lm_head.weight" if layout.startswith("model.") else "language_model.lm_head.weight"
+    tensors = {
+        head if name == "lm_head.weight" else name.replace("model.", layout, 1): tensor
+        for name, tensor in load_file(tmp_path / SINGLE_FILE).items()
+    }
+    prefix = "model." if layout.startswith("model.") else ""
+    images = {f"{prefix}vision_tower.a.weight", f"{prefix}multi_modal_projector.b.weight"}
+    save_file(tensors | dict.fromkeys(images, np.ones(3, np.float32)), tmp_path / SINGLE_FILE)
+    raw = {"model_type": "mistral3", "text_config": RAW | {"model_type": "mistral"}, "vision_config": {}}
+    raw["vision_config"] = {"model_type": "pixtral"}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    loaded = load_model(str(tmp_path))
+    assert loaded.config == dataclasses.replace(model.config, module_root="model.language_model")
+    chex.assert_trees_all_equal(loaded.params, model.params)
 
 
 BIAS = "model.layers.1.self_attn.k_proj.bias"
