@@ -67,6 +67,10 @@ def random_model(rng: np.random.Generator, config: TransformerConfig) -> Languag
     for name in config.architecture.biases:
         layers[name]["bias"] = normal(depth, projection_shapes(config)[name][1])
     layers |= {name: norm(depth, norm_width(config, name)) for name in norm_paths(config)}
+    if config.experts is not None:
+        count, inner = config.experts.count, config.experts.intermediate_size
+        shapes = {"router": (width, count), "gate_up": (count, width, 2 * inner), "down": (count, inner, width)}
+        layers["experts"] = {name: normal(depth, *shape) for name, shape in shapes.items()}
     params: dict[str, Any] = {
         "embed_tokens": {"embedding": normal(width, vocabulary).T},
         "layers": layers,

@@ -25,6 +25,15 @@ GLM_NORMS = {
 """Norm of a block -> its name in a layer of a checkpoint."""
 
 
+class ExpertPaths(NamedTuple):
+    """Modules of a mixture of experts in a layer of a checkpoint; `{}` stands for the number of an expert."""
+
+    router: str
+    gate: str
+    up: str
+    down: str
+
+
 class Family(NamedTuple):
     """How the blocks of a family are put together; the defaults are Llama's.
 
@@ -36,6 +45,7 @@ class Family(NamedTuple):
       fused_mlp, interleaved: see `Architecture`.
       output_bias: field that says whether the projection behind attention has a bias; empty where none has.
       only_local_rotated: where layers have a window, those that have none are without positions.
+      experts: where a mixture of experts lies; None for none.
       rope_extra: parameters of rotary positions that it reads besides those of their type.
     """
 
@@ -50,7 +60,12 @@ class Family(NamedTuple):
     interleaved: bool = False
     output_bias: str = "attention_bias"
     only_local_rotated: bool = False
+    experts: ExpertPaths | None = None
     rope_extra: tuple[str, ...] = ()
+
+
+def _expert_paths(root: str, gate: str, up: str, down: str) -> ExpertPaths:
+    return ExpertPaths(f"{root}.gate", *(f"{root}.experts.{{}}.{name}" for name in (gate, up, down)))
 
 
 FAMILIES = {
@@ -70,12 +85,20 @@ FAMILIES = {
     "olmo3": Family(norms=POST_NORMS, qk_norm="width"),
     "seed_oss": Family(output_bias="attention_out_bias"),
     "exaone4": Family(norms=POST_NORMS, qk_norm="head", only_local_rotated=True),
+    "mixtral": Family(experts=_expert_paths("block_sparse_moe", "w1", "w3", "w2")),
+    "qwen3_moe": Family(qk_norm="head", experts=_expert_paths("mlp", "gate_proj", "up_proj", "down_proj")),
     "glm4": Family(norms=GLM_NORMS, fused_mlp=True, partly_rotated=True, interleaved=True, output_bias=""),
 }
 """`model_type` -> family."""
 
 WRAPPERS: Mapping[str, tuple[str, ...]] = {"gemma3": ("gemma3_text",), "mistral3": ("mistral", "ministral3")}
 """`model_type` of models that read images as well -> the families that their `text_config` may be of."""
+
+
+def expert_paths(config: TransformerConfig) -> ExpertPaths:
+    """Where the experts of a model lie in a checkpoint."""
+    found = (family for family in FAMILIES.values() if family.experts is not None)
+    return next(one.experts for one in found if one.experts and one.qk_norm == config.architecture.qk_norm)
 
 
 def usual_norms(norms: tuple[str, ...]) -> Mapping[str, str]:

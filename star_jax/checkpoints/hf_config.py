@@ -18,7 +18,7 @@ from star_jax.checkpoints.config_fields import declared_fields, leftover_fields,
 from star_jax.checkpoints.families import FAMILIES, WRAPPERS, Family, usual_norms
 from star_jax.checkpoints.files import on_one_line, read_object, require_model, without_advice
 from star_jax.errors import ConfigError
-from star_jax.models.architecture import Architecture, TransformerConfig
+from star_jax.models.architecture import Architecture, Experts, TransformerConfig
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
 from star_jax.ops.pointwise import ACTIVATIONS
 
@@ -29,7 +29,8 @@ NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers")
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "moe_intermediate_size", "num_experts_per_tok"),
+    *("num_experts", "num_local_experts"),
 )
 """Fields that count something there is at least one of."""
 
@@ -202,6 +203,7 @@ def _config(hf: Any, dtype: str, longest: int | None) -> TransformerConfig:
         embedding_multiplier=getattr(hf, "embedding_multiplier", 1.0),
         residual_multiplier=getattr(hf, "residual_multiplier", 1.0),
         logit_divisor=getattr(hf, "logits_scaling", 1.0),
+        experts=_experts(hf, family),
         module_root="model.language_model" if hf.wrapper in WRAPPERS else "model",
         architecture=Architecture(
             norms=tuple(family.norms),
@@ -216,6 +218,19 @@ def _config(hf: Any, dtype: str, longest: int | None) -> TransformerConfig:
         ),
         dtype=dtype,
     )
+
+
+def _experts(hf: Any, family: Family) -> Experts | None:
+    if family.experts is None:
+        return None
+    if getattr(hf, "mlp_only_layers", None) or getattr(hf, "decoder_sparse_step", 1) != 1:
+        raise ConfigError("mlp_only_layers or decoder_sparse_step has layers without experts; all or none are read")
+    count = hf.num_local_experts if hasattr(hf, "num_local_experts") else hf.num_experts
+    inner = getattr(hf, "moe_intermediate_size", hf.intermediate_size)
+    per_token = hf.num_experts_per_tok
+    if not 1 <= per_token <= count:
+        raise ConfigError(f"num_experts_per_tok is {per_token}, and there are {count} experts")
+    return Experts(count, per_token, inner, bool(getattr(hf, "norm_topk_prob", True)))
 
 
 def _biases(hf: Any, family: Family) -> tuple[str, ...]:

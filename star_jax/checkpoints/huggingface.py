@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from star_jax.checkpoints.families import norm_paths
+from star_jax.checkpoints.families import expert_paths, norm_paths
 from star_jax.checkpoints.files import SINGLE_FILE, on_one_line, weight_files
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import resolve_folder
@@ -230,6 +230,10 @@ def load_folder(
             layers[name] = {"kernel": stack(f"{name}.kernel", f"{suffix}.weight", features, fan_in, kind=quantization)}
             if name in config.architecture.biases:
                 layers[name]["bias"] = stack(f"{name}.bias", f"{suffix}.bias", features)
+        if config.experts is not None:
+            experts = _expert_stacks(tensors, config, jnp.dtype(dtype), quantization, place)
+            router = stack("experts.router", f"{expert_paths(config).router}.weight", *_router(config))
+            layers["experts"] = {"router": router, **experts}
         params["layers"] = layers
     return LanguageModel(Decoder(config), params)
 
@@ -243,11 +247,49 @@ def projection_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
         attention = {"qkv_proj": (width, query + 2 * shared)}
     else:
         attention = {"q_proj": (width, query), "k_proj": (width, shared), "v_proj": (width, shared)}
+    attention["o_proj"] = (query, width)
+    if config.experts is not None:
+        return attention
     if config.architecture.fused_gate:
         gated = {"gate_up_proj": (width, 2 * inner)}
     else:
         gated = {"gate_proj": (width, inner), "up_proj": (width, inner)}
-    return {**attention, "o_proj": (query, width), **gated, "down_proj": (inner, width)}
+    return {**attention, **gated, "down_proj": (inner, width)}
+
+
+def _router(config: TransformerConfig) -> tuple[int, int]:
+    assert config.experts is not None
+    return config.experts.count, config.hidden_size
+
+
+def _expert_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Module of an expert, with `{}` for its number -> shape of its weight."""
+    if config.experts is None:
+        return {}
+    paths, width, inner = expert_paths(config), config.hidden_size, config.experts.intermediate_size
+    return {paths.gate: (inner, width), paths.up: (inner, width), paths.down: (width, inner)}
+
+
+def _expert_stacks(
+    tensors: TensorReader, config: TransformerConfig, dtype: Any, kind: Quantization, place: Placement
+) -> dict[str, Any]:
+    """Kernels `L×E×in×out` of all experts, of which the host holds one at a time."""
+    assert config.experts is not None
+    shapes, depth, count = _expert_shapes(config), config.num_hidden_layers, config.experts.count
+    paths = expert_paths(config)
+
+    def stack(name: str, parts: Sequence[str]) -> Any:
+        read = (
+            np.concatenate(
+                [tensors.expect(f"model.layers.{layer}.{part.format(number)}.weight", shapes[part]) for part in parts]
+            )
+            for layer in range(depth)
+            for number in range(count)
+        )
+        whole = _stacked(read, depth * count, dtype, kind, partial(place, f"layers.experts.{name}"))
+        return jax.tree.map(lambda leaf: leaf.reshape(depth, count, *leaf.shape[1:]), whole)
+
+    return {"gate_up": stack("gate_up", (paths.gate, paths.up)), "down": stack("down", (paths.down,))}
 
 
 def norm_width(config: TransformerConfig, name: str) -> int:
@@ -267,6 +309,11 @@ def tensor_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     for layer in range(config.num_hidden_layers):
         for name, suffix in norm_paths(config).items():
             shapes[f"model.layers.{layer}.{suffix}.weight"] = (norm_width(config, name),)
+        if config.experts is not None:
+            shapes[f"model.layers.{layer}.{expert_paths(config).router}.weight"] = _router(config)
+        for path, shape in _expert_shapes(config).items():
+            names = (f"model.layers.{layer}.{path.format(number)}.weight" for number in range(_router(config)[0]))
+            shapes |= dict.fromkeys(names, shape)
         for name, (fan_in, features) in projection_shapes(config).items():
             shapes[f"{module_path(layer, name)}.weight"] = (features, fan_in)
             if name in config.architecture.biases:

@@ -46,6 +46,23 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of experts, in place of the one MLP of a block. They get no adapter, nor does their router.
+
+    Attributes:
+      count: experts of a layer.
+      per_token: that a token goes through.
+      intermediate_size: inner width of each.
+      normalised: whether the weights of a token's experts add up to 1.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalised: bool = True
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """Shape and constants of a decoder; names are those of a Hugging Face `config.json` where it has them.
 
@@ -57,6 +74,7 @@ class TransformerConfig:
       attention_softcap, logit_softcap: c in c · tanh(x / c) of attention scores and of logits; None for none.
       embedding_multiplier, residual_multiplier: multiply embeddings, and what a sub-layer adds to the stream.
       logit_divisor: divides the logits.
+      experts: in place of the MLP of every layer; None for none.
       module_root: path of the decoder among the modules of Transformers' model.
       dtype: of weights and products.
 
@@ -84,6 +102,7 @@ class TransformerConfig:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logit_divisor: float = 1.0
+    experts: Experts | None = None
     module_root: str = "model"
     architecture: Architecture = Architecture()
     dtype: str = "float32"

@@ -21,7 +21,7 @@ from flax import struct
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.dropout import Dropout, draw_mask
 from star_jax.models.lora import LoraDense
-from star_jax.models.mlp import gated_mlp
+from star_jax.models.mlp import ExpertMLP, gated_mlp
 from star_jax.models.rotary import Angles, rotate, stretched
 from star_jax.ops.attention import (
     AttentionOptions,
@@ -219,6 +219,9 @@ class Block(nn.Module):
         return heads[0], heads[1], heads[2]
 
     def _mlp(self, x: Array, layer: Layer, dropout: Dropout | None, packing: Packing | None) -> Array:
+        if self.config.experts is not None:
+            return ExpertMLP(self.config, name="experts")(x)
+
         def mask(name: str, read: Array) -> DropoutMask | None:
             return draw_mask(dropout, layer.number, name, read, packing)
 

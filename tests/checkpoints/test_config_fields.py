@@ -111,10 +111,8 @@ def test_a_familys_own_code_reads_no_field_that_is_not_known(kind: str) -> None:
 def _classes(kind: str) -> tuple[str, ...]:
     """How the classes of a family's model of text begin."""
     stem = CONFIG_MAPPING[kind].__name__.removesuffix("Config").removesuffix("Text")
-    return (
-        f"{stem}RMSNorm",
-        *(f"{stem}{name}" for name in ("Text", "MLP", "Attention", "Rotary", "Decoder", "ForCausalLM")),
-    )
+    ends = ("RMSNorm", "Text", "MLP", "Attention", "Rotary", "Decoder", "ForCausalLM", "Experts", "Sparse", "TopK")
+    return tuple(f"{stem}{end}" for end in ends)
 
 
 @pytest.mark.parametrize("kind", KINDS)

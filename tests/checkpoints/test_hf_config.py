@@ -12,7 +12,7 @@ import pytest
 from star_jax.checkpoints.families import BOTH_NORMS, FAMILIES, GLM_NORMS, POST_NORMS, PRE_NORMS, norm_paths
 from star_jax.checkpoints.hf_config import SIZES, read_config
 from star_jax.errors import ConfigError
-from star_jax.models.architecture import Architecture, TransformerConfig
+from star_jax.models.architecture import Architecture, Experts, TransformerConfig
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
 
 Fields = dict[str, Any]
@@ -242,6 +242,32 @@ CASES: dict[str, tuple[Fields, Fields]] = {
         {"model_type": "exaone4", "sliding_window": None, "layer_types": ["full_attention"] * 4},
         {"architecture": Architecture(norms=tuple(POST_NORMS), qk_norm="head")},
     ),
+    "mixtral": (
+        {
+            **{"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
+            **{"output_router_logits": False, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0},
+        },
+        {"experts": Experts(8, 2, 48)},
+    ),
+    "qwen3_moe": (
+        {
+            **{"model_type": "qwen3_moe", "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 12},
+            **{"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "use_sliding_window": False},
+            **{"sliding_window": None, "max_window_layers": 4, "head_dim": 16},
+        },
+        {
+            "experts": Experts(16, 4, 12, normalised=False),
+            "architecture": Architecture(qk_norm="head"),
+            "head_dim": 16,
+        },
+    ),
+    "qwen3_moe, new spelling": (
+        {
+            **{"model_type": "qwen3_moe", "num_local_experts": 16, "num_experts_per_tok": 4, "norm_topk_prob": True},
+            "moe_intermediate_size": 12,
+        },
+        {"experts": Experts(16, 4, 12), "architecture": Architecture(qk_norm="head")},
+    ),
     "glm4": (
         {"model_type": "glm4", "head_dim": 8, "attention_bias": True},
         {
@@ -382,6 +408,11 @@ def test_what_is_wrong_in_a_text_part_is_named(tmp_path: Path, fields: Fields, s
         ({"model_type": "llama", "final_logit_softcapping": 30.0}, "final_logit_softcapping: not known for llama"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "is set; this decoder is causal"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "is set; this decoder is causal"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "mlp_only_layers or decoder_sparse_step has layers with"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "mlp_only_layers or decoder_sparse_step has layers"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 9}, "num_experts_per_tok is 9, and there are 8 experts"),
+        ({"model_type": "mixtral", "num_local_experts": 0}, "num_local_experts is 0; a whole number from 1 up"),
+        ({"model_type": "qwen3", "num_experts_per_tok": 2}, "num_experts_per_tok: not known for qwen3"),
         ({"model_type": "llama", "hidden_act": "relu"}, "the activation is 'relu'; silu, gelu, gelu_pytorch_tanh are"),
         (
             {"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}},
@@ -434,10 +465,18 @@ def test_other_mathematics_is_refused_by_name(read: Read, fields: Fields, senten
         read(fields)
 
 
+_SAME = {**{name: name for name in SIZES}, "num_local_experts": "num_experts"}
+"""Field -> what Transformers calls it."""
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        *(({name: value}, f"{name} is {value}; a whole number from 1 up") for name in SIZES for value in (0, -1)),
+        *(
+            ({"model_type": "qwen3_moe", name: value}, f"{name} is {value}; a whole number from 1 up|{_SAME[name]} is")
+            for name in SIZES
+            for value in (0, -1)
+        ),
         ({"head_dim": 7}, r"7 entries of a head of 7 \(head_dim\) would be rotated; they go in pairs"),
         ({"eos_token_id": 100}, "eos_token_id is 100, and the vocabulary has tokens 0 to 99"),
         ({"eos_token_id": [2, 100]}, r"eos_token_id is \[2, 100\], and the vocabulary has tokens 0 to 99"),

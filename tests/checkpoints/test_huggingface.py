@@ -29,6 +29,7 @@ from star_jax.checkpoints.huggingface import (
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.rotary import Rope
+from star_jax.ops.quantization import Quantization, quantize
 
 MakeModel = Callable[[TransformerConfig], LanguageModel]
 LAST = "model.layers.1.mlp.down_proj.weight"
@@ -309,6 +310,8 @@ FAMILY_NORMS = {
     "granite": PRE,
     "ministral": PRE,
     "ministral3": PRE,
+    "mixtral": PRE,
+    "qwen3_moe": PRE | QK,
     "olmo3": POST | QK,
     "seed_oss": PRE,
     "exaone4": POST | QK,
@@ -322,6 +325,13 @@ FAMILY_NORMS = {
 """Norms of a block under the names that Transformers' modules have."""
 
 
+EXPERT_NAMES = {
+    "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
+    "qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj"),
+}
+"""Modules of the router and of an expert, as published folders have them."""
+
+
 def family_folder(folder: Path, make_model: MakeModel, kind: str, **fields: Any) -> LanguageModel:
     """Writes a random model of a family with the names and layout of Transformers; returns it."""
     (folder / "config.json").write_text(json.dumps(RAW | {"model_type": kind} | fields))
@@ -330,6 +340,15 @@ def family_folder(folder: Path, make_model: MakeModel, kind: str, **fields: Any)
     tensors = {"model.embed_tokens.weight": params["embed_tokens"]["embedding"]}
     tensors["model.norm.weight"] = params["norm"]["scale"]
     tensors |= {"lm_head.weight": params["lm_head"]} if "lm_head" in params else {}
+    experts = params["layers"].pop("experts", None)
+    if experts is not None:
+        root, gate, up, down = EXPERT_NAMES[kind]
+        for layer, router in enumerate(experts["router"]):
+            tensors[f"model.layers.{layer}.{root}.gate.weight"] = router.T
+            for number in range(router.shape[1]):
+                stem, gate_up = f"model.layers.{layer}.{root}.experts.{number}", experts["gate_up"][layer, number].T
+                tensors[f"{stem}.{gate}.weight"], tensors[f"{stem}.{up}.weight"] = np.split(gate_up, 2)
+                tensors[f"{stem}.{down}.weight"] = experts["down"][layer, number].T
     for name, leaves in params["layers"].items():
         inside = f"{'self_attn' if name[:-5] in ('q', 'k', 'v', 'o', 'qkv') else 'mlp'}.{name}"
         for leaf, stack in leaves.items():
@@ -341,8 +360,10 @@ def family_folder(folder: Path, make_model: MakeModel, kind: str, **fields: Any)
 
 @pytest.mark.parametrize("kind", FAMILY_NORMS)
 def test_every_family_is_loaded(make_model: MakeModel, tmp_path: Path, kind: str) -> None:
-    biases = {"attention_bias": True, "mlp_bias": True} if kind == "smollm3" else {}
-    model = family_folder(tmp_path, make_model, kind, **biases)
+    fields = {"attention_bias": True, "mlp_bias": True} if kind == "smollm3" else {}
+    fields |= {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12} if kind == "qwen3_moe" else {}
+    fields |= {"num_local_experts": 3} if kind == "mixtral" else {}
+    model = family_folder(tmp_path, make_model, kind, **fields)
     loaded = load_model(str(tmp_path))
     assert loaded.config == model.config
     chex.assert_trees_all_equal(loaded.params, model.params)
@@ -368,6 +389,14 @@ def test_the_decoder_of_a_model_of_images_is_loaded(make_model: MakeModel, tmp_p
     loaded = load_model(str(tmp_path))
     assert loaded.config == dataclasses.replace(model.config, module_root="model.language_model")
     chex.assert_trees_all_equal(loaded.params, model.params)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_experts_are_quantised_as_projections_are(make_model: MakeModel, tmp_path: Path, kind: Quantization) -> None:
+    model = family_folder(tmp_path, make_model, "mixtral", num_local_experts=3)
+    loaded = load_model(str(tmp_path), quantization=kind).params["layers"]["experts"]
+    for name in ("gate_up", "down"):
+        chex.assert_trees_all_equal(loaded[name], quantize(model.params["layers"]["experts"][name], kind))
 
 
 BIAS = "model.layers.1.self_attn.k_proj.bias"

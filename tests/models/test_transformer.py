@@ -15,7 +15,7 @@ from scipy import special
 from star_jax.checkpoints.families import BOTH_NORMS, POST_NORMS
 from star_jax.config import LoraConfig
 from star_jax.errors import ConfigError
-from star_jax.models.architecture import Architecture, TransformerConfig
+from star_jax.models.architecture import Architecture, Experts, TransformerConfig
 from star_jax.models.dropout import Dropout
 from star_jax.models.lora import Adapter, Factors, init_adapter, with_adapter
 from star_jax.models.rotary import Rope, unrotated
@@ -107,11 +107,27 @@ class ByHand:
         return self.projected(layer, "o_proj", np.concatenate(mixed, axis=1))
 
     def mlp(self, layer: dict[str, Any], x: np.ndarray) -> np.ndarray:
+        if self.config.experts is not None:
+            return np.stack([self.mixture(layer["experts"], token) for token in x])
         if self.config.architecture.fused or self.config.architecture.fused_mlp:
             gate, up = np.split(self.projected(layer, "gate_up_proj", x), 2, axis=1)
         else:
             gate, up = self.projected(layer, "gate_proj", x), self.projected(layer, "up_proj", x)
         return self.projected(layer, "down_proj", activated(self.config.hidden_act, gate) * up)
+
+    def mixture(self, layer: dict[str, Any], token: np.ndarray) -> np.ndarray:
+        """What the experts with the highest chances make of a token, weighted by these."""
+        experts = self.config.experts
+        assert experts is not None
+        chances = np.exp(token @ layer["router"])
+        chances /= chances.sum()
+        best = np.argsort(-chances)[: experts.per_token]
+        whole = chances[best].sum() if experts.normalised else 1.0
+        made = np.zeros_like(token)
+        for number in best:
+            gate, up = np.split(token @ layer["gate_up"][number], 2)
+            made += chances[number] / whole * (activated(self.config.hidden_act, gate) * up) @ layer["down"][number]
+        return made
 
 
 def turned(rope: Rope, x: np.ndarray, interleaved: bool = False) -> np.ndarray:
@@ -135,6 +151,11 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "multiplier of embeddings": ({"embedding_multiplier": 3.0}, {"embedding_multiplier": 1.0}),
     "multiplier of the stream": ({"residual_multiplier": 0.4}, {"residual_multiplier": 1.0}),
     "divisor of logits": ({"logit_divisor": 0.5}, {"logit_divisor": 1.0}),
+    "experts": ({"experts": Experts(5, 2, 12)}, {"experts": Experts(5, 1, 12)}),
+    "experts whose weights add up to less": (
+        {"experts": Experts(5, 3, 12, normalised=False)},
+        {"experts": Experts(5, 3, 12)},
+    ),
     "biases": ({"architecture": Architecture(biases=PROJECTIONS)}, {}),
     "norms of heads": ({"architecture": Architecture(qk_norm="head")}, {}),
     "post-norms, norms of all heads": ({"architecture": Architecture(POST, qk_norm="width")}, {}),

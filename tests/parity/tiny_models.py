@@ -361,6 +361,24 @@ def glm_4(rng: np.random.Generator) -> TinyModel:
     return TinyModel(config, {"rotated part": {"partial_rotary_factor": 1.0}})
 
 
+def mixtral(rng: np.random.Generator) -> TinyModel:
+    fields = {"num_local_experts": 5, "num_experts_per_tok": 2, "output_router_logits": False, "sliding_window": None}
+    config = _config(rng, "mixtral", router_aux_loss_coef=0.02, tie_word_embeddings=False, **fields)
+    return TinyModel(config, {"experts of a token": {"num_experts_per_tok": 1}})
+
+
+def qwen3_moe(rng: np.random.Generator) -> TinyModel:
+    fields = {
+        **{"num_experts": 9, "num_experts_per_tok": 3, "moe_intermediate_size": int(rng.integers(20, 40))},
+        **{"norm_topk_prob": bool(rng.integers(2)), "decoder_sparse_step": 1, "mlp_only_layers": []},
+        **{"attention_bias": False, "use_sliding_window": False, "sliding_window": None, "max_window_layers": 3},
+        **{"output_router_logits": False, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False},
+    }
+    config = _wide_heads(rng, _config(rng, "qwen3_moe", **fields))
+    other = {"norm_topk_prob": not fields["norm_topk_prob"]}
+    return TinyModel(config, {"experts of a token": {"num_experts_per_tok": 2}, "sum of weights": other})
+
+
 VISION = {
     **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
     **{"patch_size": 14, "image_size": 28},
@@ -409,6 +427,8 @@ FAMILIES: dict[str, Callable[[np.random.Generator], TinyModel]] = {
     "EXAONE-4": exaone_4,
     "EXAONE-4-small": exaone_4_small,
     "GLM-4": glm_4,
+    "Mixtral": mixtral,
+    "Qwen3-MoE": qwen3_moe,
     "Gemma-3-with-images": gemma_3_wrapped,
     "Mistral-3-with-images": mistral_3_wrapped,
 }
@@ -420,7 +440,9 @@ def torch_model(config: Fields) -> PreTrainedModel:
 
     read = AutoConfig.for_model(**config)
     kind = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
-    return kind.from_config(read, attn_implementation="eager").eval().requires_grad_(False)
+    # The quick way through experts wants widths that are multiples of four.
+    options = {"experts_implementation": "eager"} if "num_experts_per_tok" in config else {}
+    return kind.from_config(read, attn_implementation="eager", **options).eval().requires_grad_(False)
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:
@@ -438,7 +460,7 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             elif name == "bias":
                 torch.nn.init.normal_(parameter, std=0.3)
             else:
-                torch.nn.init.normal_(parameter, std=1.25 / parameter.shape[1] ** 0.5)
+                torch.nn.init.normal_(parameter, std=1.25 / parameter.shape[-1] ** 0.5)
     for parameter in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
         torch.nn.init.normal_(parameter, std=2 / parameter.shape[1] ** 0.5)
     # Where embedding and head are tied, a final norm of one sign would have every token ask for itself again.
