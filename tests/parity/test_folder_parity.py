@@ -71,4 +71,4 @@ def test_a_folder_is_read_as_transformers_reads_it(
     np.testing.assert_allclose(got, expected, atol=1e-4)
     # A head of its own shows; what the others change does not.
     moved = np.abs(expected - torch_logits(before, tokens, lengths).numpy()).max()
-    assert (moved > 0.1) is (change is other_head)
+    assert bool(moved > 0.1) == (change is other_head)
