@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from star_jax.checkpoints.files import INDEX_FILE, read_object, weight_files
-from star_jax.checkpoints.huggingface import TensorReader, text_name
 from star_jax.checkpoints.peft import Pair
+from star_jax.checkpoints.tensors import TensorReader, text_name
 from star_jax.errors import ConfigError
 
 WEIGHTS_PATTERN = "model{suffix}.safetensors"

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.checkpoints.files import ADAPTER_FILE, on_one_line, read_object
-from star_jax.checkpoints.huggingface import projection_shapes, text_name
+from star_jax.checkpoints.huggingface import projection_shapes
+from star_jax.checkpoints.tensors import text_name
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from star_jax.checkpoints import huggingface
+from star_jax.checkpoints import tensors as tensors_module
 from star_jax.checkpoints.files import INDEX_FILE, SINGLE_FILE
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.huggingface import (
     LanguageModel,
-    TensorReader,
     load_model,
     save_model,
     tensor_shapes,
 )
+from star_jax.checkpoints.tensors import TensorReader, all_finite
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.rotary import Rope
@@ -183,7 +183,7 @@ def change_tensors(folder: Path, **changes: np.ndarray | None) -> None:
 def test_a_head_of_its_own_is_used_though_config_says_tied(
     tied: Path, row: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(tensors_module, "ROWS_AT_ONCE", 100)
     head = load_file(tied / SINGLE_FILE)["model.embed_tokens.weight"].copy()
     head[row, 3] += 1
     change_tensors(tied, **{"lm_head.weight": head})
@@ -226,9 +226,9 @@ def test_weights_that_are_not_finite_are_named(folder: Path, where: tuple[str, i
 def test_the_largest_numbers_are_finite(dtype: Any) -> None:
     most = float(ml_dtypes.finfo(dtype).max)
     for shape in ((3, 5), (7,), ()):
-        assert huggingface.all_finite(np.full(shape, most, dtype))
-        assert huggingface.all_finite(np.full(shape, -most, dtype))
-        assert not huggingface.all_finite(np.full(shape, np.nan, dtype))
+        assert all_finite(np.full(shape, most, dtype))
+        assert all_finite(np.full(shape, -most, dtype))
+        assert not all_finite(np.full(shape, np.nan, dtype))
 
 
 def test_a_config_of_another_width_is_noticed(folder: Path) -> None:
