@@ -36,6 +36,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_ropes": (0, 1),
         "hidden_act": "gelu",
     },
+    "glm": {
+        "architecture": Architecture(tuple(BOTH_NORMS), fused_mlp=True, interleaved=True, biases=PROJECTIONS[:3]),
+        "ropes": (Rope(500.0, width=4, stretch=(0.3, 4.0)),),
+        **{"embedding_multiplier": 3.0, "residual_multiplier": 0.6, "logit_divisor": 0.8},
+    },
     "gemma": {
         "architecture": Architecture(tuple(BOTH_NORMS), qk_norm="head", norm_offset=1.0, scaled_embedding=True),
         "windows": (2, None),
@@ -62,6 +67,10 @@ def random_model(rng: np.random.Generator, config: TransformerConfig) -> Languag
     for name in config.architecture.biases:
         layers[name]["bias"] = normal(depth, projection_shapes(config)[name][1])
     layers |= {name: norm(depth, norm_width(config, name)) for name in norm_paths(config)}
+    if config.experts is not None:
+        count, inner = config.experts.count, config.experts.intermediate_size
+        shapes = {"router": (width, count), "gate_up": (count, width, 2 * inner), "down": (count, inner, width)}
+        layers["experts"] = {name: normal(depth, *shape) for name, shape in shapes.items()}
     params: dict[str, Any] = {
         "embed_tokens": {"embedding": normal(width, vocabulary).T},
         "layers": layers,

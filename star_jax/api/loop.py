@@ -151,7 +151,8 @@ class ActiveLoop:
             raise ConfigError("nothing has been trained yet; tell the loop some labels first")
         lora = self._config.lora
         rslora = lora.rslora if self._start is None else self._start.rslora
-        return TunedAdapter(self._state.loop.adapter, self.model.name, lora.dropout, rslora)
+        root = self.model.weights.config.module_root
+        return TunedAdapter(self._state.loop.adapter, self.model.name, lora.dropout, rslora, root)
 
     def ask(self, count: int) -> list[Request]:
         """The examples to label next, the first pick first; at random before the first training.

@@ -94,12 +94,14 @@ class TunedAdapter:
       base_model: name of the model that it is for.
       dropout: that it was trained with.
       rslora: whether its scale is alpha / √r.
+      root: path of the decoder among the modules of its model.
     """
 
     weights: Adapter = field(repr=False)
     base_model: str
     dropout: float = 0.0
     rslora: bool = False
+    root: str = "model"
 
     def save(self, folder: str | Path) -> Path:
         """Writes a PEFT folder, which PEFT, Transformers and vLLM read; an adapter that is there already is replaced.
@@ -113,7 +115,8 @@ class TunedAdapter:
         return path
 
     def _write(self, folder: Path) -> None:
-        save_adapter(self.weights, folder, base_model=self.base_model, dropout=self.dropout, rslora=self.rslora)
+        base, rate = self.base_model, self.dropout
+        save_adapter(self.weights, folder, base_model=base, dropout=rate, rslora=self.rslora, root=self.root)
 
 
 def load_adapter(folder: str | Path, model: Model) -> TunedAdapter:
@@ -140,4 +143,5 @@ def load_adapter(folder: str | Path, model: Model) -> TunedAdapter:
     if not path.is_dir():
         raise ConfigError(f"{folder} is no folder; name one that holds adapter_config.json")
     weights, raw = read_adapter(path, model.weights.config)
-    return TunedAdapter(weights, model.name, float(raw.get("lora_dropout", 0.0)), bool(raw.get("use_rslora")))
+    dropout, rslora = float(raw.get("lora_dropout", 0.0)), bool(raw.get("use_rslora"))
+    return TunedAdapter(weights, model.name, dropout, rslora, model.weights.config.module_root)

@@ -71,7 +71,8 @@ def fit(
     weights = None if start is None else start.weights
     data = TrainingRows(rows, (), shapes)
     fitted = train(jax.random.key(check_key(key)), model.weights, data, lora, training, start=weights, on_step=on_step)
-    return TunedAdapter(fitted.adapter, model.name, lora.dropout, lora.rslora if start is None else start.rslora)
+    rslora = lora.rslora if start is None else start.rslora
+    return TunedAdapter(fitted.adapter, model.name, lora.dropout, rslora, model.weights.config.module_root)
 
 
 def step_shapes(tokens: Tokens, pool: ExamplePool, training: TrainingConfig) -> Shapes:

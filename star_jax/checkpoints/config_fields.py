@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from star_jax.checkpoints.families import WRAPPERS
 from star_jax.errors import ConfigError
 from star_jax.models.rotary import KNOWN_PARAMETERS
 
@@ -20,7 +21,9 @@ head_dim rms_norm_eps tie_word_embeddings max_position_embeddings original_max_p
 hidden_activation attention_bias mlp_bias rope_parameters rope_scaling rope_theta rope_local_base_freq
 partial_rotary_factor sliding_window use_sliding_window max_window_layers layer_types sliding_window_pattern
 _sliding_window_pattern no_rope_layers no_rope_layer_interval query_pre_attn_scalar attn_logit_softcapping
-final_logit_softcapping use_bidirectional_attention quantization_config
+final_logit_softcapping use_bidirectional_attention quantization_config embedding_multiplier residual_multiplier
+attention_multiplier logits_scaling attention_out_bias num_experts num_local_experts num_experts_per_tok
+moe_intermediate_size norm_topk_prob decoder_sparse_step mlp_only_layers
 """
 READ = frozenset(_READ.split())
 """Fields of config.json that are taken into account, here or by Transformers for older spellings."""
@@ -31,8 +34,8 @@ cache_implementation initializer_range pad_token_id bos_token_id eos_token_id se
 pretraining_tp chunk_size_feed_forward is_encoder_decoder is_decoder id2label label2id num_labels problem_type
 output_attentions output_hidden_states return_dict task_specific_params attention_dropout resid_pdrop embd_pdrop
 classifier_dropout hidden_dropout _attn_implementation _attn_implementation_autoset attn_implementation
-_attn_implementation_internal _experts_implementation
-_experts_implementation_internal experts_implementation gradient_checkpointing loss_type
+_attn_implementation_internal _experts_implementation _experts_implementation_internal experts_implementation
+gradient_checkpointing loss_type residual_dropout output_router_logits router_aux_loss_coef router_jitter_noise
 init_std initializer_factor _commit_hash unsloth_fixed unsloth_version transformers.js_config sliding_window_size
 full_attn_mod interpolate_factor is_llama_config tokenizer_class tie_last_hidden_states token_classification_bias
 """
@@ -57,10 +60,21 @@ ONLY_WHERE_DECLARED = frozenset(
     (
         *("sliding_window", "layer_types", "no_rope_layers", "query_pre_attn_scalar", "attention_bias", "mlp_bias"),
         *("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention", "no_rope_layer_interval"),
-        *("sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq"),
+        *("sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq", "embedding_multiplier"),
+        *("residual_multiplier", "attention_multiplier", "logits_scaling", "attention_out_bias"),
+        *("num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "num_experts"),
+        *("decoder_sparse_step", "mlp_only_layers"),
     )
 )
 """Fields that change the mathematics of the families that have them; set for another family, they are an error."""
+
+_OF_WRAPPERS = """
+text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id
+eoi_token_id image_token_id projector_hidden_act vision_feature_layer multimodal_projector_bias spatial_merge_size
+image_token
+"""
+OF_WRAPPERS = frozenset(_OF_WRAPPERS.split())
+"""Fields of models that read images too: the language model, read by itself, and what images alone need."""
 
 OLD_SPELLINGS = {"gemma3_text": ("sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq")}
 """Fields that a family has no more, and Transformers still translates."""
@@ -104,16 +118,17 @@ def leftover_fields(raw: Mapping[str, Any], config_class: Any, ignored: Collecti
       ConfigError: a field may change what the model computes; it is named.
     """
     kind = config_class.model_type
-    declared = declared_fields(config_class) | set(OLD_SPELLINGS.get(kind, ()))
+    aliases = config_class.attribute_map
+    declared = declared_fields(config_class).union(OLD_SPELLINGS.get(kind, ()), aliases, aliases.values())
     refused, leftover = [], []
     for name in set_fields(raw):
-        if name in ignored or name in INERT:
+        if name in ignored or name in INERT or (kind in WRAPPERS and name in OF_WRAPPERS):
             continue
         if name in READ:
             if name in ONLY_WHERE_DECLARED and name not in declared:
                 refused.append(name)
         # Whatever a class has by that name, be it a property, would be taken for the value in the file.
-        elif name in MEANINGFUL or name in config_class.attribute_map or hasattr(config_class, name):
+        elif name in MEANINGFUL or name in aliases or hasattr(config_class, name):
             refused.append(name)
         else:
             leftover.append(name)

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from star_jax.checkpoints.config_fields import declared_fields, leftover_fields, rope_leftovers
-from star_jax.checkpoints.families import FAMILIES, WRAPPERS, Family
+from star_jax.checkpoints.families import FAMILIES, WRAPPERS, Family, usual_norms
 from star_jax.checkpoints.files import on_one_line, read_object, require_model, without_advice
 from star_jax.errors import ConfigError
-from star_jax.models.architecture import Architecture, TransformerConfig
+from star_jax.models.architecture import Architecture, Experts, TransformerConfig
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
 from star_jax.ops.pointwise import ACTIVATIONS
 
@@ -29,11 +29,16 @@ NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers")
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "moe_intermediate_size", "num_experts_per_tok"),
+    *("num_experts", "num_local_experts"),
 )
 """Fields that count something there is at least one of."""
 
-POSITIVE = ("rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
+POSITIVE = (
+    *("rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("attention_multiplier", "logits_scaling"),
+)
+"""Fields that multiply or divide; at 0, or below, nothing would be left of what they act on."""
 
 
 def read_config(
@@ -192,9 +197,14 @@ def _config(hf: Any, dtype: str, longest: int | None) -> TransformerConfig:
         windows=_windows(hf),
         ropes=ropes,
         layer_ropes=layer_ropes,
-        attention_scale=None if scalar is None else scalar**-0.5,
+        attention_scale=getattr(hf, "attention_multiplier", None) if scalar is None else scalar**-0.5,
         attention_softcap=getattr(hf, "attn_logit_softcapping", None),
         logit_softcap=getattr(hf, "final_logit_softcapping", None),
+        embedding_multiplier=getattr(hf, "embedding_multiplier", 1.0),
+        residual_multiplier=getattr(hf, "residual_multiplier", 1.0),
+        logit_divisor=getattr(hf, "logits_scaling", 1.0),
+        experts=_experts(hf, family),
+        module_root="model.language_model" if hf.wrapper in WRAPPERS else "model",
         architecture=Architecture(
             norms=tuple(family.norms),
             qk_norm=family.qk_norm,  # type: ignore[arg-type]
@@ -202,16 +212,32 @@ def _config(hf: Any, dtype: str, longest: int | None) -> TransformerConfig:
             biases=_biases(hf, family),
             fused=family.fused,
             scaled_embedding=family.scaled_embedding,
+            fused_mlp=family.fused_mlp,
+            interleaved=family.interleaved,
+            norm_names=() if usual_norms(tuple(family.norms)) == family.norms else tuple(family.norms.values()),
         ),
         dtype=dtype,
     )
+
+
+def _experts(hf: Any, family: Family) -> Experts | None:
+    if family.experts is None:
+        return None
+    if getattr(hf, "mlp_only_layers", None) or getattr(hf, "decoder_sparse_step", 1) != 1:
+        raise ConfigError("mlp_only_layers or decoder_sparse_step has layers without experts; all or none are read")
+    count = hf.num_local_experts if hasattr(hf, "num_local_experts") else hf.num_experts
+    inner = getattr(hf, "moe_intermediate_size", hf.intermediate_size)
+    per_token = hf.num_experts_per_tok
+    if not 1 <= per_token <= count:
+        raise ConfigError(f"num_experts_per_tok is {per_token}, and there are {count} experts")
+    return Experts(count, per_token, inner, bool(getattr(hf, "norm_topk_prob", True)))
 
 
 def _biases(hf: Any, family: Family) -> tuple[str, ...]:
     attention, mlp = getattr(hf, "attention_bias", False), getattr(hf, "mlp_bias", False)
     return (
         *(("q_proj", "k_proj", "v_proj") if attention or family.qkv_bias else ()),
-        *(("o_proj",) if attention else ()),
+        *(("o_proj",) if getattr(hf, family.output_bias, False) else ()),
         *(("gate_proj", "up_proj", "down_proj") if mlp else ()),
     )
 
@@ -232,18 +258,21 @@ def _windows(hf: Any) -> tuple[int | None, ...]:
 
 def _ropes(hf: Any, head_dim: int, longest: int | None) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
     """The kinds of rotary positions, and the kind of each layer; () where all layers are alike."""
-    parameters, most = hf.rope_parameters, hf.max_position_embeddings
+    parameters, most, family = hf.rope_parameters, hf.max_position_embeddings, FAMILIES[hf.model_type]
+    extra = family.rope_extra
     nested = [value for value in parameters.values() if isinstance(value, Mapping)]
     partial = {kind.get("partial_rotary_factor") or 1.0 for kind in (parameters, *nested)} - {1.0}
-    if partial and not FAMILIES[hf.model_type].partly_rotated:
+    if partial and not family.partly_rotated:
         raise ConfigError(f"partial_rotary_factor is {partial.pop()}; {hf.model_type} rotates whole heads")
     if "full_attention" in parameters:
         kinds = sorted(kind for kind in parameters if kind in hf.layer_types)
-        ropes = tuple(rope_from_hf(parameters[kind], head_dim, most, longest) for kind in kinds)
+        ropes = tuple(rope_from_hf(parameters[kind], head_dim, most, longest, extra) for kind in kinds)
         chosen = [kinds.index(kind) for kind in hf.layer_types]
     else:
-        ropes = (rope_from_hf(parameters, head_dim, most, longest), unrotated(head_dim))
+        ropes = (rope_from_hf(parameters, head_dim, most, longest, extra), unrotated(head_dim))
         rotated = getattr(hf, "no_rope_layers", None) or [1] * hf.num_hidden_layers
+        if family.only_local_rotated and hf.sliding_window is not None:
+            rotated = [int(kind == "sliding_attention") for kind in hf.layer_types]
         chosen = [0 if flag else 1 for flag in rotated[: hf.num_hidden_layers]]
     if len(set(chosen)) == 1:
         return (ropes[chosen[0]],), ()

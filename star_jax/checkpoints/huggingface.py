@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
-from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from star_jax.checkpoints.families import norm_paths
-from star_jax.checkpoints.files import SINGLE_FILE, on_one_line, weight_files
+from star_jax.checkpoints.families import expert_paths, norm_paths
+from star_jax.checkpoints.files import SINGLE_FILE
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import resolve_folder
+from star_jax.checkpoints.tensors import TensorReader
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.projections import PROJECTION_PATHS, module_path
@@ -36,110 +35,8 @@ _log = logging.getLogger(__name__)
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-FLOATS = ("F64", "F32", "BF16", "F16")
-"""Types of weights that are read, as safetensors names them."""
-
-ROWS_AT_ONCE = 1 << 20
-"""Entries of a tensor that are looked at at a time, where all of it at once would take as much memory again."""
-
 Placement = Callable[[str, tuple[int, ...]], Sharding | None]
 """Parameter, such as `layers.q_proj.kernel`, and shape -> where it is put; None for the default device."""
-
-
-class TensorReader:
-    """The tensors of a folder, read one at a time, and never mapped into memory, where they would stay.
-
-    Use as a context manager.
-
-    Raises:
-      ConfigError: a file cannot be read, or one that the index names is missing.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._stack = ExitStack()
-        self._handles: dict[str, Any] = {}
-        for file in weight_files(folder):
-            self._open(file)
-
-    def __enter__(self) -> TensorReader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    @property
-    def names(self) -> list[str]:
-        """All tensors, sorted."""
-        return sorted(self._handles)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        return tuple(self._handles[name].get_slice(name).get_shape())
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, in the type it is stored in."""
-        return self._handles[name].get_tensor(name)
-
-    def expect(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """One tensor that must be there, in that shape.
-
-        Raises:
-          ConfigError: it is missing, quantised, of another shape, or holds values that are not finite.
-        """
-        if name not in self._handles:
-            raise ConfigError(f"{self.folder}: the tensor {name} is missing")
-        stored = self._handles[name].get_slice(name).get_dtype()
-        if stored not in FLOATS:
-            raise ConfigError(
-                f"{self.folder}: the tensor {name} is stored as {stored}; quantised weights are not read, take the "
-                "unquantised checkpoint and set model.quantization"
-            )
-        if self.shape(name) != shape:
-            raise ConfigError(
-                f"{self.folder}: the tensor {name} has shape {self.shape(name)}; config.json says {shape}"
-            )
-        tensor = self.read(name)
-        if not all_finite(tensor):
-            raise ConfigError(
-                f"{self.folder}: the tensor {name} holds values that are not finite; the file is damaged, or training "
-                "went astray: take another checkpoint"
-            )
-        return tensor
-
-    def same(self, first: str, second: str) -> bool:
-        """Whether two tensors hold the same numbers, read a few rows at a time."""
-        if self.shape(first) != self.shape(second):
-            return False
-        one, other = (self._handles[name].get_slice(name) for name in (first, second))
-        rows, step = self.shape(first)[0], max(1, ROWS_AT_ONCE // max(1, math.prod(self.shape(first)[1:])))
-        parts = (slice(start, min(start + step, rows)) for start in range(0, rows, step))
-        return all(np.array_equal(one[part], other[part]) for part in parts)
-
-    def _open(self, file: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            handle = self._stack.enter_context(safe_open(file, framework="np", backend="pread"))
-        except (SafetensorError, OSError) as error:
-            self._stack.close()
-            raise ConfigError(f"{file} cannot be read: {on_one_line(error)}; fetch the whole file again") from error
-        self._handles |= dict.fromkeys(handle.keys(), handle)
-
-
-def all_finite(tensor: np.ndarray) -> bool:
-    """Whether a tensor has neither infinities nor what is no number."""
-    if tensor.ndim == 0 or not tensor.flags.c_contiguous:
-        return bool(np.isfinite(tensor).all())
-    if tensor.dtype.itemsize == 2:
-        # All bits of the exponent set; numpy would turn each bfloat16 into a float32 to know.
-        pattern = np.uint16(0x7F80 if tensor.dtype.name == "bfloat16" else 0x7C00)
-        flat = tensor.reshape(-1).view(np.uint16)
-        parts = (flat[start : start + ROWS_AT_ONCE] for start in range(0, flat.size, ROWS_AT_ONCE))
-        return not any(((part & pattern) == pattern).any() for part in parts)
-    flat = tensor.reshape(-1)
-    parts = (flat[start : start + ROWS_AT_ONCE] for start in range(0, flat.size, ROWS_AT_ONCE))
-    return all(np.isfinite(part).all() for part in parts)
 
 
 def load_model(path: str | Path, dtype: str = "float32", **options: Any) -> LanguageModel:
@@ -172,12 +69,13 @@ def load_folder(
       ConfigError: a file or a tensor is missing, has the wrong shape, or is one that the family does not have.
     """
     config = read_config(folder, dtype, longest, ignored_fields)
+    text_only = config.module_root != "model"
     if config.tie_word_embeddings:
-        with TensorReader(folder) as tensors:
+        with TensorReader(folder, text_only=text_only) as tensors:
             config = dataclasses.replace(config, tie_word_embeddings=not _own_head(folder, tensors))
     place: Placement = placement or (lambda name, shape: None)
     width, depth = config.hidden_size, config.num_hidden_layers
-    with TensorReader(folder) as tensors:
+    with TensorReader(folder, text_only=text_only) as tensors:
         _refuse_extra(folder, set(tensors.names), config)
 
         def whole(name: str, tensor: str, *shape: int) -> jax.Array:
@@ -205,6 +103,10 @@ def load_folder(
             layers[name] = {"kernel": stack(f"{name}.kernel", f"{suffix}.weight", features, fan_in, kind=quantization)}
             if name in config.architecture.biases:
                 layers[name]["bias"] = stack(f"{name}.bias", f"{suffix}.bias", features)
+        if config.experts is not None:
+            experts = _expert_stacks(tensors, config, jnp.dtype(dtype), quantization, place)
+            router = stack("experts.router", f"{expert_paths(config).router}.weight", *_router(config))
+            layers["experts"] = {"router": router, **experts}
         params["layers"] = layers
     return LanguageModel(Decoder(config), params)
 
@@ -215,11 +117,52 @@ def projection_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
     query = config.num_attention_heads * config.head_dim
     shared = config.num_key_value_heads * config.head_dim
     if config.architecture.fused:
-        attention, gated = {"qkv_proj": (width, query + 2 * shared)}, {"gate_up_proj": (width, 2 * inner)}
+        attention = {"qkv_proj": (width, query + 2 * shared)}
     else:
         attention = {"q_proj": (width, query), "k_proj": (width, shared), "v_proj": (width, shared)}
+    attention["o_proj"] = (query, width)
+    if config.experts is not None:
+        return attention
+    if config.architecture.fused_gate:
+        gated = {"gate_up_proj": (width, 2 * inner)}
+    else:
         gated = {"gate_proj": (width, inner), "up_proj": (width, inner)}
-    return {**attention, "o_proj": (query, width), **gated, "down_proj": (inner, width)}
+    return {**attention, **gated, "down_proj": (inner, width)}
+
+
+def _router(config: TransformerConfig) -> tuple[int, int]:
+    assert config.experts is not None
+    return config.experts.count, config.hidden_size
+
+
+def _expert_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Module of an expert, with `{}` for its number -> shape of its weight."""
+    if config.experts is None:
+        return {}
+    paths, width, inner = expert_paths(config), config.hidden_size, config.experts.intermediate_size
+    return {paths.gate: (inner, width), paths.up: (inner, width), paths.down: (width, inner)}
+
+
+def _expert_stacks(
+    tensors: TensorReader, config: TransformerConfig, dtype: Any, kind: Quantization, place: Placement
+) -> dict[str, Any]:
+    """Kernels `L×E×in×out` of all experts, of which the host holds one at a time."""
+    assert config.experts is not None
+    shapes, depth, count = _expert_shapes(config), config.num_hidden_layers, config.experts.count
+    paths = expert_paths(config)
+
+    def stack(name: str, parts: Sequence[str]) -> Any:
+        read = (
+            np.concatenate(
+                [tensors.expect(f"model.layers.{layer}.{part.format(number)}.weight", shapes[part]) for part in parts]
+            )
+            for layer in range(depth)
+            for number in range(count)
+        )
+        whole = _stacked(read, depth * count, dtype, kind, partial(place, f"layers.experts.{name}"))
+        return jax.tree.map(lambda leaf: leaf.reshape(depth, count, *leaf.shape[1:]), whole)
+
+    return {"gate_up": stack("gate_up", (paths.gate, paths.up)), "down": stack("down", (paths.down,))}
 
 
 def norm_width(config: TransformerConfig, name: str) -> int:
@@ -239,6 +182,11 @@ def tensor_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     for layer in range(config.num_hidden_layers):
         for name, suffix in norm_paths(config).items():
             shapes[f"model.layers.{layer}.{suffix}.weight"] = (norm_width(config, name),)
+        if config.experts is not None:
+            shapes[f"model.layers.{layer}.{expert_paths(config).router}.weight"] = _router(config)
+        for path, shape in _expert_shapes(config).items():
+            names = (f"model.layers.{layer}.{path.format(number)}.weight" for number in range(_router(config)[0]))
+            shapes |= dict.fromkeys(names, shape)
         for name, (fan_in, features) in projection_shapes(config).items():
             shapes[f"{module_path(layer, name)}.weight"] = (features, fan_in)
             if name in config.architecture.biases:

@@ -19,8 +19,8 @@ import numpy as np
 
 from star_jax.checkpoints.companions import Companions, copy_companions, found, together
 from star_jax.checkpoints.files import INDEX_FILE, read_object, weight_files
-from star_jax.checkpoints.huggingface import TensorReader
 from star_jax.checkpoints.peft import Pair
+from star_jax.checkpoints.tensors import TensorReader, text_name
 from star_jax.errors import ConfigError
 
 WEIGHTS_PATTERN = "model{suffix}.safetensors"
@@ -78,6 +78,8 @@ def plan_merge(base: Path, pairs: Mapping[str, Pair], max_shard_bytes: int, adap
         )
     with TensorReader(base) as tensors:
         shapes = {name: tensors.shape(name) for name in tensors.names}
+        if raw.get("text_config"):
+            pairs = _as_stored(shapes, pairs)
         for path, pair in pairs.items():
             _check(base, shapes, path, pair)
         if "lm_head" in pairs:
@@ -143,6 +145,13 @@ def _tensor(plan: MergePlan, tensors: TensorReader, name: str) -> np.ndarray:
     if not np.isfinite(result).all():
         raise ConfigError(f"{plan.base}: the tensor {name} is not finite as {stored.dtype.name} once it is merged")
     return result
+
+
+def _as_stored(shapes: Mapping[str, tuple[int, ...]], pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The adapter's modules under the names that the files of a model with images have for them."""
+    stored = {text_name(name): name for name in shapes}
+    found = {path: stored.get(text_name(f"{path}.weight"), f"{path}.weight") for path in pairs}
+    return {found[path].removesuffix(".weight"): pair for path, pair in pairs.items()}
 
 
 def _check(base: Path, shapes: Mapping[str, tuple[int, ...]], path: str, pair: Pair) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from star_jax.checkpoints.files import ADAPTER_FILE, on_one_line, read_object
 from star_jax.checkpoints.huggingface import projection_shapes
+from star_jax.checkpoints.tensors import text_name
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter
@@ -108,6 +109,8 @@ def load_adapter(folder: Path, config: TransformerConfig) -> tuple[Adapter, dict
       ConfigError: as `read_peft`, or a module is not one of the model's, has other widths, or lacks its factors.
     """
     raw, pairs = read_peft(folder)
+    if config.module_root != "model":
+        pairs = {text_name(path): pair for path, pair in pairs.items()}
     shapes, depth = projection_shapes(config), config.num_hidden_layers
     weights, scale = {}, {}
     for name, (fan_in, features) in shapes.items():
@@ -138,7 +141,9 @@ def load_adapter(folder: Path, config: TransformerConfig) -> tuple[Adapter, dict
     return adapter, raw
 
 
-def save_adapter(adapter: Adapter, folder: Path, *, base_model: str, dropout: float, rslora: bool = False) -> None:
+def save_adapter(
+    adapter: Adapter, folder: Path, *, base_model: str, dropout: float, rslora: bool = False, root: str = "model"
+) -> None:
     """Writes an adapter as a PEFT folder.
 
     The rank and alpha that most modules have become `r` and `lora_alpha`; others go into the patterns.
@@ -149,15 +154,17 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_model: str, dropout: fl
       base_model: what `base_model_name_or_path` says.
       dropout: what `lora_dropout` says.
       rslora: whether the scale is to be written as alpha / √r, with `use_rslora`.
+      root: path of the decoder among the model's modules (`TransformerConfig.module_root`).
     """
     from safetensors.numpy import save_file
 
-    pairs = _pairs(adapter)
+    pairs = _pairs(adapter, root)
     ranks = {path: pair.a.shape[0] for path, pair in pairs.items()}
     alphas = {path: _alpha(pair, rslora) for path, pair in pairs.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     layers = adapter.scale["layers"]
-    everywhere = len(pairs) == sum(len(entry["scale"]) for entry in layers.values())
+    # Where there is a model of images as well, names by themselves would be found in it too.
+    everywhere = root == "model" and len(pairs) == sum(len(entry["scale"]) for entry in layers.values())
     tensors = {}
     for path, pair in pairs.items():
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = np.ascontiguousarray(pair.a)
@@ -185,7 +192,7 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_model: str, dropout: fl
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
 
-def _pairs(adapter: Adapter) -> dict[str, Pair]:
+def _pairs(adapter: Adapter, root: str) -> dict[str, Pair]:
     """Module path -> factors without their zero padding; modules whose scale is 0 have none."""
     pairs = {}
     for name, factors in adapter.weights["layers"].items():
@@ -195,7 +202,7 @@ def _pairs(adapter: Adapter) -> dict[str, Pair]:
                 continue
             used = np.flatnonzero(np.any(a[layer] != 0, axis=0) | np.any(b[layer] != 0, axis=1))
             rank = int(used[-1]) + 1 if len(used) else a.shape[2]
-            pairs[module_path(layer, name)] = Pair(a[layer, :, :rank].T, b[layer, :rank].T, scale)
+            pairs[module_path(layer, name, root)] = Pair(a[layer, :, :rank].T, b[layer, :rank].T, scale)
     return pairs
 
 
@@ -252,7 +259,7 @@ def _refuse_gaps(folder: Path, raw: Mapping[str, Any], adapter: Adapter, config:
     for name in projection_shapes(config):
         scales = np.asarray(adapter.scale["layers"].get(name, {"scale": np.zeros(config.num_hidden_layers)})["scale"])
         for layer in np.flatnonzero(scales == 0).tolist():
-            path = module_path(layer, name)
+            path = module_path(layer, name, config.module_root)
             try:
                 named = any(matches(path, target) for target in targets)
             except re.error as error:

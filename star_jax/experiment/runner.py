@@ -323,7 +323,8 @@ def _write_adapter(run: Run, adapter: Adapter, metrics: Mapping[str, Any], path:
     """A PEFT folder with its model card, and with the tokenizer and chat template that it was trained with."""
     context = run.context
     config, rslora = context.config, context.rslora
-    save_adapter(adapter, path, base_model=config.model.path, dropout=config.lora.dropout, rslora=rslora)
+    base, root = config.model.path, context.model.config.module_root
+    save_adapter(adapter, path, base_model=base, dropout=config.lora.dropout, rslora=rslora, root=root)
     copy_companions(tokenizer_files(context.folder.path), path)
     usage = usage_of(context.encoder, run.data.pool, read_object(path / CONFIG_FILE))
     card = model_card(config, run.strategy.name, run.seed, metrics, run.data.facts, usage)

@@ -24,6 +24,9 @@ class Architecture:
       biases: projections that add a bias.
       fused: query, key and value are one projection, and so are gate and up.
       scaled_embedding: embeddings are multiplied by √D.
+      fused_mlp: gate and up are one projection, whatever query, key and value are.
+      interleaved: a rotation turns neighbouring entries of a head, not those of its two halves.
+      norm_names: of the norms, in a layer of a checkpoint; empty for those of the first family with the same norms.
     """
 
     norms: tuple[str, ...] = ("pre_attention_norm", "pre_mlp_norm")
@@ -32,6 +35,31 @@ class Architecture:
     biases: tuple[str, ...] = ()
     fused: bool = False
     scaled_embedding: bool = False
+    fused_mlp: bool = False
+    interleaved: bool = False
+    norm_names: tuple[str, ...] = ()
+
+    @property
+    def fused_gate(self) -> bool:
+        """Whether gate and up are one projection."""
+        return self.fused or self.fused_mlp
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts, in place of the one MLP of a block. They get no adapter, nor does their router.
+
+    Attributes:
+      count: experts of a layer.
+      per_token: that a token goes through.
+      intermediate_size: inner width of each.
+      normalised: whether the weights of a token's experts add up to 1.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalised: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,6 +72,10 @@ class TransformerConfig:
       layer_ropes: for each layer, its place in `ropes`; empty where there is one kind.
       attention_scale: multiplies query · key; None for 1 / √d.
       attention_softcap, logit_softcap: c in c · tanh(x / c) of attention scores and of logits; None for none.
+      embedding_multiplier, residual_multiplier: multiply embeddings, and what a sub-layer adds to the stream.
+      logit_divisor: divides the logits.
+      experts: in place of the MLP of every layer; None for none.
+      module_root: path of the decoder among the modules of Transformers' model.
       dtype: of weights and products.
 
     Raises:
@@ -67,6 +99,11 @@ class TransformerConfig:
     attention_scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logit_divisor: float = 1.0
+    experts: Experts | None = None
+    module_root: str = "model"
     architecture: Architecture = Architecture()
     dtype: str = "float32"
 

@@ -47,8 +47,8 @@ def _merged(model: LanguageModel, adapter: Adapter | None) -> LanguageModel:
     architecture = model.config.architecture
     biased = set(architecture.biases)
     parts: dict[str, Any] = {name: {**layers[name], "kernel": kernel} for name, kernel in kernels.items()}
-    if not architecture.fused:
-        for whole, names in FUSED.items():
+    for whole, names in FUSED.items():
+        if whole not in parts and names[0] in parts:
             some = any(name in biased for name in names)
             parts[whole] = _joined([parts.pop(name) for name in names], some)
             biased = biased - set(names) | ({whole} if some else set())

@@ -24,9 +24,9 @@ ALL_LINEAR = "all-linear"
 """Every projection of every layer, as PEFT calls them."""
 
 
-def module_path(layer: int, name: str) -> str:
-    """Path of a projection in a Hugging Face model: `model.layers.3.self_attn.q_proj`."""
-    return f"model.layers.{layer}.{PROJECTION_PATHS[name]}"
+def module_path(layer: int, name: str, root: str = "model") -> str:
+    """Path of a projection in a Hugging Face model: `model.layers.3.self_attn.q_proj`, where its decoder is `model`."""
+    return f"{root}.layers.{layer}.{PROJECTION_PATHS[name]}"
 
 
 def choose_modules(depth: int, names: Sequence[str], targets: Sequence[str]) -> dict[str, tuple[bool, ...]]:

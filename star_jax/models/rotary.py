@@ -9,7 +9,7 @@ Shapes: `B` batch, `T` tokens, `d` head width, `m` rotated pairs of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ import numpy as np
 from star_jax.errors import ConfigError
 
 Array = jax.Array
-Angles = tuple[Array, Array]
+Angles = tuple[Array, ...]
+"""Cosines and sines, and what queries are multiplied by besides, where there is such a factor."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,15 @@ class Rope:
       divisors: `m` numbers; empty for all ones.
       factor: multiplies cosines and sines.
       width: entries of a head that are rotated, from the first on; None for all of them.
+      stretch: (β, n): queries at position p are multiplied by 1 + β · ln(1 + ⌊p / n⌋), so that attention stays sharp
+        far behind the n positions of pretraining (Llama 4); None for no such factor.
     """
 
     theta: float = 10000.0
     divisors: tuple[float, ...] = ()
     factor: float = 1.0
     width: int | None = None
+    stretch: tuple[float, float] | None = None
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Frequencies `m`, radians a position."""
@@ -45,9 +49,13 @@ class Rope:
         return self.theta ** (-np.arange(pairs) / pairs) / (np.asarray(self.divisors) if self.divisors else 1.0)
 
     def angles(self, positions: Array, head_dim: int) -> Angles:
-        """Cosines and sines `B×T×m`, float32, at `positions` `B×T`."""
+        """Cosines and sines `B×T×m`, float32, at `positions` `B×T`; and the factor of queries `B×T×1`, if there is."""
         turned = positions[..., None].astype(jnp.float32) * jnp.asarray(self.frequencies(head_dim), jnp.float32)
-        return jnp.cos(turned) * self.factor, jnp.sin(turned) * self.factor
+        angles = (jnp.cos(turned) * self.factor, jnp.sin(turned) * self.factor)
+        if self.stretch is None:
+            return angles
+        beta, most = self.stretch
+        return *angles, 1 + beta * jnp.log1p(jnp.floor(positions[..., None].astype(jnp.float32) / most))
 
 
 def unrotated(head_dim: int) -> Rope:
@@ -55,16 +63,29 @@ def unrotated(head_dim: int) -> Rope:
     return Rope(divisors=(math.inf,) * (head_dim // 2))
 
 
-def rotate(x: Array, angles: Angles) -> Array:
-    """Rotates `x` `B×T×heads×d`; the pairs are (i, i + m), the layout of Hugging Face checkpoints."""
-    cos, sin = (part[:, :, None, :] for part in angles)
+def rotate(x: Array, angles: Angles, interleaved: bool = False) -> Array:
+    """Rotates `x` `B×T×heads×d`; the pairs are (i, i + m), as most checkpoints have them, or (2i, 2i + 1)."""
+    cos, sin = (part[:, :, None, :] for part in angles[:2])
     width = 2 * cos.shape[-1]
-    first, second = jnp.split(x[..., :width].astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    rotated = x[..., :width].astype(jnp.float32)
+    if interleaved:
+        first, second = rotated[..., 0::2], rotated[..., 1::2]
+    else:
+        first, second = jnp.split(rotated, 2, axis=-1)
+    halves = [first * cos - second * sin, second * cos + first * sin]
+    whole = jnp.stack(halves, axis=-1).reshape(rotated.shape) if interleaved else jnp.concatenate(halves, axis=-1)
+    turned = whole.astype(x.dtype)
     return turned if width == x.shape[-1] else jnp.concatenate([turned, x[..., width:]], axis=-1)
 
 
-def rope_from_hf(parameters: Mapping[str, Any], head_dim: int, most_positions: int, longest: int | None) -> Rope:
+def stretched(query: Array, angles: Angles) -> Array:
+    """Queries `B×T×H×d` times their factor, where there is one."""
+    return query if len(angles) == 2 else query * angles[2][:, :, None, :].astype(query.dtype)
+
+
+def rope_from_hf(
+    parameters: Mapping[str, Any], head_dim: int, most_positions: int, longest: int | None, extra: Sequence[str] = ()
+) -> Rope:
     """Reads the `rope_parameters` of a Hugging Face config.
 
     Args:
@@ -74,6 +95,7 @@ def rope_from_hf(parameters: Mapping[str, Any], head_dim: int, most_positions: i
       longest: tokens of the longest sequence that will be read. LongRoPE has one set of divisors for sequences of
         up to `original_max_position_embeddings` and one for longer ones. It is chosen here, once: a score must not
         depend on the batch it rides in, nor a cached key on how long its sequence has grown since.
+      extra: parameters that the family reads, whatever the type.
 
     Raises:
       ConfigError: another type, or a parameter that it needs is missing or unknown.
@@ -82,7 +104,9 @@ def rope_from_hf(parameters: Mapping[str, Any], head_dim: int, most_positions: i
     if kind not in _SCHEMES:
         raise ConfigError(f"rope_type is {kind!r}; this decoder knows {', '.join(_SCHEMES)}")
     scheme, known = _SCHEMES[kind]
-    unknown = [name for name, value in parameters.items() if name in set(_OTHERS) - set(known) and value is not None]
+    unknown = [
+        name for name, value in parameters.items() if name in set(_OTHERS) - {*known, *extra} and value is not None
+    ]
     if unknown:
         raise ConfigError(f"rope_parameters has {unknown[0]!r}, which this decoder does not know for {kind}")
     for name in ("rope_theta", "factor", "original_max_position_embeddings"):
@@ -98,7 +122,13 @@ def rope_from_hf(parameters: Mapping[str, Any], head_dim: int, most_positions: i
         raise ConfigError(f"rope_parameters lacks {error}, which {kind} needs") from None
     if len(divisors) not in (0, width // 2):
         raise ConfigError(f"rope_parameters has {len(divisors)} factors for {kind}; {width // 2} are expected")
-    return Rope(plain.theta, tuple(map(float, divisors)), float(factor), plain.width)
+    beta, most = parameters.get("llama_4_scaling_beta"), parameters.get("original_max_position_embeddings")
+    stretch = None
+    if beta:
+        if most is None:
+            raise ConfigError("rope_parameters has llama_4_scaling_beta and lacks original_max_position_embeddings")
+        stretch = (float(beta), float(most))
+    return Rope(plain.theta, tuple(map(float, divisors)), float(factor), plain.width, stretch)
 
 
 Divisors = tuple[Any, float]

@@ -21,8 +21,8 @@ from flax import struct
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.dropout import Dropout, draw_mask
 from star_jax.models.lora import LoraDense
-from star_jax.models.mlp import gated_mlp
-from star_jax.models.rotary import Angles, rotate
+from star_jax.models.mlp import ExpertMLP, gated_mlp
+from star_jax.models.rotary import Angles, rotate, stretched
 from star_jax.ops.attention import (
     AttentionOptions,
     PackedRows,
@@ -129,9 +129,14 @@ class Block(nn.Module):
         """
         normed = self._norm("pre_attention_norm", hidden)
         mixed, cache = self._attention(normed, layer, angles, dropout, packing, cached)
-        hidden = hidden + self._norm("post_attention_norm", mixed)
+        hidden = self._added(hidden, self._norm("post_attention_norm", mixed))
         added = self._mlp(self._norm("pre_mlp_norm", hidden), layer, dropout, packing)
-        return hidden + self._norm("post_mlp_norm", added), cache
+        return self._added(hidden, self._norm("post_mlp_norm", added)), cache
+
+    def _added(self, hidden: Array, more: Array) -> Array:
+        """The stream with what a sub-layer adds to it."""
+        multiplier = self.config.residual_multiplier
+        return hidden + (more if multiplier == 1.0 else more * jnp.asarray(multiplier, more.dtype))
 
     def _norm(self, name: str, x: Array) -> Array:
         """The norm of that name, where a block of this architecture has it."""
@@ -158,8 +163,9 @@ class Block(nn.Module):
         config = self.config
         query, key, value = self._query_key_value(x, layer, dropout, packing)
         if layer.rope is not None:
-            angles = (angles[0][layer.rope], angles[1][layer.rope])
-        query, key = rotate(query, angles), rotate(key, angles)
+            angles = tuple(part[layer.rope] for part in angles)
+        query, key = (rotate(x, angles, config.architecture.interleaved) for x in (query, key))
+        query = stretched(query, angles)
         options = AttentionOptions(config.attention_scale, layer.window, config.attention_softcap)
         if cached is not None:
             old, slots = cached
@@ -213,6 +219,9 @@ class Block(nn.Module):
         return heads[0], heads[1], heads[2]
 
     def _mlp(self, x: Array, layer: Layer, dropout: Dropout | None, packing: Packing | None) -> Array:
+        if self.config.experts is not None:
+            return ExpertMLP(self.config, name="experts")(x)
+
         def mask(name: str, read: Array) -> DropoutMask | None:
             return draw_mask(dropout, layer.number, name, read, packing)
 
@@ -285,12 +294,14 @@ def embed(config: TransformerConfig, name: str | None = None) -> nn.Embed:
 
 def embedding_scale(config: TransformerConfig) -> Array:
     """What embeddings are multiplied by."""
-    return jnp.asarray(config.hidden_size**0.5 if config.architecture.scaled_embedding else 1.0, config.dtype)
+    width = config.hidden_size**0.5 if config.architecture.scaled_embedding else 1.0
+    return jnp.asarray(width * config.embedding_multiplier, config.dtype)
 
 
 def final_norm(config: TransformerConfig, name: str | None = None) -> RMSNorm:
-    """The norm behind the last layer."""
-    return RMSNorm(config.rms_norm_eps, config.dtype, config.architecture.norm_offset, name=name)
+    """The norm behind the last layer; a divisor of the logits divides what the head reads."""
+    gain = 1 / config.logit_divisor
+    return RMSNorm(config.rms_norm_eps, config.dtype, config.architecture.norm_offset, gain, name=name)
 
 
 def angles_of(config: TransformerConfig, positions: Array) -> Angles:

@@ -32,17 +32,26 @@ def gated(activation: str, gate: Array, up: Array) -> Array:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32 (Zhang & Sennrich 2019, equation 4)."""
+    """Root-mean-square norm in float32 (Zhang & Sennrich 2019, equation 4).
+
+    Attributes:
+      epsilon: added to the mean square.
+      dtype: of the weight and of the result.
+      offset: added to the weight before it multiplies.
+      gain: multiplies what comes out.
+    """
 
     epsilon: float
     dtype: Any
     offset: float = 0.0
+    gain: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis."""
         start = nn.initializers.constant(1 - self.offset)
         scale = self.param("scale", start, (x.shape[-1],), self.dtype).astype(jnp.float32) + self.offset
+        scale = scale if self.gain == 1.0 else scale * self.gain
         return _normed(self.epsilon, x, scale).astype(self.dtype)
 
 

@@ -328,6 +328,95 @@ PUBLISHED: dict[str, Published] = {
             **{"rope_theta": 5000000.0, "sliding_window": None, "use_sliding_window": False},
         ),
     ),
+    "Gemma": Published(
+        HUB.format("google/gemma-2b"),
+        _config(
+            *("gemma", "GemmaForCausalLM", 256000, 2048, 16384, 18, 8, 1, 8192),
+            **{"attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 2, "eos_token_id": 1},
+            **{"head_dim": 256, "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "pad_token_id": 0},
+            **{"rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000.0},
+        ),
+    ),
+    "Granite": Published(
+        HUB.format("ibm-granite/granite-3.1-2b-instruct"),
+        _config(
+            *("granite", "GraniteForCausalLM", 49155, 2048, 8192, 40, 32, 8, 131072),
+            **{"attention_bias": False, "attention_dropout": 0.1, "attention_multiplier": 0.015625},
+            **{"bos_token_id": 0, "embedding_multiplier": 12.0, "eos_token_id": 0, "hidden_act": "silu"},
+            **{"logits_scaling": 8.0, "mlp_bias": False, "pad_token_id": 0, "residual_multiplier": 0.22},
+            **{"rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 5000000.0, "tie_word_embeddings": True},
+        ),
+    ),
+    "GLM 4": Published(
+        HUB.format("THUDM/GLM-4-9B-0414"),
+        _config(
+            *("glm4", "Glm4ForCausalLM", 151552, 4096, 13696, 40, 32, 2, 32768),
+            **{"attention_bias": True, "attention_dropout": 0.0, "eos_token_id": [151329, 151336, 151338]},
+            **{"head_dim": 128, "hidden_act": "silu", "pad_token_id": 151329, "partial_rotary_factor": 0.5},
+            **{"rms_norm_eps": 1e-05, "rope_theta": 10000.0, "tie_word_embeddings": False},
+        ),
+    ),
+    "Mixtral": Published(
+        HUB.format("mistralai/Mixtral-8x7B-Instruct-v0.1"),
+        _config(
+            *("mixtral", "MixtralForCausalLM", 32000, 4096, 14336, 32, 32, 8, 32768),
+            **{"attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu"},
+            **{"num_experts_per_tok": 2, "num_local_experts": 8, "output_router_logits": False},
+            **{"rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None},
+            tie_word_embeddings=False,
+        ),
+    ),
+    "Qwen3 with experts": Published(
+        HUB.format("Qwen/Qwen3-30B-A3B"),
+        _config(
+            *("qwen3_moe", "Qwen3MoeForCausalLM", 151936, 2048, 6144, 48, 32, 4, 40960),
+            **{"attention_bias": False, "bos_token_id": 151643, "decoder_sparse_step": 1, "eos_token_id": 151645},
+            **{"head_dim": 128, "hidden_act": "silu", "max_window_layers": 48, "mlp_only_layers": []},
+            **{"moe_intermediate_size": 768, "norm_topk_prob": True, "num_experts": 128, "num_experts_per_tok": 8},
+            **{"output_router_logits": False, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000.0},
+            **{"router_aux_loss_coef": 0.001, "sliding_window": None, "use_sliding_window": False},
+            tie_word_embeddings=False,
+        ),
+    ),
+    "Gemma 3 with images": Published(
+        HUB.format("google/gemma-3-4b-it"),
+        {
+            **{"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "torch_dtype": "bfloat16"},
+            **{"boi_token_index": 255999, "eoi_token_index": 256000, "image_token_index": 262144},
+            **{"eos_token_id": [1, 106], "initializer_range": 0.02, "mm_tokens_per_image": 256},
+            "text_config": {
+                **{"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text"},
+                **{"num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+                "sliding_window": 1024,
+            },
+            "vision_config": {
+                **{"hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "patch_size": 14},
+                **{"model_type": "siglip_vision_model", "num_attention_heads": 16, "num_hidden_layers": 27},
+                "vision_use_head": False,
+            },
+            "transformers_version": "4.50.0.dev0",
+        },
+    ),
+    "Mistral Small 3.1": Published(
+        HUB.format("mistralai/Mistral-Small-3.1-24B-Instruct-2503"),
+        {
+            **{"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"},
+            **{"image_token_index": 10, "multimodal_projector_bias": False, "projector_hidden_act": "gelu"},
+            **{"spatial_merge_size": 2, "vision_feature_layer": -1, "torch_dtype": "bfloat16"},
+            "text_config": {
+                **{"attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120},
+                **{"initializer_range": 0.02, "intermediate_size": 32768, "max_position_embeddings": 131072},
+                **{"model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 40},
+                **{"num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000000.0},
+                **{"sliding_window": None, "use_cache": True, "vocab_size": 131072},
+            },
+            "vision_config": {
+                **{"attention_dropout": 0.0, "head_dim": 64, "hidden_act": "gelu", "hidden_size": 1024},
+                **{"image_size": 1540, "intermediate_size": 4096, "model_type": "pixtral", "num_channels": 3},
+                **{"num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "rope_theta": 10000.0},
+            },
+        },
+    ),
     "unsloth's copy": Published(
         HUB.format("unsloth/Llama-3.2-1B-Instruct"),
         _llama(

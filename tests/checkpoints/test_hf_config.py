@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from star_jax.checkpoints.families import BOTH_NORMS, FAMILIES, POST_NORMS, PRE_NORMS, norm_paths
+from star_jax.checkpoints.families import BOTH_NORMS, FAMILIES, GLM_NORMS, POST_NORMS, PRE_NORMS, norm_paths
 from star_jax.checkpoints.hf_config import SIZES, read_config
 from star_jax.errors import ConfigError
-from star_jax.models.architecture import Architecture, TransformerConfig
+from star_jax.models.architecture import Architecture, Experts, TransformerConfig
 from star_jax.models.rotary import Rope, rope_from_hf, unrotated
 
 Fields = dict[str, Any]
@@ -60,6 +60,13 @@ GEMMA_3_READ = {
     "attention_scale": 0.25,
     "hidden_act": "gelu_pytorch_tanh",
 }
+
+MINISTRAL_3 = {
+    **{"type": "yarn", "rope_type": "yarn", "rope_theta": 5e5, "factor": 16.0, "original_max_position_embeddings": 64},
+    **{"max_position_embeddings": 256, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+    "llama_4_scaling_beta": 0.1,
+}
+YARN_16 = rope_from_hf({**MINISTRAL_3, "llama_4_scaling_beta": None}, 8, 256, None)
 
 CASES: dict[str, tuple[Fields, Fields]] = {
     "llama": ({"model_type": "llama", "rope_scaling": None, "attention_bias": False, "pretraining_tp": 1}, {}),
@@ -181,6 +188,95 @@ CASES: dict[str, tuple[Fields, Fields]] = {
         },
         {**GEMMA_3_READ, **GEMMA_3_ROPES},
     ),
+    "gemma": (
+        {"model_type": "gemma", "head_dim": 8, "hidden_act": "gelu", "hidden_activation": None},
+        {
+            "architecture": Architecture(norm_offset=1.0, scaled_embedding=True),
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+    ),
+    "granite": (
+        {
+            **{"model_type": "granite", "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
+            **{"attention_multiplier": 0.0078125, "logits_scaling": 8.0, "attention_bias": False, "mlp_bias": False},
+        },
+        {
+            **{"embedding_multiplier": 12.0, "residual_multiplier": 0.22},
+            **{"attention_scale": 0.0078125, "logit_divisor": 8.0},
+        },
+    ),
+    "ministral3": (
+        {"model_type": "ministral3", "head_dim": 8, "rope_theta": None, "rope_parameters": MINISTRAL_3},
+        {"ropes": (dataclasses.replace(YARN_16, stretch=(0.1, 64.0)),)},
+    ),
+    "olmo3": (
+        {
+            **{"model_type": "olmo3", "sliding_window": 8, "attention_bias": False},
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        },
+        {
+            "architecture": Architecture(norms=tuple(POST_NORMS), qk_norm="width"),
+            "windows": (8, 8, 8, None),
+            "ropes": (Rope(5e5, (2.0,) * 4), Rope(5e5)),
+            "layer_ropes": (1, 1, 1, 0),
+        },
+    ),
+    "seed_oss": (
+        {"model_type": "seed_oss", "head_dim": 8, "attention_bias": True, "attention_out_bias": False},
+        {"architecture": Architecture(biases=QKV)},
+    ),
+    "seed_oss, a bias behind attention": (
+        {"model_type": "seed_oss", "head_dim": 8, "attention_bias": False, "attention_out_bias": True},
+        {"architecture": Architecture(biases=("o_proj",))},
+    ),
+    "exaone4": (
+        {"model_type": "exaone4", "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+        {
+            "architecture": Architecture(norms=tuple(POST_NORMS), qk_norm="head"),
+            "windows": (8, None, 8, None),
+            "ropes": (Rope(5e5), unrotated(8)),
+            "layer_ropes": (0, 1, 0, 1),
+        },
+    ),
+    "exaone4 without a window": (
+        {"model_type": "exaone4", "sliding_window": None, "layer_types": ["full_attention"] * 4},
+        {"architecture": Architecture(norms=tuple(POST_NORMS), qk_norm="head")},
+    ),
+    "mixtral": (
+        {
+            **{"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
+            **{"output_router_logits": False, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0},
+        },
+        {"experts": Experts(8, 2, 48)},
+    ),
+    "qwen3_moe": (
+        {
+            **{"model_type": "qwen3_moe", "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 12},
+            **{"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "use_sliding_window": False},
+            **{"sliding_window": None, "max_window_layers": 4, "head_dim": 16},
+        },
+        {
+            "experts": Experts(16, 4, 12, normalised=False),
+            "architecture": Architecture(qk_norm="head"),
+            "head_dim": 16,
+        },
+    ),
+    "qwen3_moe, new spelling": (
+        {
+            **{"model_type": "qwen3_moe", "num_local_experts": 16, "num_experts_per_tok": 4, "norm_topk_prob": True},
+            "moe_intermediate_size": 12,
+        },
+        {"experts": Experts(16, 4, 12), "architecture": Architecture(qk_norm="head")},
+    ),
+    "glm4": (
+        {"model_type": "glm4", "head_dim": 8, "attention_bias": True},
+        {
+            "architecture": Architecture(
+                tuple(GLM_NORMS), biases=QKV, fused_mlp=True, interleaved=True, norm_names=tuple(GLM_NORMS.values())
+            ),
+            "ropes": (Rope(5e5, width=4),),
+        },
+    ),
     "smollm3": (
         {"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 1], "layer_types": ["full_attention"] * 4},
         {"ropes": (Rope(5e5), unrotated(8)), "layer_ropes": (0, 1, 0, 0)},
@@ -239,10 +335,53 @@ def test_what_a_file_leaves_out_is_filled_in_by_transformers(read: Read) -> None
         ({"model_type": "olmo2"}, POST_NORMS | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}),
         ({"model_type": "qwen3"}, PRE_NORMS | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}),
         ({"model_type": "gemma2"}, BOTH_NORMS),
+        ({"model_type": "glm4", "head_dim": 8}, GLM_NORMS),
     ],
 )
 def test_norms_have_their_names_in_checkpoints(read: Read, fields: Fields, inside: Fields) -> None:
     assert norm_paths(read(fields)) == inside
+
+
+WRAPPED: dict[str, tuple[Fields, str]] = {
+    "gemma3": ({**GEMMA_3, "sliding_window_pattern": 2, "rope_local_base_freq": 1e3}, "gemma3_text, new spelling"),
+    "mistral3": ({"model_type": "mistral", "sliding_window": 8, "head_dim": 6}, "mistral"),
+    "mistral3, its next": ({"model_type": "ministral3", **CASES["ministral3"][0]}, "ministral3"),
+}
+"""Model of images and text -> fields of its language model, and the case above that it equals."""
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_text_part_of_a_model_of_images_is_read(tmp_path: Path, name: str) -> None:
+    fields, case = WRAPPED[name]
+    text = RAW | fields | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}} if name == "gemma3" else RAW | fields
+    vision = {"model_type": "siglip_vision_model"} if name == "gemma3" else {"model_type": "pixtral"}
+    raw = {"model_type": name.partition(",")[0], "text_config": text, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": False, "image_token_index": 5}))
+    want = dataclasses.replace(COMMON, **CASES[case][1], module_root="model.language_model")
+    got = read_config(tmp_path, "float32")
+    for one in (got, want):
+        ropes = [one.ropes[kind] for kind in one.layer_ropes] or [one.ropes[0]]
+        assert ropes == [want.ropes[kind] for kind in want.layer_ropes] or ropes == [want.ropes[0]]
+    assert dataclasses.replace(got, ropes=(), layer_ropes=()) == dataclasses.replace(want, ropes=(), layer_ropes=())
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"text_config": None}, "text_config is None; for gemma3 it holds the fields of the language model"),
+        (
+            {"text_config": {"model_type": "llama"}},
+            "text_config has model_type 'llama'; for gemma3, gemma3_text are read",
+        ),
+        ({"text_config": {**RAW, **GEMMA_3, "is_causal": False}}, "is_causal: not known for gemma3_text"),
+        ({"text_config": {**RAW, **GEMMA_3, "quantization_config": {"bits": 4}}}, "the weights are stored quantised"),
+        ({"text_config": {**RAW, **GEMMA_3}, "is_causal": False}, "is_causal: not known for gemma3"),
+    ],
+)
+def test_what_is_wrong_in_a_text_part_is_named(tmp_path: Path, fields: Fields, sentence: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3"} | fields))
+    with pytest.raises(ConfigError, match=f"config.json: .*{sentence}"):
+        read_config(tmp_path, "float32")
 
 
 # What is refused.
@@ -269,6 +408,11 @@ def test_norms_have_their_names_in_checkpoints(read: Read, fields: Fields, insid
         ({"model_type": "llama", "final_logit_softcapping": 30.0}, "final_logit_softcapping: not known for llama"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "is set; this decoder is causal"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "is set; this decoder is causal"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "mlp_only_layers or decoder_sparse_step has layers with"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "mlp_only_layers or decoder_sparse_step has layers"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 9}, "num_experts_per_tok is 9, and there are 8 experts"),
+        ({"model_type": "mixtral", "num_local_experts": 0}, "num_local_experts is 0; a whole number from 1 up"),
+        ({"model_type": "qwen3", "num_experts_per_tok": 2}, "num_experts_per_tok: not known for qwen3"),
         ({"model_type": "llama", "hidden_act": "relu"}, "the activation is 'relu'; silu, gelu, gelu_pytorch_tanh are"),
         (
             {"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}},
@@ -321,10 +465,18 @@ def test_other_mathematics_is_refused_by_name(read: Read, fields: Fields, senten
         read(fields)
 
 
+_SAME = {**{name: name for name in SIZES}, "num_local_experts": "num_experts"}
+"""Field -> what Transformers calls it."""
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        *(({name: value}, f"{name} is {value}; a whole number from 1 up") for name in SIZES for value in (0, -1)),
+        *(
+            ({"model_type": "qwen3_moe", name: value}, f"{name} is {value}; a whole number from 1 up|{_SAME[name]} is")
+            for name in SIZES
+            for value in (0, -1)
+        ),
         ({"head_dim": 7}, r"7 entries of a head of 7 \(head_dim\) would be rotated; they go in pairs"),
         ({"eos_token_id": 100}, "eos_token_id is 100, and the vocabulary has tokens 0 to 99"),
         ({"eos_token_id": [2, 100]}, r"eos_token_id is \[2, 100\], and the vocabulary has tokens 0 to 99"),

@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from star_jax.checkpoints import huggingface
+from star_jax.checkpoints import tensors as tensors_module
 from star_jax.checkpoints.files import INDEX_FILE, SINGLE_FILE
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.huggingface import (
     LanguageModel,
-    TensorReader,
     load_model,
     save_model,
     tensor_shapes,
 )
+from star_jax.checkpoints.tensors import TensorReader, all_finite
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.rotary import Rope
+from star_jax.ops.quantization import Quantization, quantize
 
 MakeModel = Callable[[TransformerConfig], LanguageModel]
 LAST = "model.layers.1.mlp.down_proj.weight"
@@ -182,7 +183,7 @@ def change_tensors(folder: Path, **changes: np.ndarray | None) -> None:
 def test_a_head_of_its_own_is_used_though_config_says_tied(
     tied: Path, row: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(tensors_module, "ROWS_AT_ONCE", 100)
     head = load_file(tied / SINGLE_FILE)["model.embed_tokens.weight"].copy()
     head[row, 3] += 1
     change_tensors(tied, **{"lm_head.weight": head})
@@ -225,9 +226,9 @@ def test_weights_that_are_not_finite_are_named(folder: Path, where: tuple[str, i
 def test_the_largest_numbers_are_finite(dtype: Any) -> None:
     most = float(ml_dtypes.finfo(dtype).max)
     for shape in ((3, 5), (7,), ()):
-        assert huggingface.all_finite(np.full(shape, most, dtype))
-        assert huggingface.all_finite(np.full(shape, -most, dtype))
-        assert not huggingface.all_finite(np.full(shape, np.nan, dtype))
+        assert all_finite(np.full(shape, most, dtype))
+        assert all_finite(np.full(shape, -most, dtype))
+        assert not all_finite(np.full(shape, np.nan, dtype))
 
 
 def test_a_config_of_another_width_is_noticed(folder: Path) -> None:
@@ -305,8 +306,30 @@ FAMILY_NORMS = {
     "olmo2": POST | QK,
     "gemma2": BOTH,
     "gemma3_text": BOTH | QK,
+    "gemma": PRE,
+    "granite": PRE,
+    "ministral": PRE,
+    "ministral3": PRE,
+    "mixtral": PRE,
+    "qwen3_moe": PRE | QK,
+    "olmo3": POST | QK,
+    "seed_oss": PRE,
+    "exaone4": POST | QK,
+    "glm4": {
+        "pre_attention_norm": "input_layernorm",
+        "post_attention_norm": "post_self_attn_layernorm",
+        "pre_mlp_norm": "post_attention_layernorm",
+        "post_mlp_norm": "post_mlp_layernorm",
+    },
 }
 """Norms of a block under the names that Transformers' modules have."""
+
+
+EXPERT_NAMES = {
+    "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
+    "qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj"),
+}
+"""Modules of the router and of an expert, as published folders have them."""
 
 
 def family_folder(folder: Path, make_model: MakeModel, kind: str, **fields: Any) -> LanguageModel:
@@ -317,6 +340,15 @@ def family_folder(folder: Path, make_model: MakeModel, kind: str, **fields: Any)
     tensors = {"model.embed_tokens.weight": params["embed_tokens"]["embedding"]}
     tensors["model.norm.weight"] = params["norm"]["scale"]
     tensors |= {"lm_head.weight": params["lm_head"]} if "lm_head" in params else {}
+    experts = params["layers"].pop("experts", None)
+    if experts is not None:
+        root, gate, up, down = EXPERT_NAMES[kind]
+        for layer, router in enumerate(experts["router"]):
+            tensors[f"model.layers.{layer}.{root}.gate.weight"] = router.T
+            for number in range(router.shape[1]):
+                stem, gate_up = f"model.layers.{layer}.{root}.experts.{number}", experts["gate_up"][layer, number].T
+                tensors[f"{stem}.{gate}.weight"], tensors[f"{stem}.{up}.weight"] = np.split(gate_up, 2)
+                tensors[f"{stem}.{down}.weight"] = experts["down"][layer, number].T
     for name, leaves in params["layers"].items():
         inside = f"{'self_attn' if name[:-5] in ('q', 'k', 'v', 'o', 'qkv') else 'mlp'}.{name}"
         for leaf, stack in leaves.items():
@@ -328,13 +360,43 @@ def family_folder(folder: Path, make_model: MakeModel, kind: str, **fields: Any)
 
 @pytest.mark.parametrize("kind", FAMILY_NORMS)
 def test_every_family_is_loaded(make_model: MakeModel, tmp_path: Path, kind: str) -> None:
-    biases = {"attention_bias": True, "mlp_bias": True} if kind == "smollm3" else {}
-    model = family_folder(tmp_path, make_model, kind, **biases)
+    fields = {"attention_bias": True, "mlp_bias": True} if kind == "smollm3" else {}
+    fields |= {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12} if kind == "qwen3_moe" else {}
+    fields |= {"num_local_experts": 3} if kind == "mixtral" else {}
+    model = family_folder(tmp_path, make_model, kind, **fields)
     loaded = load_model(str(tmp_path))
     assert loaded.config == model.config
     chex.assert_trees_all_equal(loaded.params, model.params)
     stored = {name: tensor.shape for name, tensor in load_file(tmp_path / SINGLE_FILE).items()}
     assert tensor_shapes(model.config) == stored
+
+
+@pytest.mark.parametrize("layout", ["model.language_model.", "language_model.model."])
+def test_the_decoder_of_a_model_of_images_is_loaded(make_model: MakeModel, tmp_path: Path, layout: str) -> None:
+    """Under the names that today's modules have, and under those that files have."""
+    model = family_folder(tmp_path, make_model, "mistral")
+    head = "lm_head.weight" if layout.startswith("model.") else "language_model.lm_head.weight"
+    tensors = {
+        head if name == "lm_head.weight" else name.replace("model.", layout, 1): tensor
+        for name, tensor in load_file(tmp_path / SINGLE_FILE).items()
+    }
+    prefix = "model." if layout.startswith("model.") else ""
+    images = {f"{prefix}vision_tower.a.weight", f"{prefix}multi_modal_projector.b.weight"}
+    save_file(tensors | dict.fromkeys(images, np.ones(3, np.float32)), tmp_path / SINGLE_FILE)
+    raw = {"model_type": "mistral3", "text_config": RAW | {"model_type": "mistral"}, "vision_config": {}}
+    raw["vision_config"] = {"model_type": "pixtral"}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    loaded = load_model(str(tmp_path))
+    assert loaded.config == dataclasses.replace(model.config, module_root="model.language_model")
+    chex.assert_trees_all_equal(loaded.params, model.params)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_experts_are_quantised_as_projections_are(make_model: MakeModel, tmp_path: Path, kind: Quantization) -> None:
+    model = family_folder(tmp_path, make_model, "mixtral", num_local_experts=3)
+    loaded = load_model(str(tmp_path), quantization=kind).params["layers"]["experts"]
+    for name in ("gate_up", "down"):
+        chex.assert_trees_all_equal(loaded[name], quantize(model.params["layers"]["experts"][name], kind))
 
 
 BIAS = "model.layers.1.self_attn.k_proj.bias"

@@ -149,6 +149,22 @@ def test_a_module_that_the_base_has_not_is_named_beside_some_it_has(rng, tmp_pat
         plan_merge(tmp_path / "base", {"tower.0.mix.outer": pair}, EVERYTHING)
 
 
+@pytest.mark.parametrize("stored", ["language_model.model.layers.0.q", "model.language_model.layers.0.q"])
+def test_modules_of_a_language_model_inside_another_are_found_under_either_name(rng, tmp_path, stored):
+    base, weight = tmp_path / "base", rng.normal(size=(6, 5)).astype(np.float32)
+    base.mkdir()
+    save_file({f"{stored}.weight": weight, "vision_tower.q.weight": weight}, base / SINGLE_FILE)
+    (base / "config.json").write_text(json.dumps({"model_type": "outer", "text_config": {"model_type": "inner"}}))
+    pair = Pair(rng.normal(size=(2, 5)).astype(np.float32), rng.normal(size=(6, 2)).astype(np.float32), 0.5)
+    for path in ("model.language_model.layers.0.q", "language_model.model.layers.0.q", "model.layers.0.q"):
+        plan = plan_merge(base, {path: pair}, EVERYTHING)
+        (tmp_path / path).mkdir()
+        write_merged(plan, tmp_path / path)
+        written = load_file(tmp_path / path / SINGLE_FILE)
+        np.testing.assert_allclose(written[f"{stored}.weight"], summed(weight, pair), rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(written["vision_tower.q.weight"], weight)
+
+
 @pytest.mark.parametrize("said", [True, False])
 def test_a_head_that_the_embedding_shares_is_refused(rng, tmp_path, said):
     base = tmp_path / "base"

@@ -1,5 +1,6 @@
 """Adapter folders: written and read back, and every kind of adapter that is not LoRA refused by name."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,22 @@ def test_what_is_saved_is_loaded(
     assert raw["lora_dropout"] == 0.1
     assert raw["lora_alpha"] == pytest.approx(0.75 * 3)
     assert set(raw["target_modules"]) == set(targets)
+
+
+def test_an_adapter_of_a_model_of_images_names_its_modules_there(
+    tiny_config: TransformerConfig, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(tiny_config, module_root="model.language_model")
+    adapter = make_adapter(config, targets=("q_proj", "up_proj"))
+    save_adapter(adapter, tmp_path, base_model="somewhere", dropout=0.0, root=config.module_root)
+    loaded, raw = load_adapter(tmp_path, config)
+    chex.assert_trees_all_equal(loaded.weights, adapter.weights)
+    stem = "model.language_model.layers"
+    inside = [f"{stem}.{layer}.{name}" for layer in (0, 1) for name in ("mlp.up_proj", "self_attn.q_proj")]
+    assert raw["target_modules"] == sorted(inside)
+    assert set(load_file(tmp_path / WEIGHTS_FILE)) == {
+        f"base_model.model.{path}.lora_{part}.weight" for path in inside for part in "AB"
+    }
 
 
 @pytest.fixture

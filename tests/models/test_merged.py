@@ -42,7 +42,7 @@ def test_the_function_is_the_same(
     adapter = None if adapted == "no adapter" else make_adapter(model.config)
     if adapted.startswith("some"):
         # Of two projections with the same input, one has an adapter; and one layer's is switched off by its scale.
-        some = ("qkv_proj", "down_proj") if model.config.architecture.fused else ("k_proj", "up_proj", "down_proj")
+        some = [name for name in ("qkv_proj", "k_proj", "up_proj", "down_proj") if name in model.params["layers"]]
         adapter = make_adapter(model.config, targets=some)
         scale = {name: {"scale": jnp.asarray([0.0, 0.8])} for name in some}
         adapter = adapter._replace(scale={"layers": scale})

@@ -15,7 +15,7 @@ from scipy import special
 from star_jax.checkpoints.families import BOTH_NORMS, POST_NORMS
 from star_jax.config import LoraConfig
 from star_jax.errors import ConfigError
-from star_jax.models.architecture import Architecture, TransformerConfig
+from star_jax.models.architecture import Architecture, Experts, TransformerConfig
 from star_jax.models.dropout import Dropout
 from star_jax.models.lora import Adapter, Factors, init_adapter, with_adapter
 from star_jax.models.rotary import Rope, unrotated
@@ -56,15 +56,16 @@ class ByHand:
         x = params["embed_tokens"]["embedding"][tokens]
         if config.architecture.scaled_embedding:
             x = x * np.sqrt(config.hidden_size)
+        x = x * config.embedding_multiplier
         for number in range(config.num_hidden_layers):
             layer = jax.tree.map(lambda leaf: leaf[number], params["layers"])  # noqa: B023
             added = self.attention(layer, number, self.normed(layer, "pre_attention_norm", x))
-            x = x + self.normed(layer, "post_attention_norm", added)
+            x = x + config.residual_multiplier * self.normed(layer, "post_attention_norm", added)
             added = self.mlp(layer, self.normed(layer, "pre_mlp_norm", x))
-            x = x + self.normed(layer, "post_mlp_norm", added)
+            x = x + config.residual_multiplier * self.normed(layer, "post_mlp_norm", added)
         x = self.normed(params, "norm", x)
         head = params["embed_tokens"]["embedding"] if config.tie_word_embeddings else params["lm_head"]
-        return capped(x @ head.T, config.logit_softcap)
+        return capped(x @ head.T / config.logit_divisor, config.logit_softcap)
 
     def normed(self, layer: dict[str, Any], name: str, x: np.ndarray) -> np.ndarray:
         if name not in layer:
@@ -95,24 +96,47 @@ class ByHand:
             )
             if config.architecture.qk_norm == "head":
                 q, k = self.normed(layer, "q_norm", q), self.normed(layer, "k_norm", k)
-            scores = turned(rope, q) @ turned(rope, k).T
+            paired = config.architecture.interleaved
+            scores = turned(rope, q, paired) @ turned(rope, k, paired).T
+            if rope.stretch is not None:
+                beta, most = rope.stretch
+                scores *= np.asarray([[1 + beta * np.log(1 + position // most)] for position in place])
             scores *= width**-0.5 if config.attention_scale is None else config.attention_scale
             weights = np.where(seen, np.exp(capped(scores, config.attention_softcap)), 0)
             mixed.append(weights / weights.sum(axis=1, keepdims=True) @ v)
         return self.projected(layer, "o_proj", np.concatenate(mixed, axis=1))
 
     def mlp(self, layer: dict[str, Any], x: np.ndarray) -> np.ndarray:
-        if self.config.architecture.fused:
+        if self.config.experts is not None:
+            return np.stack([self.mixture(layer["experts"], token) for token in x])
+        if self.config.architecture.fused or self.config.architecture.fused_mlp:
             gate, up = np.split(self.projected(layer, "gate_up_proj", x), 2, axis=1)
         else:
             gate, up = self.projected(layer, "gate_proj", x), self.projected(layer, "up_proj", x)
         return self.projected(layer, "down_proj", activated(self.config.hidden_act, gate) * up)
 
+    def mixture(self, layer: dict[str, Any], token: np.ndarray) -> np.ndarray:
+        """What the experts with the highest chances make of a token, weighted by these."""
+        experts = self.config.experts
+        assert experts is not None
+        chances = np.exp(token @ layer["router"])
+        chances /= chances.sum()
+        best = np.argsort(-chances)[: experts.per_token]
+        whole = chances[best].sum() if experts.normalised else 1.0
+        made = np.zeros_like(token)
+        for number in best:
+            gate, up = np.split(token @ layer["gate_up"][number], 2)
+            made += chances[number] / whole * (activated(self.config.hidden_act, gate) * up) @ layer["down"][number]
+        return made
 
-def turned(rope: Rope, x: np.ndarray) -> np.ndarray:
+
+def turned(rope: Rope, x: np.ndarray, interleaved: bool = False) -> np.ndarray:
     """`x` `T×d` at positions 0, 1, …, its pairs as complex numbers."""
     frequencies = rope.frequencies(x.shape[1])
     half = len(frequencies)
+    if interleaved:
+        # The even entries, then the odd ones, and what is not rotated: products of two such are the same as before.
+        x = np.concatenate([x[:, 0 : 2 * half : 2], x[:, 1 : 2 * half : 2], x[:, 2 * half :]], axis=1)
     z = (x[:, :half] + 1j * x[:, half : 2 * half]) * np.exp(1j * np.outer(np.arange(len(x)), frequencies)) * rope.factor
     return np.concatenate([z.real, z.imag, x[:, 2 * half :]], axis=1)
 
@@ -121,6 +145,17 @@ POST, BOTH = tuple(POST_NORMS), tuple(BOTH_NORMS)
 PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tied": ({"tie_word_embeddings": True}, {}),
     "fused": ({"architecture": Architecture(fused=True)}, {}),
+    "gate and up fused": ({"architecture": Architecture(fused_mlp=True)}, {}),
+    "neighbours rotated": ({"architecture": Architecture(interleaved=True)}, {"architecture": Architecture()}),
+    "stretched queries": ({"ropes": (Rope(500.0, stretch=(0.5, 3.0)),)}, {"ropes": (Rope(500.0),)}),
+    "multiplier of embeddings": ({"embedding_multiplier": 3.0}, {"embedding_multiplier": 1.0}),
+    "multiplier of the stream": ({"residual_multiplier": 0.4}, {"residual_multiplier": 1.0}),
+    "divisor of logits": ({"logit_divisor": 0.5}, {"logit_divisor": 1.0}),
+    "experts": ({"experts": Experts(5, 2, 12)}, {"experts": Experts(5, 1, 12)}),
+    "experts whose weights add up to less": (
+        {"experts": Experts(5, 3, 12, normalised=False)},
+        {"experts": Experts(5, 3, 12)},
+    ),
     "biases": ({"architecture": Architecture(biases=PROJECTIONS)}, {}),
     "norms of heads": ({"architecture": Architecture(qk_norm="head")}, {}),
     "post-norms, norms of all heads": ({"architecture": Architecture(POST, qk_norm="width")}, {}),

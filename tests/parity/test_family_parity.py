@@ -73,7 +73,7 @@ def draw_prompts(tiny: TinyModel, rng: np.random.Generator) -> list[np.ndarray]:
     """Prompts of different lengths, the shortest and the longest among them."""
     between = np.arange(tiny.shortest_prompt + 1, LONGEST_PROMPT)
     lengths = [tiny.shortest_prompt, LONGEST_PROMPT, *rng.choice(between, PROMPTS - 2, replace=False)]
-    return [rng.integers(0, tiny.config["vocab_size"], length).astype(np.int32) for length in lengths]
+    return [rng.integers(0, tiny.vocabulary, length).astype(np.int32) for length in lengths]
 
 
 def padded(prompts: list[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +106,7 @@ def test_family(
         response, lead = greedy(theirs, prompt, NEW_TOKENS)
         while lead <= NEAR_TIE:
             print(f"a prompt of {len(prompt)} tokens is drawn again: two best tokens are {lead:.1e} apart")
-            prompt = rng.integers(0, tiny.config["vocab_size"], len(prompt)).astype(np.int32)
+            prompt = rng.integers(0, tiny.vocabulary, len(prompt)).astype(np.int32)
             response, lead = greedy(theirs, prompt, NEW_TOKENS)
         prompts.append(prompt)
         want.append(response)

@@ -42,6 +42,11 @@ class TinyModel(NamedTuple):
     shortest_prompt: int = 1
     longest: int | None = None
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that there are."""
+        return self.config.get("text_config", self.config)["vocab_size"]
+
 
 def _config(rng: np.random.Generator, model_type: str, **fields: Any) -> Fields:
     """What all families share: grouped-query attention whose head width is the model's over the heads, and even."""
@@ -279,6 +284,122 @@ def smollm_3(rng: np.random.Generator) -> TinyModel:
     return TinyModel(config, {"layers without rope": {"no_rope_layers": [1] * depth}})
 
 
+def gemma_1(rng: np.random.Generator) -> TinyModel:
+    # Published with the older name of the activation, which stands for the newer one.
+    return TinyModel(_wide_heads(rng, _config(rng, "gemma", hidden_act="gelu", attention_bias=False)))
+
+
+def granite(rng: np.random.Generator) -> TinyModel:
+    fields = {
+        "embedding_multiplier": float(rng.uniform(2, 4)),
+        "residual_multiplier": float(rng.uniform(0.3, 0.6)),
+        "attention_multiplier": float(rng.uniform(0.1, 0.6)),
+        "logits_scaling": float(rng.uniform(0.2, 0.5)),
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+    }
+    multipliers = [name for name, value in fields.items() if isinstance(value, float)]
+    return TinyModel(_config(rng, "granite", **fields), {name: {name: 1.0} for name in multipliers})
+
+
+def _ministral_3(rng: np.random.Generator, original: int) -> Fields:
+    yarn = {
+        **{"type": "yarn", "rope_type": "yarn", "rope_theta": float(10 ** rng.uniform(3, 5)), "factor": 4.0},
+        **{"original_max_position_embeddings": original, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0},
+        **{"mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.4},
+    }
+    config = _config(rng, "ministral3", rope_parameters=yarn, sliding_window=None, tie_word_embeddings=False)
+    del config["rope_theta"]
+    return _wide_heads(rng, config)
+
+
+def ministral_3(rng: np.random.Generator) -> TinyModel:
+    config = _ministral_3(rng, original=24)
+    without = config["rope_parameters"] | {"llama_4_scaling_beta": 0.0}
+    return TinyModel(config, {"stretch of queries": {"rope_parameters": without}})
+
+
+def ministral(rng: np.random.Generator) -> TinyModel:
+    # Published as mistral; the list makes it another family.
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = _config(rng, "ministral", sliding_window=_window(rng), layer_types=kinds, tie_word_embeddings=False)
+    return TinyModel(_wide_heads(rng, config), {"kinds of layers": {"layer_types": ["full_attention"] * 3}})
+
+
+def olmo_3(rng: np.random.Generator) -> TinyModel:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": MAX_POSITIONS // 4}
+    fields = {"attention_bias": False, "sliding_window": _window(rng), "tie_word_embeddings": False}
+    config = _config(rng, "olmo3", num_hidden_layers=4, rope_scaling=scaling, **fields)
+    variations = {"window": {"sliding_window": MAX_POSITIONS}, "scaling": {"rope_scaling": None}}
+    return TinyModel(config, variations)
+
+
+def seed_oss(rng: np.random.Generator) -> TinyModel:
+    fields = {"attention_bias": True, "attention_out_bias": bool(rng.integers(2)), "residual_dropout": 0.1}
+    config = _config(rng, "seed_oss", rope_scaling={"rope_type": "default"}, mlp_bias=False, **fields)
+    return TinyModel(_wide_heads(rng, config | {"tie_word_embeddings": False}))
+
+
+def exaone_4(rng: np.random.Generator) -> TinyModel:
+    window = _window(rng)
+    config = _config(rng, "exaone4", num_hidden_layers=4, sliding_window=window, sliding_window_pattern="LLLG")
+    config |= {"layer_types": ["sliding_attention"] * 3 + ["full_attention"], "tie_word_embeddings": False}
+    return TinyModel(_wide_heads(rng, config), {"window": {"sliding_window": MAX_POSITIONS}})
+
+
+def exaone_4_small(rng: np.random.Generator) -> TinyModel:
+    """Without a window every layer has positions."""
+    fields = {"sliding_window": None, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 3}
+    return TinyModel(_config(rng, "exaone4", tie_word_embeddings=True, **fields))
+
+
+def glm_4(rng: np.random.Generator) -> TinyModel:
+    config = _config(rng, "glm4", attention_bias=bool(rng.integers(2)), partial_rotary_factor=0.5)
+    config |= {"tie_word_embeddings": False, "head_dim": int(rng.choice([12, 16, 20]))}
+    return TinyModel(config, {"rotated part": {"partial_rotary_factor": 1.0}})
+
+
+def mixtral(rng: np.random.Generator) -> TinyModel:
+    fields = {"num_local_experts": 5, "num_experts_per_tok": 2, "output_router_logits": False, "sliding_window": None}
+    config = _config(rng, "mixtral", router_aux_loss_coef=0.02, tie_word_embeddings=False, **fields)
+    return TinyModel(config, {"experts of a token": {"num_experts_per_tok": 1}})
+
+
+def qwen3_moe(rng: np.random.Generator) -> TinyModel:
+    fields = {
+        **{"num_experts": 9, "num_experts_per_tok": 3, "moe_intermediate_size": int(rng.integers(20, 40))},
+        **{"norm_topk_prob": bool(rng.integers(2)), "decoder_sparse_step": 1, "mlp_only_layers": []},
+        **{"attention_bias": False, "use_sliding_window": False, "sliding_window": None, "max_window_layers": 3},
+        **{"output_router_logits": False, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False},
+    }
+    config = _wide_heads(rng, _config(rng, "qwen3_moe", **fields))
+    other = {"norm_topk_prob": not fields["norm_topk_prob"]}
+    return TinyModel(config, {"experts of a token": {"num_experts_per_tok": 2}, "sum of weights": other})
+
+
+VISION = {
+    **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{"patch_size": 14, "image_size": 28},
+}
+"""The smallest model of images; what is compared is text."""
+
+
+def gemma_3_wrapped(rng: np.random.Generator) -> TinyModel:
+    text = gemma_3(rng).config
+    vision = {"model_type": "siglip_vision_model", **VISION}
+    fields = {"mm_tokens_per_image": 4, "boi_token_index": 3, "eoi_token_index": 4, "image_token_index": 5}
+    return TinyModel({"model_type": "gemma3", "text_config": text, "vision_config": vision, **fields})
+
+
+def mistral_3_wrapped(rng: np.random.Generator) -> TinyModel:
+    text = _ministral_3(rng, 24) if rng.integers(2) else mistral(rng).config
+    vision = {"model_type": "pixtral", **VISION}
+    fields = {"image_token_index": 5, "spatial_merge_size": 2, "vision_feature_layer": -1, "tie_word_embeddings": False}
+    return TinyModel({"model_type": "mistral3", "text_config": text, "vision_config": vision, **fields})
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator], TinyModel]] = {
     "Llama-2": llama_2,
     "Llama-3": llama_3,
@@ -297,15 +418,31 @@ FAMILIES: dict[str, Callable[[np.random.Generator], TinyModel]] = {
     "Phi-4-mini": phi_4_mini,
     "OLMo-2": olmo_2,
     "SmolLM3": smollm_3,
+    "Gemma": gemma_1,
+    "Granite": granite,
+    "Ministral": ministral,
+    "Ministral-3": ministral_3,
+    "OLMo-3": olmo_3,
+    "Seed-OSS": seed_oss,
+    "EXAONE-4": exaone_4,
+    "EXAONE-4-small": exaone_4_small,
+    "GLM-4": glm_4,
+    "Mixtral": mixtral,
+    "Qwen3-MoE": qwen3_moe,
+    "Gemma-3-with-images": gemma_3_wrapped,
+    "Mistral-3-with-images": mistral_3_wrapped,
 }
 
 
 def torch_model(config: Fields) -> PreTrainedModel:
     """Transformers' model of a config."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     read = AutoConfig.for_model(**config)
-    return AutoModelForCausalLM.from_config(read, attn_implementation="eager").eval().requires_grad_(False)
+    kind = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    # The quick way through experts wants widths that are multiples of four.
+    options = {"experts_implementation": "eager"} if "num_experts_per_tok" in config else {}
+    return kind.from_config(read, attn_implementation="eager", **options).eval().requires_grad_(False)
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:
@@ -313,7 +450,8 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
-    for module in model.modules():
+    decoder = model.get_decoder()
+    for module in [*decoder.modules(), model.get_output_embeddings()]:
         # Gemma keeps a norm's weight less 1.
         offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
         for name, parameter in module.named_parameters(recurse=False):
@@ -322,11 +460,11 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             elif name == "bias":
                 torch.nn.init.normal_(parameter, std=0.3)
             else:
-                torch.nn.init.normal_(parameter, std=1.25 / parameter.shape[1] ** 0.5)
+                torch.nn.init.normal_(parameter, std=1.25 / parameter.shape[-1] ** 0.5)
     for parameter in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
         torch.nn.init.normal_(parameter, std=2 / parameter.shape[1] ** 0.5)
     # Where embedding and head are tied, a final norm of one sign would have every token ask for itself again.
-    final = model.model.norm
+    final = decoder.norm
     offset = 1.0 if type(final).__name__.startswith("Gemma") else 0.0
     signs = torch.randint(0, 2, final.weight.shape) * 2.0 - 1.0
     final.weight.copy_((final.weight + offset) * signs - offset)
