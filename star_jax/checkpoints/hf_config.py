@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from star_jax.checkpoints.config_fields import check_config_fields
 from star_jax.checkpoints.files import on_one_line, read_object, without_advice
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig
@@ -126,9 +127,13 @@ def read_config(
         raise ConfigError(f"{folder} has no config.json; a model is a Hugging Face model folder")
     raw = read_object(file)
     try:
+        check_config_fields(raw)
         return _config(_normalised(raw, folder, ignored_fields), dtype, longest)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # Of fields that only some kinds of rotary positions have, and of values that contradict each other.
+        raise ConfigError(f"{file} cannot be used ({type(error).__name__}: {on_one_line(error)})") from error
 
 
 def norm_paths(config: TransformerConfig) -> Mapping[str, str]:

@@ -14,8 +14,8 @@ from star_jax.config import ExperimentConfig
 from star_jax.data.run_data import RunData
 from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.projections import choose_modules
-from star_jax.models.transformer import LanguageModel
 from star_jax.registry import ANNOTATORS
 from star_jax.report.places import CURVE, PAGE, check_places
 from star_jax.runs.score_store import FOLDER as SCORES
@@ -44,16 +44,16 @@ def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], t
         )
 
 
-def check_model(config: ExperimentConfig, model: LanguageModel) -> None:
+def check_model(config: ExperimentConfig, shape: TransformerConfig) -> None:
     """Limits that the model cannot read, or modules that it does not have: raises `ConfigError`."""
-    asked, most = config.data.max_prompt_tokens + config.data.max_response_tokens, model.config.max_position_embeddings
+    asked, most = config.data.max_prompt_tokens + config.data.max_response_tokens, shape.max_position_embeddings
     if asked > most:
         raise ConfigError(
             f"data.max_prompt_tokens + data.max_response_tokens is {asked} and the model reads {most} tokens "
             f"(max_position_embeddings); lower one of the two"
         )
     if config.model.adapter is None:
-        choose_modules(model.config.num_hidden_layers, list(projection_shapes(model.config)), config.lora.targets)
+        choose_modules(shape.num_hidden_layers, list(projection_shapes(shape)), config.lora.targets)
 
 
 def check_data(config: ExperimentConfig, data: RunData) -> None:

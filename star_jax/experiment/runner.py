@@ -25,10 +25,12 @@ from star_jax.config import ExperimentConfig
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.run_data import RunData, tokenize_examples
+from star_jax.environment import memory_bytes
 from star_jax.errors import ConfigError, LabelsNeeded
 from star_jax.evaluation.evaluator import PASSES, UNCERTAINTY, TestSet, evaluate, prepare_test_set
 from star_jax.experiment.checks import check_output_dir
 from star_jax.experiment.setup import ExperimentContext, experiment_shapes, load_seed, make_problem, open_experiment
+from star_jax.experiment.sizes import batch_demands, refuse_what_does_not_fit
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.registry import load_plugins, source_fingerprint
 from star_jax.report.model_card import model_card
@@ -102,6 +104,8 @@ def run_experiment(
                 with _open(context, strategy, seed, data[seed]):
                     pass
         shapes = experiment_shapes(context, list(data.values()))
+        refuse_what_does_not_fit(batch_demands(config, context.shape, shapes), memory_bytes())
+        _ = context.model  # loaded here, last, and counted as loading
     summaries: dict[tuple[str, int], dict[str, Any]] = {}
     waiting: LabelsNeeded | None = None
     for seed in config.seeds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -25,6 +25,7 @@ from star_jax.active.state import Problem
 from star_jax.annotators.annotator import Annotator, AnnotatorContext
 from star_jax.annotators.oracle import gold_examples
 from star_jax.checkpoints.files import folder_fingerprint
+from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import EMBEDDED, ModelFolder, open_folder
 from star_jax.checkpoints.huggingface import load_folder
 from star_jax.checkpoints.peft import load_adapter
@@ -35,8 +36,11 @@ from star_jax.data.run_data import RunData, examples_within_limits, prepare, row
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
+from star_jax.environment import memory_bytes
 from star_jax.errors import ConfigError
 from star_jax.experiment.checks import check_data, check_experiment, check_model
+from star_jax.experiment.sizes import experiment_demands, refuse_what_does_not_fit
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.merged import can_merge
 from star_jax.models.transformer import LanguageModel
@@ -57,9 +61,11 @@ REPLAY_FILE = "replay.jsonl"
 class ExperimentContext:
     """What the runs of an experiment share: the model, and its scores, which stay the same.
 
+    The weights are loaded when they are first asked for: all that can be refused is refused before.
+
     Attributes:
       config: the experiment.
-      model: the frozen base model.
+      shape: of the base model.
       folder: that it is from.
       encoder: tokenizer, format and limits.
       task: format and correctness.
@@ -69,12 +75,11 @@ class ExperimentContext:
       watch: splits the time of the session; each run takes what it has spent.
       tracking: where figures go besides the run folders.
       start: the adapter the user starts from, or None.
-      base_adapter: the adapter that the base model is scored with, or None.
       rslora: whether adapters are written with rsLoRA's scale.
     """
 
     config: ExperimentConfig
-    model: LanguageModel
+    shape: TransformerConfig
     folder: ModelFolder
     encoder: Encoder
     task: Task
@@ -84,8 +89,17 @@ class ExperimentContext:
     watch: Stopwatch
     tracking: Tracking
     start: Adapter | None = None
-    base_adapter: Adapter | None = None
     rslora: bool = False
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The frozen base model."""
+        return load_base(self.config, self.folder)
+
+    @cached_property
+    def base_adapter(self) -> Adapter | None:
+        """The adapter that the base model is scored with, or None."""
+        return _base_adapter(self.config, self.model, self.start)
 
 
 def open_experiment(
@@ -111,14 +125,15 @@ def open_experiment(
     task = get_task(config.data.task, config.format, folder.tokenizer)
     check_experiment(config, strategies, task)
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
-    model = load_base(config, folder)
-    check_model(config, model)
-    encoder = Encoder(folder.tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=folder.end_ids)
-    progress.log(_place_of_work(model))
-    start, rslora = _starting_adapter(config, model, progress)
+    shape = read_config(folder.path, config.model.dtype, limits.prompt + limits.response, config.model.ignored_fields)
+    check_model(config, shape)
+    refuse_what_does_not_fit(experiment_demands(config, shape), memory_bytes())
+    encoder = Encoder(folder.tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=folder.end_ids)
+    progress.log(_place_of_work(shape))
+    start, rslora = _starting_adapter(config, shape, progress)
     return ExperimentContext(
         config=config,
-        model=model,
+        shape=shape,
         folder=folder,
         encoder=encoder,
         task=task,
@@ -128,7 +143,6 @@ def open_experiment(
         watch=watch,
         tracking=tracking or open_trackers((), progress.log),
         start=start,
-        base_adapter=_base_adapter(config, model, start),
         rslora=rslora,
     )
 
@@ -216,9 +230,9 @@ def _annotator(context: ExperimentContext, data: RunData) -> Annotator:
     return annotator
 
 
-def _place_of_work(model: LanguageModel) -> str:
+def _place_of_work(shape: TransformerConfig) -> str:
     """Where programs run, in words."""
-    devices, shape = jax.local_devices(), model.config
+    devices = jax.local_devices()
     dtype, softcap = jnp.dtype(shape.dtype), shape.attention_softcap
     attention = choose_implementation(dtype, shape.head_dim, softcap=softcap, devices=1)
     reason = f": {attention.reason}" if attention.reason else ""
@@ -226,12 +240,12 @@ def _place_of_work(model: LanguageModel) -> str:
 
 
 def _starting_adapter(
-    config: ExperimentConfig, model: LanguageModel, progress: Progress
+    config: ExperimentConfig, shape: TransformerConfig, progress: Progress
 ) -> tuple[Adapter | None, bool]:
     """The adapter of `model.adapter`, and whether adapters of this run have rsLoRA's scale."""
     if config.model.adapter is None:
         return None, config.lora.rslora
-    adapter, raw = load_adapter(Path(config.model.adapter), model.config)
+    adapter, raw = load_adapter(Path(config.model.adapter), shape)
     progress.log(
         f"starts from the adapter in {config.model.adapter}: rank {raw['r']}, alpha {raw['lora_alpha']}, on "
         f"{', '.join(adapter.weights['layers'])}; lora.rank, alpha, rslora, targets and init are not used"
