@@ -95,7 +95,7 @@ class TensorReader:
     def _files(self) -> Sequence[Path]:
         # Some hub folders hold the same weights twice, under other names; the index says which are meant.
         if (self.folder / INDEX_FILE).is_file():
-            named = sorted(set(read_object(self.folder / INDEX_FILE).get("weight_map", {}).values()))
+            named = sorted(set(_weight_map(self.folder / INDEX_FILE).values()))
             missing = [name for name in named if not (self.folder / name).is_file()]
             if missing:
                 raise ConfigError(f"{self.folder}: {INDEX_FILE} names {missing[0]}, which is not there; fetch it again")
@@ -112,6 +112,17 @@ class TensorReader:
             self._stack.close()
             raise ConfigError(f"{file} cannot be read: {on_one_line(error)}; fetch the whole file again") from error
         self._handles |= dict.fromkeys(handle.keys(), handle)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file, as an index says."""
+    raw = read_object(index)
+    found = raw.get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ConfigError(f"{index} has no object 'weight_map' of names of files; fetch the file again")
+    if outside := [name for name in found.values() if Path(name).name != name]:
+        raise ConfigError(f"{index} names {outside[0]}, which is not in its folder; fetch the file again")
+    return found
 
 
 def load_model(path: str | Path, dtype: str = "float32", **options: Any) -> LanguageModel:
