@@ -36,6 +36,13 @@ SEEDS = 2**32
 """Seeds are smaller than this: JAX's keys would be those of smaller ones again."""
 
 
+MOST_EPOCHS, MOST_SAMPLES, MOST_BINS = 10_000, 10_000, 10_000
+"""More epochs, Monte-Carlo samples or bins than anybody has use for; a slip of the finger would take years."""
+
+WHOLE = 2**31
+"""Whole numbers of a configuration are smaller than this, for counts on devices have 32 bits."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
@@ -47,6 +54,15 @@ def _require_finite(section: str, config: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             otherwise = ", or none" if "None" in str(entry.type) else ""
             raise ConfigError(f"{section}.{entry.name} is {value}; it must be a finite number{otherwise}")
+
+
+def _require_whole(section: str, config: Any) -> None:
+    """Refuses whole numbers that are larger than any count."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if isinstance(value, int) and value >= WHOLE:
+            said = str(value) if value < 10**20 else "of more than 20 digits"
+            raise ConfigError(f"{section}.{entry.name} is {said}; it must be less than {WHOLE}")
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,7 @@ class TrainingConfig:
         _require_finite("training", self)
         _require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be positive")
         _require(self.epochs >= 1, f"training.epochs is {self.epochs}; it must be at least 1")
+        _require(self.epochs <= MOST_EPOCHS, f"training.epochs is {self.epochs}; it must be at most {MOST_EPOCHS}")
         _require(self.batch_size >= 1, f"training.batch_size is {self.batch_size}; it must be at least 1")
         for name in ("adam_b1", "adam_b2"):
             value = getattr(self, name)
@@ -205,6 +222,10 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         _require(self.mc_samples >= 1, f"scoring.mc_samples is {self.mc_samples}; it must be at least 1")
+        _require(
+            self.mc_samples <= MOST_SAMPLES,
+            f"scoring.mc_samples is {self.mc_samples}; it must be at most {MOST_SAMPLES}",
+        )
         _require(self.batch_size >= 1, f"scoring.batch_size is {self.batch_size}; it must be at least 1")
 
 
@@ -385,6 +406,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _require(self.bins >= 1, f"evaluation.bins is {self.bins}; it must be at least 1")
+        _require(self.bins <= MOST_BINS, f"evaluation.bins is {self.bins}; it must be at most {MOST_BINS}")
 
 
 def check_format(task: str, format: FormatConfig) -> None:
@@ -440,6 +462,9 @@ class ExperimentConfig:
         _require(len(set(self.strategies)) == len(self.strategies), "strategies names one twice; name each once")
         _require(len(set(self.seeds)) == len(self.seeds), "seeds names one twice; name each once")
         _require(all(0 <= seed < SEEDS for seed in self.seeds), f"seeds must be from 0 to {SEEDS - 1}")
+        for section in dataclasses.fields(self):
+            if dataclasses.is_dataclass(getattr(self, section.name)):
+                _require_whole(section.name, getattr(self, section.name))
         check_format(self.data.task, self.format)
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,6 +17,17 @@ CPU_DEVICES = 2
 device. More would keep more cores busy, but each holds the whole model."""
 
 
+def memory_bytes() -> int:
+    """Memory that arrays can be in: the device's, or on a CPU what the machine has or the process may use."""
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and stats.get("bytes_limit"):
+        return int(stats["bytes_limit"])
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return whole
+
+
 def configure_logging() -> None:
     """Warnings of this package as plain lines on stderr; those of libraries only when they are errors.
 

@@ -93,7 +93,7 @@ def read_object(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{error.at(file)}; fetch the file again") from None
 
 
-def on_one_line(error: Exception) -> str:
+def on_one_line(error: BaseException) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from star_jax.checkpoints.config_fields import declared_fields, leftover_fields, rope_leftovers
+from star_jax.checkpoints.config_limits import check_config_fields
 from star_jax.checkpoints.families import FAMILIES, WRAPPERS, Family, usual_norms
 from star_jax.checkpoints.files import on_one_line, read_object, require_model, without_advice
 from star_jax.errors import ConfigError
@@ -63,11 +64,16 @@ def read_config(
     raw = read_object(file)
     try:
         text = _text_part(raw)
+        check_config_fields(raw)
+        check_config_fields(text)
         hf, leftover = _normalised(raw, text, folder, ignored_fields)
         _check_values(text, hf)
         config = _config(hf, dtype, longest)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # Of fields that only some kinds of rotary positions have, and of values that contradict each other.
+        raise ConfigError(f"{file} cannot be used ({type(error).__name__}: {on_one_line(error)})") from error
     if leftover:
         _log.warning("%s: passed over, because nothing reads it for %s: %s", file, hf.model_type, ", ".join(leftover))
     return config

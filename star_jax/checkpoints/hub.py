@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from star_jax.checkpoints.config_limits import check_config_file
 from star_jax.checkpoints.files import HUB_FILES, on_one_line, read_object, require_model, without_advice
 from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.errors import ConfigError
@@ -132,9 +133,13 @@ def load_tokenizer(path: str | Path) -> Any:
         from transformers import AutoTokenizer
 
     folder = resolve_folder(path)
+    check_config_file(folder)  # Transformers reads it too, and makes lists as long as it says
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # What is wrong in a file shows in whichever way the code that met it happened to fail.
+    except BaseException as error:  # What is wrong in a file shows in whichever way the code that met it failed.
+        # A panic of the tokenizer's library is no `Exception`.
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+            raise
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"{folder}: the tokenizer comes as code of its own, which is not run because it could do anything on "

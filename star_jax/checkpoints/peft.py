@@ -23,6 +23,7 @@ import numpy as np
 from star_jax.checkpoints.files import ADAPTER_FILE, on_one_line, read_object
 from star_jax.checkpoints.huggingface import projection_shapes
 from star_jax.checkpoints.tensors import text_name
+from star_jax.documents import NUMBER, SWITCH, TEXT, Kind, UnreadableError, check_fields, either, list_of, shown
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter
@@ -42,6 +43,17 @@ task_type auto_mapping peft_version revision inference_mode runtime_config megat
 loftq_config eva_config corda_config lora_ga_config qalora_group_size ensure_weight_tying
 """
 """Fields that say how factors were made or are to be run, not what they mean."""
+
+LARGEST = 2**31
+"""Ranks and alphas are smaller than this."""
+
+_FIELDS = {
+    "lora_dropout": Kind("a number from 0 to 1", lambda value: NUMBER.holds(value) and 0 <= value <= 1).or_null(),
+    "base_model_name_or_path": TEXT.or_null(),
+    "use_rslora": SWITCH.or_null(),
+    **dict.fromkeys(("target_modules", "exclude_modules"), either(TEXT, list_of(TEXT)).or_null()),
+}
+"""Fields that are read, and what they must be; the others are checked where they are read."""
 
 _CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` under which the factors belong to a base model that was changed as well."""
@@ -231,14 +243,20 @@ def _refuse_others(file: Path, raw: Mapping[str, Any]) -> None:
         refused.append(f"init_lora_weights {raw['init_lora_weights']}")
     if refused:
         raise ConfigError(f"{file}: {', '.join(refused)} is not supported; LoRA and rsLoRA with patterns are")
+    try:
+        check_fields(raw, _FIELDS)
+    except UnreadableError as error:
+        raise ConfigError(f"{file} {error.problem}") from None
     for name in ("r", "lora_alpha"):
         if not _is_positive(raw.get(name)):
-            found = f"is {raw[name]!r}" if name in raw else "is missing"
+            found = f"is {shown(raw[name])}" if name in raw else "is missing"
             raise ConfigError(f"{file}: the field {name!r} {found}; a positive number is expected")
     for name in ("rank_pattern", "alpha_pattern"):
         patterns = raw.get(name) or {}
         if not isinstance(patterns, dict) or not all(map(_is_positive, patterns.values())):
-            raise ConfigError(f"{file}: {name} is {patterns!r}; an object of module patterns and numbers is expected")
+            raise ConfigError(
+                f"{file}: {name} is {shown(patterns)}; an object of module patterns and numbers is expected"
+            )
         for pattern in patterns:
             try:
                 re.compile(pattern)
@@ -247,7 +265,7 @@ def _refuse_others(file: Path, raw: Mapping[str, Any]) -> None:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return NUMBER.holds(value) and 0 < value < LARGEST
 
 
 def _refuse_gaps(folder: Path, raw: Mapping[str, Any], adapter: Adapter, config: TransformerConfig) -> None:

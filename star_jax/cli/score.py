@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from star_jax.data.examples import Prompt
     from star_jax.data.tasks.task import Task
     from star_jax.data.tokenization import Encoder
+    from star_jax.models.architecture import TransformerConfig
     from star_jax.tracking.console import Progress
 
 WHEN_INTERRUPTED = "interrupted; nothing was written, and the same command starts anew"
@@ -83,26 +84,26 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     from star_jax.checkpoints.peft import load_adapter
     from star_jax.data.tasks import get_task
     from star_jax.data.tokenization import Encoder, Limits
+    from star_jax.environment import memory_bytes
+    from star_jax.experiment.sizes import Demand, cache_bytes, refuse_what_does_not_fit, weight_bytes
 
     tokenizer = load_tokenizer(config.model)
     task = get_task(config.task, config.format, tokenizer)
     limits = Limits(config.max_prompt_tokens, config.max_response_tokens, config.too_long)
     longest = config.max_prompt_tokens + config.max_response_tokens
-    # Data that cannot be used are refused before the weights are read.
+    # All that can be refused is refused before the weights are loaded.
     shape = read_config(resolve_folder(config.model), config.dtype, longest, config.ignored_fields)
+    weights = Demand("--model", config.model, "its weights", weight_bytes(shape, config.quantization))
+    cache = cache_bytes(shape, 1, config.max_response_tokens)
+    response = Demand("--max-response-tokens", config.max_response_tokens, "keys and values of one response", cache)
+    refuse_what_does_not_fit([weights, response], memory_bytes())
     encoder = Encoder(tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=end_tokens(config.model))
     prompts, pool = _pool(config, task, encoder)
+    _refuse_large_batches(config, shape, pool)
     _warn_of_length(pool, shape.max_position_embeddings)
-    model = load_model(
-        config.model,
-        config.dtype,
-        quantization=config.quantization,
-        longest=longest,
-        ignored_fields=config.ignored_fields,
-    )
     adapter, sampling = None, None
     if config.adapter is not None:
-        adapter, raw = load_adapter(Path(config.adapter), model.config)
+        adapter, raw = load_adapter(Path(config.adapter), shape)
         if config.mc_samples > 1:
             rate = raw.get("lora_dropout", 0.0) if config.dropout_rate is None else config.dropout_rate
             if rate == 0:
@@ -110,6 +111,13 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
                     f"{config.adapter} says lora_dropout 0, where all --mc-samples are the same; pass --dropout-rate"
                 )
             sampling = Sampling(config.mc_samples, rate, config.dropout)
+    model = load_model(
+        config.model,
+        config.dtype,
+        quantization=config.quantization,
+        longest=longest,
+        ignored_fields=config.ignored_fields,
+    )
     with progress.task("score", passes_over(pool, sampling) * len(prompts), "examples") as tick:
         key = jax.random.key(config.seed)
         scores = score_pool(model, adapter, pool, key=key, sampling=sampling, on_batch=tick)
@@ -149,6 +157,24 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
             raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
         return prompts, candidate_pool(encoder, prompts, task.candidates, config.batch_size)
     return prompts, prompt_pool(encoder, prompts, config.batch_size)
+
+
+def _refuse_large_batches(config: ScoreConfig, shape: TransformerConfig, pool: Pool) -> None:
+    """Refuses batches of which a device could not hold even one layer, or the keys and values of responses."""
+    import jax
+
+    from star_jax.acquisition.pool_scoring import GeneratedPool
+    from star_jax.environment import memory_bytes
+    from star_jax.experiment.sizes import Demand, cache_bytes, hidden_bytes, refuse_what_does_not_fit
+
+    demands = []
+    for batch in pool.batches:
+        rows, width = batch.tokens.shape[0] // jax.local_device_count(), batch.tokens.shape[1]
+        size, what = hidden_bytes(shape, int(batch.lengths.sum()) // jax.local_device_count()), "one layer of a batch"
+        if isinstance(pool, GeneratedPool):
+            size, what = cache_bytes(shape, rows, width + pool.response_limit), "keys and values of a batch"
+        demands.append(Demand("--batch-size", config.batch_size, what, size))
+    refuse_what_does_not_fit(demands, memory_bytes())
 
 
 def _warn_of_length(pool: Pool, most: int) -> None:

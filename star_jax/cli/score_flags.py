@@ -11,7 +11,9 @@ import tyro
 from star_jax.cli import flags
 from star_jax.config import (
     LEAST_DROPOUT,
+    MOST_SAMPLES,
     SEEDS,
+    WHOLE,
     Answers,
     ExperimentConfig,
     FormatConfig,
@@ -24,6 +26,8 @@ from star_jax.errors import ConfigError
 from star_jax.registry import load_plugins
 
 PROGRAM = "star-jax score"
+
+_COUNTS = ("batch_size", "max_prompt_tokens", "max_response_tokens")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,11 @@ class ScoreConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
         if self.seed >= SEEDS:
             raise ConfigError(f"--seed is {self.seed}; it must be less than {SEEDS}")
+        for name, most in (("mc_samples", MOST_SAMPLES), *((name, WHOLE - 1) for name in _COUNTS)):
+            value = getattr(self, name)
+            if value > most:
+                said = value if value < 10**20 else "of more than 20 digits"
+                raise ConfigError(f"--{name.replace('_', '-')} is {said}; it must be at most {most}")
         if self.mc_samples > 1 and self.adapter is None:
             raise ConfigError(
                 f"--mc-samples {self.mc_samples} needs --adapter: dropout acts on the adapter's input, "

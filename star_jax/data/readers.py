@@ -7,6 +7,7 @@ What a row means is for `loading.py` and the tasks.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -184,12 +185,17 @@ def _nameless(names: Sequence[str | None], cells: Sequence[str]) -> dict[str, st
 def _read_parquet(path: Path) -> Numbered:
     import datasets  # takes seconds to import; most runs read JSONL
 
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it tells of a damaged file itself, at length, before it raises
     try:
         # Streaming reads the file where it lies; otherwise a copy of it would go to the user's cache.
         rows = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True)
         yield from enumerate(rows, start=1)
     except Exception as error:  # the reader below has many exception types, and all of them mean this
         raise DataError(f"{path}: is not a valid Parquet file ({_first_line(error)}); write it again") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _read_hub(source: str, split: str) -> Numbered:

@@ -29,6 +29,7 @@ from star_jax.config import AUTO, ExperimentConfig
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example
 from star_jax.data.run_data import RunData, tokenize_examples
+from star_jax.environment import memory_bytes
 from star_jax.errors import LabelsNeeded
 from star_jax.evaluation.evaluator import (
     PASSES,
@@ -61,6 +62,7 @@ from star_jax.experiment.setup import (
     open_experiment,
     open_sources,
 )
+from star_jax.experiment.sizes import batch_demands, refuse_what_does_not_fit
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.registry import load_plugins, source_fingerprint
 from star_jax.report.model_card import model_card, usage_of
@@ -142,6 +144,8 @@ def run_experiment(
                     pass
         context = open_experiment(config, strategies, progress, watch, tracking, sources)
         shapes = experiment_shapes(context, list(data.values()))
+        refuse_what_does_not_fit(batch_demands(config, context.shape, shapes), memory_bytes())
+        _ = context.model  # loaded here, last, and counted as loading
     summaries: dict[tuple[str, int], dict[str, Any]] = {}
     waiting: LabelsNeeded | None = None
     progress.log(_plan(config, len(strategies)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -37,8 +37,11 @@ from star_jax.data.run_data import RunData, examples_within_limits, prepare, row
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
+from star_jax.environment import memory_bytes
 from star_jax.errors import ConfigError
 from star_jax.experiment.checks import check_data, check_experiment, check_model
+from star_jax.experiment.sizes import experiment_demands, refuse_what_does_not_fit
+from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.merged import can_merge
 from star_jax.models.transformer import LanguageModel
@@ -62,6 +65,7 @@ class Sources:
     Attributes:
       config: the experiment.
       folder: that the model is from.
+      shape: of the base model.
       encoder: tokenizer, format and limits.
       task: format and correctness.
       replay: tokenised replay rows.
@@ -70,6 +74,7 @@ class Sources:
 
     config: ExperimentConfig
     folder: ModelFolder
+    shape: TransformerConfig
     encoder: Encoder
     task: Task
     replay: Sequence[TokenizedExample]
@@ -80,25 +85,33 @@ class Sources:
 class ExperimentContext(Sources):
     """What the runs of an experiment share: the model, and its scores, which stay the same.
 
+    The weights are loaded when they are first asked for: all that can be refused is refused before.
+
     Attributes:
-      model: the frozen base model.
       base: the base model's scores.
       watch: splits the time of the session; each run takes what it has spent.
       tracking: where figures go besides the run folders.
       forecast: how long the rest will take.
       start: the adapter the user starts from, or None.
-      base_adapter: the adapter that the base model is scored with, or None.
       rslora: whether adapters are written with rsLoRA's scale.
     """
 
-    model: LanguageModel
     base: BaseScores
     watch: Stopwatch
     tracking: Tracking
     forecast: Forecast
     start: Adapter | None = None
-    base_adapter: Adapter | None = None
     rslora: bool = False
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The frozen base model."""
+        return load_base(self.config, self.folder)
+
+    @cached_property
+    def base_adapter(self) -> Adapter | None:
+        """The adapter that the base model is scored with, or None."""
+        return _base_adapter(self.config, self.model, self.start)
 
 
 def open_sources(config: ExperimentConfig, strategies: Sequence[Strategy], progress: Progress) -> Sources:
@@ -121,7 +134,9 @@ def open_sources(config: ExperimentConfig, strategies: Sequence[Strategy], progr
     check_model(config, shape)
     encoder = Encoder(folder.tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=folder.end_ids)
     replay = load_replay(config, task, encoder, folder)
-    return Sources(config=config, folder=folder, encoder=encoder, task=task, replay=replay, progress=progress)
+    return Sources(
+        config=config, folder=folder, shape=shape, encoder=encoder, task=task, replay=replay, progress=progress
+    )
 
 
 def open_experiment(
@@ -146,12 +161,12 @@ def open_experiment(
       ConfigError, DataError: something the user can put right.
     """
     sources = sources or open_sources(config, strategies, progress)
-    model = load_base(config, sources.folder)
-    progress.log(_place_of_work(model))
-    start, rslora = _starting_adapter(config, model, progress)
+    refuse_what_does_not_fit(experiment_demands(config, sources.shape), memory_bytes())
+    progress.log(_place_of_work(sources.shape))
+    start, rslora = _starting_adapter(config, sources.shape, progress)
     return ExperimentContext(
         config=config,
-        model=model,
+        shape=sources.shape,
         folder=sources.folder,
         encoder=sources.encoder,
         task=sources.task,
@@ -162,7 +177,6 @@ def open_experiment(
         tracking=tracking or open_trackers((), progress.log),
         forecast=_forecast(config, [strategy.name for strategy in strategies]),
         start=start,
-        base_adapter=_base_adapter(config, model, start),
         rslora=rslora,
     )
 
@@ -272,9 +286,9 @@ def make_annotator(context: Sources, data: RunData) -> Annotator:
     return annotator
 
 
-def _place_of_work(model: LanguageModel) -> str:
+def _place_of_work(shape: TransformerConfig) -> str:
     """Where programs run, in words."""
-    devices, shape = jax.local_devices(), model.config
+    devices = jax.local_devices()
     dtype, softcap = jnp.dtype(shape.dtype), shape.attention_softcap
     attention = choose_implementation(dtype, shape.head_dim, softcap=softcap, devices=1)
     reason = f": {attention.reason}" if attention.reason else ""
@@ -282,12 +296,12 @@ def _place_of_work(model: LanguageModel) -> str:
 
 
 def _starting_adapter(
-    config: ExperimentConfig, model: LanguageModel, progress: Progress
+    config: ExperimentConfig, shape: TransformerConfig, progress: Progress
 ) -> tuple[Adapter | None, bool]:
     """The adapter of `model.adapter`, and whether adapters of this run have rsLoRA's scale."""
     if config.model.adapter is None:
         return None, config.lora.rslora
-    adapter, raw = load_adapter(Path(config.model.adapter), model.config)
+    adapter, raw = load_adapter(Path(config.model.adapter), shape)
     progress.log(
         f"starts from the adapter in {config.model.adapter}: rank {raw['r']}, alpha {raw['lora_alpha']}, on "
         f"{', '.join(adapter.weights['layers'])}; lora.rank, alpha, rslora, targets and init are not used"

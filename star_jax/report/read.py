@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from star_jax.annotators.csv_file import LABELS_FILE
-from star_jax.errors import ConfigError, DataError
+from star_jax.documents import Kind, exists
+from star_jax.errors import ConfigError
 from star_jax.evaluation.curves import aubc_of_rounds
 from star_jax.evaluation.statistics import PairedDifference, mean_and_sd, paired_difference
 from star_jax.runs.files import JsonObject, read_json, read_jsonl, read_yaml
 from star_jax.runs.run_folder import differences
+from star_jax.runs.schemas import ENVIRONMENT, METRICS, METRICS_REQUIRED, PREDICTION, QUERIED, SUMMARY, check_settings
 from star_jax.tracking.timing import Seconds, total_seconds
 
 BASELINE = "random"
@@ -49,13 +51,13 @@ class Run:
     def config(self) -> JsonObject:
         """The resolved configuration, empty where the folder has none."""
         path = self.path / "config.yaml"
-        return read_yaml(path) if path.exists() else {}
+        return read_yaml(path, check_settings) if exists(path) else {}
 
     @cached_property
     def environment(self) -> JsonObject:
         """What the run ran on, empty where the folder does not say."""
         path = self.path / "environment.json"
-        return read_json(path) if path.exists() else {}
+        return read_json(path, ENVIRONMENT) if exists(path) else {}
 
     @cached_property
     def facts(self) -> JsonObject:
@@ -99,7 +101,7 @@ class Run:
     def seconds(self) -> Seconds:
         """Where the run's time went so far: `total`, and every phase of `tracking.timing.PHASES`."""
         if self.finished:
-            spent = read_json(self.path / "summary.json").get("seconds")
+            spent = read_json(self.path / "summary.json", SUMMARY).get("seconds")
             if spent is not None:
                 return spent
         return total_seconds(self.rows)
@@ -107,16 +109,16 @@ class Run:
     @cached_property
     def predictions(self) -> list[JsonObject]:
         """Test predictions after the last finished round."""
-        return self._rows_of(self.rows[-1]["round"], "predictions") if self.rows else []
+        return self._rows_of(self.rows[-1]["round"], "predictions", PREDICTION) if self.rows else []
 
     @cached_property
     def queried(self) -> list[JsonObject]:
         """What was picked in all finished rounds, each row with its `round`."""
         numbers = [row["round"] for row in self.rows]
-        return [{"round": number, **row} for number in numbers for row in self._rows_of(number, "queried")]
+        return [{"round": number, **row} for number in numbers for row in self._rows_of(number, "queried", QUERIED)]
 
-    def _rows_of(self, number: int, name: str) -> list[JsonObject]:
-        return read_jsonl(self.path / "rounds" / f"{number:03d}" / f"{name}.jsonl")
+    def _rows_of(self, number: int, name: str, fields: Mapping[str, Kind]) -> list[JsonObject]:
+        return read_jsonl(self.path / "rounds" / f"{number:03d}" / f"{name}.jsonl", fields)
 
 
 def read_runs(directory: Path) -> list[Run]:
@@ -131,12 +133,8 @@ def read_runs(directory: Path) -> list[Run]:
         seed = re.fullmatch(r"seed-(\d+)", path.name)
         if seed is None or not path.is_dir():
             continue
-        rows = read_jsonl(path / "metrics.jsonl")
-        for number, row in enumerate(rows, start=1):
-            for name in ("round", "labelled"):
-                if not isinstance(row.get(name), int):
-                    raise DataError(f"{path / 'metrics.jsonl'}, line {number} has no whole number '{name}'")
-        runs.append(Run(path, path.parent.name, int(seed[1]), rows, (path / "summary.json").exists()))
+        rows = read_jsonl(path / "metrics.jsonl", METRICS, METRICS_REQUIRED)
+        runs.append(Run(path, path.parent.name, int(seed[1]), rows, exists(path / "summary.json")))
     if not any(run.rows or run.waits for run in runs):
         what = (
             f"has {len(runs)} run(s), but none has finished a round yet" if runs else "holds no runs (STRATEGY/seed-N)"

@@ -253,10 +253,20 @@ def read_jsonl(path: Path, fields: Mapping[str, Kind] | None = None, required: I
     return rows
 
 
-def read_yaml(path: Path) -> JsonObject:
-    """Reads a YAML mapping of a run folder; a `DataError` names a file that is not one, and the line."""
+def read_yaml(path: Path, check: Callable[[JsonObject], object] = lambda value: None) -> JsonObject:
+    """Reads a YAML mapping of a run folder.
+
+    Args:
+      path: of the file.
+      check: raises `UnreadableError` where the mapping will not do.
+
+    Raises:
+      DataError: the file cannot be read, is no mapping, or does not pass the check; file and line are named.
+    """
     with _damage_named(path):
-        return parse_yaml(read_text(path)).value
+        value = parse_yaml(read_text(path)).value
+        check(value)
+        return value
 
 
 @contextmanager

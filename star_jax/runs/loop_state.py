@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +22,10 @@ import orbax.checkpoint as ocp
 
 from star_jax.active.pool import PoolState
 from star_jax.active.state import Choice, LoopState, base_features, base_measures
+from star_jax.documents import exists
+from star_jax.errors import DataError
 from star_jax.models.lora import Adapter
-from star_jax.runs.files import full_disk_named, write_bytes_atomic
+from star_jax.runs.files import RESTORE, full_disk_named, write_bytes_atomic
 from star_jax.tracking.timing import Seconds
 
 FOLDER = "state"
@@ -55,13 +61,39 @@ def load_state(folder: Path) -> LoopState | None:
     """The newest whole state of a run folder; None where there is none. Half-written ones are removed.
 
     The labels are not in it: the run folder has them, round by round.
+
+    Raises:
+      DataError: it is damaged.
     """
     found = _finished(folder)
-    for path in set((folder / FOLDER).glob("*/")) - {path for _, path in found}:
+    for path in (folder / FOLDER).glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(path)
     if not found:
         return None
     round_number, path = max(found)
+    try:
+        with _without_echoes():
+            return _restored(round_number, path)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except Exception as error:  # Orbax, its file formats and JAX have classes of their own for what is damaged
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); {RESTORE}"
+        ) from error
+
+
+@contextmanager
+def _without_echoes() -> Iterator[None]:
+    """Drops what threads of a library say when the event loop that they answer to has ended over a damaged file."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else hook(found)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+def _restored(round_number: int, path: Path) -> LoopState:
     # Said, because it may have been written with other devices than there are here.
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
@@ -71,10 +103,16 @@ def load_state(folder: Path) -> LoopState | None:
         restored = checkpointer.restore(path.absolute(), template)
     # Bound to no device, as in a run that was not interrupted.
     tree = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored)
-    adapter = Adapter(tree["weights"], tree["scale"])
+    labelled, adapter = tree["labelled_in"], Adapter(tree["weights"], tree["scale"])
+    if labelled.ndim != 1 or not jnp.issubdtype(labelled.dtype, jnp.integer):
+        raise ValueError(f"labelled_in is of shape {labelled.shape} and type {labelled.dtype}")
+    for name, factors in adapter.weights["layers"].items():
+        a, b, scale = factors["a"], factors["b"], adapter.scale["layers"][name]["scale"]
+        if not (a.ndim == b.ndim == 3 and a.shape[::2] == b.shape[:2] and scale.shape == a.shape[:1]):
+            raise ValueError(f"the factors of {name} are of shapes {a.shape} and {b.shape}")
     base = tree.get("base")  # former states have one measure, without its name, which is found anew
     kept = base_features(base) if isinstance(base, dict) else {}
-    return LoopState(round_number, PoolState(tree["labelled_in"]), {}, adapter, kept)
+    return LoopState(round_number, PoolState(labelled), {}, adapter, kept)
 
 
 def _to_tree(state: LoopState) -> dict[str, Any]:
@@ -94,7 +132,8 @@ def _metadata(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:
 
 def _finished(folder: Path) -> list[tuple[int, Path]]:
     # A half-written checkpoint has a temporary name until Orbax renames it, so a plain number is a whole one.
-    return [(int(path.name), path) for path in (folder / FOLDER).glob("*") if path.name.isdigit()]
+    named = [path for path in (folder / FOLDER).glob("*") if re.fullmatch(r"[0-9]{1,9}", path.name)]
+    return [(int(path.name), path) for path in named]
 
 
 class KeptChoice(NamedTuple):
@@ -127,16 +166,36 @@ def save_choice(folder: Path, number: int, kept: KeptChoice, origin: str) -> Non
 def load_choice(folder: Path, number: int, origin: str) -> KeptChoice | None:
     """What round `number` chose before it was interrupted; None where it has not chosen yet, or from something else."""
     file = folder / CHOICE.format(number)
-    if not file.is_file():
+    if not exists(file):
         return None
-    with np.load(file) as arrays:
-        if str(arrays["origin"]) != origin:
-            return None
-        leaves: dict[str, Any] = {name: jnp.asarray(arrays[name]) for name in arrays.files if name in _ARRAYS}
-        guesses = json.loads(str(arrays[_GUESSES])) if _GUESSES in arrays else None  # former choices have none
-        choice = Choice(**leaves, guesses=guesses)
-        spent = [name for name in arrays.files if name.startswith(_SECONDS)]
-        return KeptChoice(choice, {name.removeprefix(_SECONDS): float(arrays[name]) for name in spent})
+    try:
+        # Opened here, for NumPy leaves a file open that it cannot read.
+        with file.open("rb") as content, np.load(content) as arrays:
+            return _kept_choice(arrays, origin)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:  # of zip files, of arrays, of shapes that nothing can hold
+        raise DataError(
+            f"{file} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); restore it, or delete "
+            "it and the round chooses again"
+        ) from error
+
+
+def _kept_choice(arrays: Any, origin: str) -> KeptChoice | None:
+    if str(arrays["origin"]) != origin:
+        return None
+    leaves: dict[str, Any] = {name: jnp.asarray(arrays[name]) for name in arrays.files if name in _ARRAYS}
+    guesses = json.loads(str(arrays[_GUESSES])) if _GUESSES in arrays else None  # former choices have none
+    if guesses is not None and (not isinstance(guesses, list) or not all(isinstance(text, str) for text in guesses)):
+        raise ValueError("the answers that were guessed are no texts")
+    choice = Choice(**leaves, guesses=guesses)
+    picked = choice.picked
+    if picked.ndim != 1 or not jnp.issubdtype(picked.dtype, jnp.integer) or len(set(picked.tolist())) != len(picked):
+        raise ValueError(f"picked is of shape {picked.shape} and type {picked.dtype}, or names an example twice")
+    if any(leaf.ndim != 1 for name, leaf in leaves.items()):
+        raise ValueError("an array of the choice has not one axis")
+    spent = [name for name in arrays.files if name.startswith(_SECONDS)]
+    return KeptChoice(choice, {name.removeprefix(_SECONDS): float(arrays[name]) for name in spent})
 
 
 def forget_choices(folder: Path) -> None:

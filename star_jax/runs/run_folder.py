@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any, Self
 
 from star_jax.config import ExperimentConfig
 from star_jax.config_file import without_former_settings
+from star_jax.documents import exists
 from star_jax.errors import ConfigError
 from star_jax.runs.files import (
     JsonObject,
@@ -36,6 +38,15 @@ from star_jax.runs.files import (
     write_json_atomic,
     write_jsonl_atomic,
     write_yaml_atomic,
+)
+from star_jax.runs.schemas import (
+    METRICS,
+    METRICS_REQUIRED,
+    QUERIED,
+    QUERIED_REQUIRED,
+    SUMMARY,
+    SUMMARY_REQUIRED,
+    check_settings,
 )
 
 PACKAGES = (
@@ -188,13 +199,13 @@ class RunFolder:
             stored = path / "config.yaml"
             own = {**config, "strategies": [strategy], "seeds": [seed]}
             # Before a round is finished nothing is lost by starting with another configuration.
-            if read_jsonl(path / "metrics.jsonl"):
-                if not stored.exists():
+            if read_jsonl(path / "metrics.jsonl", METRICS, METRICS_REQUIRED):
+                if not exists(stored):
                     raise ConfigError(
                         f"{path} has finished rounds and no config.yaml, which says what they were made with; put it "
                         "back, or delete the folder to start again"
                     )
-                _refuse_changes(path, read_yaml(stored), own)
+                _refuse_changes(path, read_yaml(stored, check_settings), own)
                 _refuse_other_data(path, data)
             else:
                 if data is not None:
@@ -209,7 +220,7 @@ class RunFolder:
     def record(self) -> None:
         """Writes the configuration that the folder was opened with, where it is not the one in config.yaml."""
         stored = self.path / "config.yaml"
-        if differences(read_yaml(stored), self._config):
+        if differences(read_yaml(stored, check_settings), self._config):
             write_yaml_atomic(stored, self._config)
 
     def close(self) -> None:
@@ -249,7 +260,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run has written its summary."""
-        return (self.path / "summary.json").exists()
+        return exists(self.path / "summary.json")
 
     def round_path(self, number: int) -> Path:
         """rounds/RRR, which need not exist."""
@@ -257,7 +268,7 @@ class RunFolder:
 
     def metrics(self) -> list[JsonObject]:
         """Rows of metrics.jsonl, one a finished round, in order."""
-        return read_jsonl(self.path / "metrics.jsonl")
+        return read_jsonl(self.path / "metrics.jsonl", METRICS, METRICS_REQUIRED)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Adds one round's row; its `round` must follow the last one's, errors otherwise as in `plain`."""
@@ -276,7 +287,7 @@ class RunFolder:
 
     def queried(self, number: int) -> list[JsonObject]:
         """Rows of rounds/RRR/queried.jsonl."""
-        return read_jsonl(self.round_path(number) / "queried.jsonl")
+        return read_jsonl(self.round_path(number) / "queried.jsonl", QUERIED, QUERIED_REQUIRED)
 
     def write_corrected(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes corrected.jsonl of one round: answers of earlier rounds that its training was the first to have."""
@@ -290,7 +301,8 @@ class RunFolder:
         """Removes what rounds `number` and later wrote, so that no file runs ahead of the checkpoint resumed from."""
         rows = self.metrics()
         kept = [row for row in rows if row["round"] < number]
-        folders = [path for path in self.path.glob("rounds/*") if path.name.isdigit() and int(path.name) >= number]
+        numbered = [path for path in self.path.glob("rounds/*") if re.fullmatch(r"[0-9]+", path.name)]
+        folders = [path for path in numbered if int(path.name) >= number]
         if len(kept) < len(rows) or folders:
             (self.path / "summary.json").unlink(missing_ok=True)
         if len(kept) < len(rows):
@@ -304,7 +316,7 @@ class RunFolder:
 
     def summary(self) -> JsonObject:
         """What `write_summary` wrote."""
-        return read_json(self.path / "summary.json")
+        return read_json(self.path / "summary.json", SUMMARY, SUMMARY_REQUIRED)
 
 
 def stored_data(root: str | Path, strategy: str, seed: int) -> JsonObject:
@@ -337,7 +349,7 @@ def _refuse_changes(path: Path, stored: Mapping[str, Any], config: Mapping[str, 
 
 def _refuse_other_data(path: Path, data: Mapping[str, Any] | None) -> None:
     stored = path / "data.json"
-    if data is None or not stored.exists():
+    if data is None or not exists(stored):
         return
     before = read_json(stored)
     changed = [said for name, said in FINGERPRINTS.items() if name in before and before[name] != data.get(name)]

@@ -456,7 +456,10 @@ def test_what_is_wrong_in_a_text_part_is_named(tmp_path: Path, fields: Fields, s
             "partial_rotary_factor is 0.5; smollm3 rotates whole",
         ),
         ({"model_type": "qwen3", "num_key_value_heads": 3}, "is 4, no multiple of num_key_value_heads, which is 3"),
-        ({"model_type": "llama", "num_hidden_layers": "four"}, "cannot be read: .*'num_hidden_layers' expected int"),
+        (
+            {"model_type": "llama", "num_hidden_layers": "four"},
+            "has 'four' as 'num_hidden_layers'; it must be a whole number from 1 to 10,000",
+        ),
         ({"model_type": "llama", "num_attention_heads": 5}, "cannot be read: .*not a multiple of the number of atten"),
     ],
 )

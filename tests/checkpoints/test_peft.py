@@ -161,7 +161,7 @@ def test_missing_fields_are_named(tiny_config: TransformerConfig, folder: Path) 
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("lora_alpha", None, "the field 'lora_alpha' is None; a positive number is expected"),
+        ("lora_alpha", None, "the field 'lora_alpha' is null; a positive number is expected"),
         ("r", 0, "the field 'r' is 0; a positive number is expected"),
         ("rank_pattern", ["q_proj"], "rank_pattern is .*; an object of module patterns and numbers is expected"),
         ("alpha_pattern", {"q_proj": "big"}, "alpha_pattern is .*; an object of module patterns and numbers"),

@@ -422,7 +422,7 @@ def test_users_errors_are_one_sentence_and_exit_code_2(tmp_path, capsys):
         assert guarded_main(main, [str(tmp_path)]) == 2
         assert "none has finished a round" in capsys.readouterr().err
         (folder.path / "metrics.jsonl").write_text(json.dumps({"round": 0}) + "\n")
-        with pytest.raises(DataError, match="line 1 has no whole number 'labelled'"):
+        with pytest.raises(DataError, match="line 1 has no field 'labelled'"):
             page.build_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 

@@ -78,9 +78,10 @@ def test_a_summary_marks_the_end_and_goes_with_a_dropped_round(tmp_path):
     with open_folder(tmp_path) as folder:
         write_rounds(folder, 2)
         assert not folder.finished
-        folder.write_summary({"strategy": "star", "accuracy": 0.5, "aubc": None})
+        summary = {"strategy": "star", "seed": 3, "labelled": 20, "accuracy": 0.5, "ece": 0.1, "aubc": None}
+        folder.write_summary(summary)
         assert folder.finished
-        assert folder.summary() == {"strategy": "star", "accuracy": 0.5, "aubc": None}
+        assert folder.summary() == summary
         folder.drop_rounds_from(2)
         assert folder.finished
         folder.drop_rounds_from(1)

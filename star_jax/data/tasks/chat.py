@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from star_jax.data.spelling import blanks_at_end
-from star_jax.errors import ConfigError
+from star_jax.data.tasks.bounded import Compiled, chat_environment, compiled
+from star_jax.errors import ConfigError, DataError
 
 CHAT_DATE = "26 Jul 2024"
 """What chat templates are told of today's date: with the real one, a pool's prompts would change overnight. This is
@@ -18,6 +19,9 @@ the date that Llama's templates fall back to."""
 
 MESSAGE, ANSWER = "a message", "the answer"
 """Of the conversation that a template is asked to write."""
+
+PROBE = "message 7351"
+"""A message that no template has by itself: it shows whether what is asked is written."""
 
 Turns = list[dict[str, str]]
 
@@ -58,14 +62,28 @@ def chat_format(tokenizer: Any, system: str | None) -> ChatFormat:
         template = _template(tokenizer)
         asked = _written(tokenizer, template, question, open_end=True)
         answered = _written(tokenizer, template, [*question, {"role": "assistant", "content": ANSWER}])
+        probed = _written(tokenizer, template, [*opening, {"role": "user", "content": PROBE}], open_end=True)
     except Exception as error:  # templates refuse what they do not know in ways of their own
         told = "" if system is None else "; does it take a system message? If not, set format.system to none"
         raise ConfigError(f"the model's chat template cannot be filled in ({error}){told}") from error
+    if PROBE not in probed:
+        raise ConfigError(
+            "the model's chat template does not write the user's message into the prompt; set format.chat to false, or "
+            "take a model whose template does"
+        )
+    if system is not None and system.strip() not in probed:
+        raise ConfigError(
+            "the model's chat template does not write the system message into the prompt; set format.system to none"
+        )
     blanks = blanks_at_end(asked)
 
     def prompt(text: str) -> str:
         turns = [*opening, {"role": "user", "content": text}]
-        return _written(tokenizer, template, turns, open_end=True).removesuffix(blanks)
+        try:
+            written = _written(tokenizer, template, turns, open_end=True)
+        except Exception as error:  # as above, and of what this message holds
+            raise DataError(f"the model's chat template cannot be filled in with this message ({error})") from error
+        return written.removesuffix(blanks)
 
     return ChatFormat(prompt, blanks + _between(asked, answered), _end_of_turn(tokenizer, answered))
 
@@ -81,14 +99,19 @@ def end_of_turn(tokenizer: Any) -> int | None:
         return None
 
 
-def _template(tokenizer: Any) -> str:
+def _template(tokenizer: Any) -> Compiled:
     # A macro of the same name goes before the function that transformers offers to templates.
     today = f"{{%- macro strftime_now(format) -%}}{CHAT_DATE}{{%- endmacro -%}}"
-    return today + tokenizer.get_chat_template()
+    return compiled(_ENVIRONMENT, today + tokenizer.get_chat_template())
 
 
-def _written(tokenizer: Any, template: str, turns: Turns, open_end: bool = False) -> str:
-    return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=open_end)
+def _written(tokenizer: Any, template: Compiled, turns: Turns, open_end: bool = False) -> str:
+    """What Transformers' `apply_chat_template` writes, by a template that has an end."""
+    values = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": open_end}
+    return template.render({**tokenizer.special_tokens_map, **values})
+
+
+_ENVIRONMENT = chat_environment()
 
 
 def _between(asked: str, answered: str) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from star_jax.data.tasks.bounded import BoundedEnvironment, BoundsError, compiled
 from star_jax.data.tasks.fields import check_unicode, field_names, is_missing, short
 from star_jax.errors import ConfigError, DataError
 
@@ -42,15 +42,16 @@ class RowTemplate:
     def __init__(self, option: str, source: str) -> None:
         self._option = option
         try:
-            tree = _ENVIRONMENT.parse(source)
-            self._columns = meta.find_undeclared_variables(tree) - {WHOLE_ROW}
-            self._template = _ENVIRONMENT.from_string(source)
+            self._template = compiled(_ENVIRONMENT, source)
+        except BoundsError as error:
+            raise ConfigError(f"{option} is no template that can be used: {error.message}") from None
         except TemplateSyntaxError as error:
             line = f" in its line {error.lineno}" if "\n" in source else ""
             raise ConfigError(
                 f"{option} is no valid Jinja template: {error.message}{line}; a column is written {{{{ name }}}}"
             ) from None
-
+        tree = self._template.tree
+        self._columns = meta.find_undeclared_variables(tree) - {WHOLE_ROW}
         columns = self._columns.difference(_ENVIRONMENT.globals) | _columns_of_row(tree)
         self.columns = frozenset(name for name in columns if name is not None)
         self.only_column = columns.pop() if len(columns) == 1 else None
@@ -109,4 +110,4 @@ def _printed(value: Any) -> Any:
     return value
 
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_printed, keep_trailing_newline=True)
+_ENVIRONMENT = BoundedEnvironment(undefined=StrictUndefined, finalize=_printed, keep_trailing_newline=True)
