@@ -28,7 +28,7 @@ from star_jax.tracking.timing import PHASES
 
 _FIGURES = (
     *("accuracy", "nll", "brier", "ece", "ece_equal_mass", "auroc", "auroc_base", "aubc", "lora_b_norm"),
-    *("train_loss", "score_length_correlation", "validation_accuracy", "validation_nll"),
+    *("train_loss", "score_length_correlation", "validation_accuracy", "validation_nll", "base_accuracy"),
     *(f"{phase}_seconds" for phase in PHASES),
 )
 
