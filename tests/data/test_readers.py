@@ -8,6 +8,7 @@ import datasets
 import pytest
 from data_files import gsm8k_rows, write_csv, write_lines
 
+from star_jax.data import readers
 from star_jax.data.readers import read_rows
 from star_jax.errors import DataError
 
@@ -134,3 +135,21 @@ def test_sources_that_cannot_be_read_at_all(tmp_path):
 def test_importing_the_module_does_not_import_datasets():
     code = "import sys, star_jax.data.loading; sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_texts_and_lines_that_no_model_reads_are_errors_of_their_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_CELL", 100)
+    monkeypatch.setattr(readers, "LONGEST_LINE", 500)
+    path = tmp_path / "data.jsonl"
+    texts = ["x" * 100, "x" * 101, "x" * 2000, "last"]
+    path.write_text("".join(f'{{"q": "{text}"}}\n' for text in texts))
+    rows = {number: str(row) for number, row in read_rows(str(path), "train")}
+    assert rows == {
+        1: str({"q": "x" * 100}),
+        2: "field 'q' has 101 characters; at most 100 are read",
+        3: "is longer than 500 bytes; write one object a line",
+        4: str({"q": "last"}),
+    }
+    (tmp_path / "data.csv").write_text("q\n" + "x" * 101 + "\n")
+    with pytest.raises(DataError, match=r"line 2: .*larger than"):
+        list(read_rows(str(tmp_path / "data.csv"), "train"))

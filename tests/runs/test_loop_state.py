@@ -124,3 +124,11 @@ def test_what_a_round_chose_is_kept_until_it_is_trained_on(tmp_path, scores, gue
     forget_choices(tmp_path)
     assert load_choice(tmp_path, 1, "these settings") is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_that_somebody_keeps_beside_the_state_is_kept(tmp_path):
+    save_state(tmp_path, state_of(1))
+    for name in ("001.bak", "²"):
+        (tmp_path / "state" / name).mkdir()
+    assert load_state(tmp_path).round == 1
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"001", "001.bak", "²"}
