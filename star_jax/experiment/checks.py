@@ -15,6 +15,7 @@ from star_jax.data.run_data import RunData
 from star_jax.data.skips import is_skip
 from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError
+from star_jax.experiment.plan import named_strategies
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.projections import choose_modules
 from star_jax.registry import ANNOTATORS
@@ -88,7 +89,7 @@ def check_output_dir(config: ExperimentConfig) -> None:
                 f"output_dir is {out}, inside the folder of {name}, which is only read; name another place"
             )
     written = [out / name for name in (LABELS_FILE, PAGE, CURVE, SCORES)]
-    written += [out / strategy / f"seed-{seed}" for strategy in config.strategies for seed in config.seeds]
+    written += [out / strategy / f"seed-{seed}" for strategy in named_strategies(config) for seed in config.seeds]
     read = {
         "data.train": config.data.train,
         "data.test": config.data.test,

@@ -12,6 +12,11 @@ COMPARED = ("star", "random")
 """What runs on a labelled pool: the method, and what it is compared with."""
 
 
+def named_strategies(config: ExperimentConfig) -> tuple[str, ...]:
+    """The strategies that a run may have, before it is known whether somebody has to label."""
+    return COMPARED if config.strategies == (AUTO,) else config.strategies
+
+
 def chosen_strategies(config: ExperimentConfig, data: Mapping[int, RunData]) -> tuple[str, ...]:
     """Names of the strategies to run.
 

@@ -40,7 +40,7 @@ from star_jax.evaluation.evaluator import (
     prepare_test_set,
 )
 from star_jax.experiment.checks import check_output_dir
-from star_jax.experiment.plan import COMPARED, chosen_strategies, said_of_labels
+from star_jax.experiment.plan import chosen_strategies, named_strategies, said_of_labels
 from star_jax.experiment.resume import (
     Bought,
     check_state,
@@ -128,8 +128,7 @@ def run_experiment(
     with watch.phase("load"):
         # A seed's pool is loaded once for all strategies, which must see the same one. Everything that can be refused
         # is refused before the model is loaded: data of all seeds, what was written into tables, and all run folders.
-        named = COMPARED if config.strategies == (AUTO,) else config.strategies
-        strategies = [get_strategy(name, config.acquisition) for name in named]
+        strategies = [get_strategy(name, config.acquisition) for name in named_strategies(config)]
         sources = open_sources(config, strategies, progress)
         data = {seed: load_seed(sources, seed) for seed in config.seeds}
         chosen = chosen_strategies(config, data)

@@ -1,8 +1,8 @@
 """Fields of config.json as published folders have them, fine-tunes and converted ones among them.
 
-Sizes and fields follow the source that each names, where it can be looked up; they were written down, not downloaded, so
-a size may be off. Lists of rotary factors are replaced by ones, and lists of layer types are written as a pattern. Those whose source is `MADE_UP` are not published, and hold what a
-trainer or a converter of that kind leaves behind.
+Sizes and fields follow the source that each names, where it can be looked up. They were written down, not downloaded,
+so a size may be off. Lists of rotary factors are replaced by ones, and lists of layer types are written as a pattern.
+Those whose source is `MADE_UP` are not published, and hold what a trainer or a converter of that kind leaves behind.
 """
 
 from __future__ import annotations

@@ -39,7 +39,10 @@ def fill_in(table):
 
 @pytest.fixture(scope="session")
 def labelled_run(request, tmp_path_factory) -> Path:
-    """The folder of pool.jsonl, test.jsonl, and out/random/seed-0, whose one round has 13 labels and a skip."""
+    """The folder of pool.jsonl, test.jsonl, and out/random/seed-0, whose one round has 13 labels and a skip.
+
+    Fourteen examples are asked for: thirteen, and one that takes the place of what is skipped.
+    """
     folder = tmp_path_factory.mktemp("labelled")
     pool = skills.pool_examples("R1", seed_of(request), POOL)
     write_rows(folder / "pool.jsonl", pool, labelled=False)
@@ -49,7 +52,7 @@ def labelled_run(request, tmp_path_factory) -> Path:
         strategies=("random",),
         lora=LoraConfig(rank=2, alpha=4, dropout=0.0, training_dropout="off", targets=("q_proj",)),
         training=TrainingConfig(learning_rate=5e-3, epochs=1, batch_size=16),
-        loop=LoopConfig(initial_labels=ASKED, rounds=1),
+        loop=LoopConfig(initial_labels=ASKED - 1, rounds=1),
         data=DataConfig(
             task="skills",
             train=str(folder / "pool.jsonl"),
@@ -61,8 +64,9 @@ def labelled_run(request, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PROMPT_SHAPES", "SEQUENCE_SHAPES"):
             patch.setattr(pool_scoring, name, 1)
-        with pytest.raises(LabelsNeeded):
-            run_experiment(config, Progress("silent"))
-        fill_in(folder / "out" / "labels.csv")
+        for _ in range(2):
+            with pytest.raises(LabelsNeeded):
+                run_experiment(config, Progress("silent"))
+            fill_in(folder / "out" / "labels.csv")
         run_experiment(config, Progress("silent"))
     return folder
