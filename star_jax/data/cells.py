@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from star_jax.config import SKIP
+from star_jax.data.skips import is_skip
 from star_jax.data.tasks.fields import is_missing, whole_number
 
 _log = logging.getLogger(__name__)
@@ -31,14 +33,16 @@ def plain_row(row: Row) -> Row:
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
 
 
-def clear_labels(rows: Iterable[Row], columns: Collection[str]) -> None:
+def clear_labels(rows: Iterable[Row], columns: Collection[str], skip: str = SKIP) -> None:
     """Writes into the rows what the cells of label columns mean.
 
     A cell that only says that a value is missing becomes None where all others in its column are numbers, or missing
-    too. Texts such as `1.0` become `1` where the column has gaps and no other kind of number.
+    too. Texts such as `1.0` become `1` where the column has gaps and no other kind of number. Cells that say `skip`
+    stay, and say nothing of the others.
     """
-    rows = list(rows)
+    everything = list(rows)
     for column in columns:
+        rows = [row for row in everything if not _is_text(row.get(column), skip)]
         cells = [row for row in rows if column in row and not _is_gap(row[column])]
         marked = [row for row in rows if isinstance(row.get(column), str) and _is_gap(row[column])]
         if all(_is_number(row[column]) for row in cells):
@@ -56,6 +60,10 @@ def warn_of_gaps(source: str, responses: Sequence[str]) -> None:
             "%s: %d of %d labels say %s, which is taken as their text; leave a cell empty where there is no label",
             *(source, len(found), len(responses), " or ".join(sorted(set(found)))),
         )
+
+
+def _is_text(value: Any, text: str) -> bool:
+    return isinstance(value, str) and is_skip(value, text)
 
 
 def _drop_fractions(rows: Sequence[Row], column: str) -> None:

@@ -88,8 +88,8 @@ def load_pool_and_test(config: DataConfig, task: Task, seed: int, labels: Labels
         test = _Usable(judged, 0)
     else:
         train, held_out = _required(config.train, "train", task), _required(config.test, "test", task)
-        pool = _usable(task, train, "train", config.on_bad_row, _pool_row(task, labels))
-        test = _usable(task, held_out, "test", config.on_bad_row, _labelled(task, labels.skip))
+        pool = _usable(task, train, "train", config.on_bad_row, _pool_row(task, labels), labels.skip)
+        test = _usable(task, held_out, "test", config.on_bad_row, _labelled(task, labels.skip), labels.skip)
         _check_columns(labels.columns, pool.items)
     if config.train is not None and config.test is not None:
         warn_of_gaps(config.train, [row.response for row in pool.items if row.response is not None])
@@ -210,12 +210,17 @@ def _check_columns(asked: Sequence[str], rows: Sequence[_PoolRow]) -> None:
 
 
 def _usable(
-    task: Task, source: Source, split: str, on_bad_row: OnBadRow, build: Callable[[Prompt, Record], Item]
+    task: Task,
+    source: Source,
+    split: str,
+    on_bad_row: OnBadRow,
+    build: Callable[[Prompt, Record], Item],
+    skip: str = SKIP,
 ) -> _Usable[Item]:
     items: list[Item] = []
     lines: dict[str, int] = {}
     faults: list[tuple[int, str]] = []
-    for number, row in _rows(task, source, split):
+    for number, row in _rows(task, source, split, skip):
         try:
             if isinstance(row, DataError):
                 raise row
@@ -238,14 +243,14 @@ def _usable(
     return _Usable(items, len(faults))
 
 
-def _rows(task: Task, source: Source, split: str) -> Numbered:
+def _rows(task: Task, source: Source, split: str, skip: str) -> Numbered:
     """The rows of a source with their values as a task reads them."""
     rows = ((number, plain_row(row) if isinstance(row, dict) else row) for number, row in read_rows(source, split))
     if not task.sparse:
         yield from rows
         return
     filled = list(_filled(rows))
-    clear_labels([row for _, row in filled if isinstance(row, dict)], task.label_fields)
+    clear_labels([row for _, row in filled if isinstance(row, dict)], task.label_fields, skip)
     yield from filled
 
 

@@ -15,15 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from star_jax.data.tables import TornTable, read_records, without_blanks
+from star_jax.data.tables import LONGEST_CELL, TornTable, read_records, without_blanks
 from star_jax.documents import UnreadableError, decoded, parse_json_object
 from star_jax.errors import DataError
 
 Record = dict[str, Any]
 Numbered = Iterator[tuple[int, Record | DataError]]
-
-LONGEST_CELL = 10_000_000
-"""Characters of a text in a row: twenty novels, and more than a model reads."""
 
 LONGEST_LINE = 1 << 27
 """Bytes of a line of JSON: 128 MiB, which a row of several long texts stays below."""

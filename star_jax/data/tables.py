@@ -18,8 +18,8 @@ from pathlib import Path
 
 from star_jax.errors import DataError
 
-LONGEST_CELL = 2**31 - 1
-"""Characters of a cell: as many as the reader can be told everywhere, for documents are longer than its default."""
+LONGEST_CELL = 10_000_000
+"""Characters of a cell: twenty novels, and more than a model reads."""
 
 DELIMITERS = ",;\t"
 """What may stand between cells; where a table reads well with several of them, the first counts."""

@@ -132,6 +132,7 @@ def open_sources(config: ExperimentConfig, strategies: Sequence[Strategy], progr
     longest = limits.prompt + limits.response
     shape = read_config(folder.path, config.model.dtype, longest, config.model.ignored_fields)
     check_model(config, shape)
+    refuse_what_does_not_fit(experiment_demands(config, shape), memory_bytes())
     encoder = Encoder(folder.tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=folder.end_ids)
     replay = load_replay(config, task, encoder, folder)
     return Sources(
@@ -161,7 +162,6 @@ def open_experiment(
       ConfigError, DataError: something the user can put right.
     """
     sources = sources or open_sources(config, strategies, progress)
-    refuse_what_does_not_fit(experiment_demands(config, sources.shape), memory_bytes())
     progress.log(_place_of_work(sources.shape))
     start, rslora = _starting_adapter(config, sources.shape, progress)
     return ExperimentContext(

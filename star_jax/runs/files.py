@@ -31,7 +31,7 @@ from star_jax.errors import DataError
 
 JsonObject = dict[str, Any]
 
-RESTORE = "restore it from a copy, or delete its folder to start again"
+RESTORE = "restore it from a copy, or delete the run's folder to start again"
 """What to do about a damaged file of a run."""
 
 MOST_BYTES_OF_ROWS = 1 << 33

@@ -8,7 +8,7 @@ import datasets
 import pytest
 from data_files import gsm8k_rows, write_csv, write_lines
 
-from star_jax.data import readers
+from star_jax.data import readers, tables
 from star_jax.data.readers import read_rows
 from star_jax.errors import DataError
 
@@ -139,6 +139,7 @@ def test_importing_the_module_does_not_import_datasets():
 
 def test_texts_and_lines_that_no_model_reads_are_errors_of_their_row(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "LONGEST_CELL", 100)
+    monkeypatch.setattr(tables, "LONGEST_CELL", 100)
     monkeypatch.setattr(readers, "LONGEST_LINE", 500)
     path = tmp_path / "data.jsonl"
     texts = ["x" * 100, "x" * 101, "x" * 2000, "last"]

@@ -158,7 +158,7 @@ def test_a_line_is_a_number():
 
 
 def test_json_lines_in_utf_16_and_nested_without_end_are_one_sentence(tmp_path):
-    with pytest.raises(DataError, match="is in UTF-16; save the file as UTF-8"):
+    with pytest.raises(DataError, match="is UTF-16 and not UTF-8; save the file in that encoding"):
         read(tmp_path, '{"q": 1}\n'.encode("utf-16"), "data.jsonl")
     good, bad = read(tmp_path, b'{"q": 1}\n' + b'{"q":' * 100_000 + b"\n", "data.jsonl")
     assert good == {"q": 1}

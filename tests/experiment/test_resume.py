@@ -65,8 +65,6 @@ def test_labels_are_those_of_all_rounds(folder):
         (lambda rows: [*rows[:2], rows[0]], r"holds 'q0', which was asked for before"),
         (lambda rows: [*rows[:2], {"id": "other", "response": "x"}], r"holds 'other', which the pool does not have"),
         (lambda rows: [*rows, {"id": "q7", "response": None}], r"holds 1 skipped examples, and metrics.jsonl counts 0"),
-        (lambda rows: [*rows[:2], {"id": "q5"}], r"holds a row without an id and a response"),
-        (lambda rows: [*rows[:2], {"id": 5, "response": "x"}], r"holds a row without an id and a response"),
     ],
 )
 def test_records_that_do_not_add_up_are_refused(folder, change, sentence):
@@ -86,7 +84,17 @@ def test_a_missing_record_is_refused(folder, number):
 def test_half_a_line_is_refused(folder):
     file = folder.round_path(0) / "queried.jsonl"
     file.write_text(file.read_text()[:-9])
-    with pytest.raises(DataError, match=r"queried.jsonl, line 3 is not JSON"):
+    with pytest.raises(DataError, match=r"queried.jsonl, line 3 is not valid JSON"):
+        labels_bought(folder, POOL, 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [({"id": "q5"}, "has no field 'response'"), ({"id": 5, "response": "x"}, "has 5 as 'id'; it must be a text")],
+)
+def test_a_row_that_is_none_is_named_with_its_line(folder, row, sentence):
+    rewrite(folder.round_path(0) / "queried.jsonl", lambda rows: [*rows[:2], row])
+    with pytest.raises(DataError, match=rf"rounds/000/queried.jsonl, line 3 {sentence}.*delete the run's folder"):
         labels_bought(folder, POOL, 2)
 
 
@@ -213,7 +221,7 @@ def test_a_label_corrected_between_rounds_counts_from_the_next_training_on(tmp_p
     assert heard.said[0] == "asks for at most 11 labels altogether, for random (5 + 2 x 3 a run)"
     (said,) = [text for text in heard.said if "been corrected" in text]
     assert said == (
-        f"random seed 0, round 2/3: 1 label has been corrected since the last training ({first}); they count from the "
+        f"random seed 0, round 1/2: 1 label has been corrected since the last training ({first}); they count from the "
         "next training on"
     )
     measured = rows_of(folder / "metrics.jsonl")
