@@ -70,18 +70,18 @@ def test_other_data_are_named(folder):
     with pytest.raises(ConfigError, match=r"the files of model.path have changed"):
         run.check_data({}, ("model",))
     (folder / "data.json").unlink()
-    run.check_data({"pool": "new"}, ("model", "pool"))
+    find_run(str(folder)).check_data({"pool": "new"}, ("model", "pool"))
 
 
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("metrics.jsonl", '{"round": 0, "labelled": 2}\n{"round": 1', "line 2 is not JSON"),
+        ("metrics.jsonl", '{"round": 0, "labelled": 2}\n{"round": 1', "line 2 is not valid JSON"),
         ("metrics.jsonl", '{"round": 0}\n{"round": 1}\n', "counts None labels"),
         ("rounds/001/queried.jsonl", '{"id": "d", "response": 3}\n', "line 1 has no text 'id', or a 'response'"),
         ("rounds/001/queried.jsonl", '{"response": "3"}\n', "line 1 has no text 'id'"),
         ("rounds/001/queried.jsonl", "", "counts 3 labels and"),
-        ("rounds/001/queried.jsonl", '["d", "3"]\n', "line 1 is not an object"),
+        ("rounds/001/queried.jsonl", '["d", "3"]\n', "line 1 is a list, not an object"),
     ],
 )
 def test_a_damaged_file_is_named(folder, file, content, sentence):
