@@ -1,6 +1,8 @@
 """What all tests share: the CPU, seeds that their names give, and a tiny model of random weights."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -46,6 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Before the plugin of Hypothesis looks at its seed."""
     seeds.configure(config)
+    # A shell starts jobs in the background with Ctrl-C ignored, and there would be nothing to test.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

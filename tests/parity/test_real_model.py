@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import errno
 import os
@@ -28,13 +29,17 @@ from gguf_models import (
 )
 from safetensors.numpy import load_file
 
+from star_jax.acquisition.pool_scoring import proposed_pool, score_pool
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.config import FormatConfig
+from star_jax.data.batching import Shape
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.tasks import get_task
 from star_jax.data.tokenization import Encoder, Limits
 
 pytestmark = pytest.mark.parity
+
+MESSAGES = Path(__file__).parents[2] / "experiments" / "shop_messages" / "pool.csv"
 
 TOLERANCE = 1e-4
 """Largest difference of logits, as a part of their standard deviation. In SmolLM2 a number in the residual stream of
@@ -213,6 +218,35 @@ def test_logits_are_those_of_transformers(
     record_property(REAL_ROW, (real.name, "std of logits", f"{spread:.1f}"))
     assert error <= TOLERANCE * spread
     assert tokenizer.decode(got[0, -1].argmax()) == ANSWER
+
+
+def test_likelihoods_of_responses_are_those_of_transformers(
+    real: RealModel, tokenizer: Any, record_property: Callable[[str, object], None]
+) -> None:
+    """Of 24 messages to a shop with their topics, as `score` reads them."""
+    import torch
+
+    with MESSAGES.open(encoding="utf-8", newline="") as file:
+        messages = list(csv.DictReader(file))[:24]
+    task = get_task("generic", FormatConfig(prompt="Message: {{ text }}\nTopic:", response=" {{ topic }}"))
+    examples = [
+        Example(Prompt(str(number), task.prompt(row)), str(task.response(row))) for number, row in enumerate(messages)
+    ]
+    rows = Encoder(tokenizer, task, Limits(200, 20)).examples(examples)
+    width = max(len(row.tokens) for row in rows)
+    pool = proposed_pool(rows, [Shape(8, width, 8 * width)])
+    ours = np.asarray(score_pool(load_model(str(real.folder)), None, pool).measures["sequence_nll"], np.float64)
+    theirs = []
+    for row in rows:
+        tokens = torch.from_numpy(row.tokens.astype(np.int64))[None]
+        with torch.no_grad():
+            logs = torch.log_softmax(real.model(tokens).logits[0].double(), dim=-1)
+        places = torch.arange(row.prompt_length - 1, len(row.tokens) - 1)
+        theirs.append(-logs[places, tokens[0, places + 1]].sum().item())
+    error = float(np.abs(ours / np.asarray(theirs) - 1).max())
+    record_property(REAL_ROW, (real.name, "max |Δ NLL| / NLL of 24 responses", f"{error:.1e}"))
+    assert len(theirs) == 24
+    assert error <= 1e-5
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
