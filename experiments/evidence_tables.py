@@ -134,7 +134,11 @@ def table(title: str, rows: Mapping[str, Mapping[str, str] | None]) -> None:
 
 
 def primary(runs: Runs) -> None:
-    """The test that was announced; TREC's p counts as 1 until it has been run."""
+    """The test that was announced, once all of its seeds have run; TREC's p counts as 1 until it has been run."""
+    finished = runs.get((BASE, "star"), {}).keys() & runs.get((BASE, "random"), {}).keys()
+    if missing := set(EXPERIMENTS[BASE].seeds) - finished:
+        print(f"### Primary: AUBC, star against random, skills R1\n\nNot reached: {len(missing)} seeds have not run.")
+        return
     row = compared(runs.get((BASE, "star"), {}), runs.get((BASE, "random"), {}), area)
     table("Primary: AUBC, star against random, skills R1", {"star": row})
     if row is not None:
