@@ -27,7 +27,7 @@ _PLACES = {
     "score_pool": "api.scores",
     "select_batch": "api.scores",
     "ActiveLoop": "api.loop",
-    "SKIP": "annotators.csv_file",
+    "SKIP": "config",
     "fit": "api.training",
     "evaluate": "api.training",
     "predict": "api.training",
@@ -84,13 +84,12 @@ if TYPE_CHECKING:
     from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
     from star_jax.acquisition.strategy import register_strategy
     from star_jax.annotators.annotator import Answer, register_annotator
-    from star_jax.annotators.csv_file import SKIP
     from star_jax.api.loop import ActiveLoop
     from star_jax.api.model import load_adapter, load_model
     from star_jax.api.pool import Format, TokenLimits, read_pool
     from star_jax.api.scores import score_pool, select_batch
     from star_jax.api.training import evaluate, fit, predict
-    from star_jax.config import AcquisitionConfig, LoraConfig, ScoringConfig, TrainingConfig
+    from star_jax.config import SKIP, AcquisitionConfig, LoraConfig, ScoringConfig, TrainingConfig
     from star_jax.data.tasks import register_task
     from star_jax.data.tasks.task import Task
     from star_jax.errors import ConfigError, DataError
