@@ -1,9 +1,10 @@
 """What all tests share: the CPU, seeds that their names give, and a tiny model of random weights."""
 
+import gc
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts jobs in the background with Ctrl-C ignored, and there would be nothing to test.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+MOST_MAPPINGS = 30_000
+"""Mappings of memory from which on compiled programs are forgotten: Linux allows a process 65,530 by default, a program
+takes about twelve, and one more than that ends the process without a word."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """After a module whose programs, with those before, are many."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
