@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from star_jax.annotators.label_table import as_text
+from star_jax.cli.outputs import is_inside, is_same
 from star_jax.errors import ConfigError
-from star_jax.runs.files import write_jsonl_atomic, write_text_atomic
+from star_jax.runs.files import check_writable, write_jsonl_atomic, write_text_atomic
 
 ENDINGS = (".csv", ".jsonl")
 
@@ -49,21 +49,17 @@ def check_output(
         raise ConfigError(f"{flag} is {out}, which is a folder; name a file in it")
     if not path.parent.is_dir():
         raise ConfigError(f"{flag} is {out}; there is no folder {path.parent}, make it first")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise ConfigError(f"{flag} is {out}, which may not be written; name another file")
     for read in inputs:
-        if read is not None and _same(path, Path(read).expanduser()):
+        if read is not None and is_same(path, Path(read).expanduser()):
             raise ConfigError(f"{flag} is {out}, which is read as well; name another file")
     for folder in folders:
-        if path.resolve().is_relative_to(folder.expanduser().resolve()):
+        if is_inside(path, folder.expanduser()):
             raise ConfigError(f"{flag} is {out}, inside {folder}, which is only read; name a file elsewhere")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise ConfigError(f"{flag} is {out}, which cannot be written ({error.strerror}); name another file") from None
     return path
-
-
-def _same(path: Path, other: Path) -> bool:
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return path.resolve() == other.resolve()
 
 
 def write_rows(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
