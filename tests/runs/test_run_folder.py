@@ -215,7 +215,7 @@ def test_before_a_round_is_finished_everything_may_change(tmp_path):
 def test_one_process_at_a_time(tmp_path):
     program = (
         "import sys\n"
-        "from star_jax.config import ConfigError\n"
+        "from star_jax.errors import ConfigError\n"
         "from star_jax.runs.run_folder import RunFolder\n"
         "try:\n"
         "    RunFolder.open(sys.argv[1], 'star', 3, {}, device='cpu')\n"
