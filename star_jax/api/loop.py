@@ -31,7 +31,7 @@ from star_jax.data.skips import is_skip
 from star_jax.errors import ConfigError, DataError
 from star_jax.models.lora import Adapter
 from star_jax.runs.files import plain, read_json, replace_folder_atomic, write_json_atomic
-from star_jax.runs.run_folder import FIT_TO_MEMORY, differences
+from star_jax.runs.run_settings import FIT_TO_MEMORY, differences
 
 Answers = Mapping[str, str | None] | Sequence[Answer]
 

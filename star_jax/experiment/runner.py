@@ -70,6 +70,7 @@ from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, load_state, save_choice, save_state
 from star_jax.runs.records import group_counts, length_correlation, nothing_right, queried_rows, summary_row
 from star_jax.runs.run_folder import RunFolder, stored_data
+from star_jax.runs.run_settings import choice_origin
 from star_jax.runs.score_store import StoredScores, answers_of, with_answers
 from star_jax.tracking.console import Progress, round_title
 from star_jax.tracking.observer import Timed
@@ -255,7 +256,7 @@ def _round(run: Run, state: LoopState) -> LoopState:
     candidates = np.asarray(available(state.pool))
     timed = Timed(context.progress, context.watch, f"{run.title}, {round_title(number, config.loop.rounds)}")
     facts = _facts(context, run.strategy, data, run.seed)
-    key, origin = jax.random.key(run.seed), folder.origin(config.to_dict(), facts)
+    key, origin = jax.random.key(run.seed), choice_origin(config.to_dict(), facts)
     # 1. What to label, unless an interrupted session has chosen already.
     kept = load_choice(folder.path, number, origin)
     if kept is None:

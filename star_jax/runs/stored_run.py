@@ -15,7 +15,7 @@ from star_jax.config import ExperimentConfig
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.errors import ConfigError, DataError
 from star_jax.runs.files import read_json, read_jsonl
-from star_jax.runs.run_folder import FINGERPRINTS
+from star_jax.runs.run_settings import FINGERPRINTS
 
 ADAPTER_FILE, CONFIG_FILE = "adapter_config.json", "config.yaml"
 """Files that an adapter's folder and a run's folder are known by."""
