@@ -28,7 +28,7 @@ from star_jax.runs.files import (
     write_yaml_atomic,
 )
 from star_jax.runs.run_environment import environment
-from star_jax.runs.run_settings import FINGERPRINTS, differences, refuse_changes
+from star_jax.runs.run_settings import changed_data, differences, refuse_changes
 from star_jax.runs.schemas import (
     METRICS,
     METRICS_REQUIRED,
@@ -217,10 +217,5 @@ def _refuse_other_data(path: Path, data: Mapping[str, Any] | None) -> None:
     stored = path / "data.json"
     if data is None or not exists(stored):
         return
-    before = read_json(stored)
-    changed = [said for name, said in FINGERPRINTS.items() if name in before and before[name] != data.get(name)]
-    if changed:
-        raise ConfigError(
-            f"{path} was made with other data or another model ({' and '.join(changed)} have changed); "
-            "choose another --output-dir or delete the folder"
-        )
+    if changed := changed_data(read_json(stored), data):
+        raise ConfigError(f"{path} {changed}; choose another --output-dir or delete the folder")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,20 @@ def choice_origin(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         settings["acquisition.normaliser"] = None if released else settings["acquisition.normaliser"]
     facts = {name: data[name] for name in FINGERPRINTS if name in data}
     return hashlib.sha256(json.dumps([settings, facts], sort_keys=True).encode()).hexdigest()
+
+
+def changed_data(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str] = ()) -> str | None:
+    """Which fingerprints of data and model are others than those that a run began with, in words; None for none.
+
+    Args:
+      before: data.json of the run.
+      now: fingerprints of today.
+      names: of `FINGERPRINTS` that are compared; all of them where none is named.
+    """
+    changed = [FINGERPRINTS[name] for name in names or FINGERPRINTS if name in before and before[name] != now.get(name)]
+    if not changed:
+        return None
+    return f"was made with other data or another model ({' and '.join(changed)} have changed)"
 
 
 def refuse_changes(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
