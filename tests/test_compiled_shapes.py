@@ -27,6 +27,7 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.experiment import rounds as one_round
 from star_jax.experiment import runner as experiment
 from star_jax.models.architecture import TransformerConfig
 from star_jax.tracking.console import Progress
@@ -172,13 +173,13 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     model_folder, tmp_path, rng, monkeypatch, compilations, answers
 ):
     """Star and random with everything there is: base scores, samples, training, test answers, likelihoods of gold."""
-    write = experiment.save_state
+    write = one_round.save_state
 
     def at_the_end_of_a_round(folder, state):
         write(folder, state)
         compilations.cut()
 
-    monkeypatch.setattr(experiment, "save_state", at_the_end_of_a_round)
+    monkeypatch.setattr(one_round, "save_state", at_the_end_of_a_round)
     config = settings(model_folder, tmp_path, rng, answers)
     experiment.run_experiment(config, Progress("silent"))
     print(answers, *compilations.of_models, sep="\n")
@@ -217,10 +218,10 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
 
     compiled = len(compilations.names)
     config = dataclasses.replace(config, output_dir=str(tmp_path / "second"), strategies=("star",))
-    monkeypatch.setattr(experiment, "save_state", stopped)
+    monkeypatch.setattr(one_round, "save_state", stopped)
     with pytest.raises(KeyboardInterrupt):
         experiment.run_experiment(config, Progress("silent"))
-    monkeypatch.setattr(experiment, "save_state", write)
+    monkeypatch.setattr(one_round, "save_state", write)
     experiment.run_experiment(config, Progress("silent"))
     # What a checkpoint is read with may be new, programs of a single operation; the model's are not.
     models = {"jit(_merged)", *(f"jit({name})" for name in NAMES)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
-from star_jax.cli.outputs import NOWHERE, check_output_file, check_output_folder
+from star_jax.cli.outputs import check_output_file, check_output_folder
 from star_jax.cli.score_flags import PROGRAM, ScoreConfig, parse_score
 from star_jax.errors import ConfigError
 
@@ -31,12 +31,10 @@ _log = logging.getLogger("star_jax.score")  # as a command, the module is called
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Scores the examples that `argv` names, one JSON object an example, in the file's order."""
     config = parse_score(argv, program)
-    out = None if config.out == NOWHERE else Path(config.out).expanduser()
     folders = {"--model": config.model, "--adapter": config.adapter}
-    if out is not None:
-        read = {"--data": config.data, "--config": flags.given(program, argv, "config")["config"]}
-        plugins = {f"--plugins {name}": name for name in config.plugins}
-        check_output_file("--out", out, read | plugins, folders)
+    plugins = {f"--plugins {name}": name for name in config.plugins}
+    read = {"--data": config.data, "--config": flags.given(program, argv, "config")["config"], **plugins}
+    out = check_output_file("--out", config.out, read, folders)
     if config.profile is not None:
         check_output_folder("--profile", config.profile, folders)
     # Imported after parsing, for the same reason as in run.py.

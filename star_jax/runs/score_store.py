@@ -36,8 +36,8 @@ _WITHOUT_EFFECT = (
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 
 _CODE = (
-    *("acquisition", "checkpoints", "inference", "models", "ops", "parallel", "data"),
-    *("config.py", "documents.py", "errors.py", "registry.py"),
+    *("acquisition", "checkpoints", "inference", "models", "ops", "parallel", "data", "config", "documents"),
+    *("errors.py", "registry.py"),
 )
 """Folders and files of the package whose code computes scores."""
 

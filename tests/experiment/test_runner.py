@@ -33,8 +33,9 @@ from star_jax.data.run_data import RunData, TokenizedSet
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Limits, TokenizedExample
 from star_jax.errors import ConfigError, LabelsNeeded
+from star_jax.experiment import judging, setup
+from star_jax.experiment import rounds as one_round
 from star_jax.experiment import runner as experiment
-from star_jax.experiment import setup
 from star_jax.parallel.mesh import data_mesh
 from star_jax.registry import TRACKERS, load_plugins
 from star_jax.runs.files import read_yaml
@@ -59,13 +60,13 @@ CONFIG = ExperimentConfig(
 def base_passes(monkeypatch):
     """Sizes of what the base model is asked to score, one entry a pass."""
     sizes = []
-    whole = experiment.score_pool
+    whole = judging.score_pool
 
     def counted(model, adapter, pool, **options):
         sizes.append(pool.size)
         return whole(model, adapter, pool, **options)
 
-    monkeypatch.setattr(experiment, "score_pool", counted)
+    monkeypatch.setattr(judging, "score_pool", counted)
     return sizes
 
 
@@ -143,25 +144,25 @@ def test_seconds_of_a_run_are_those_of_its_rounds_whatever_the_sessions(tmp_path
     for module, name, seconds in (
         *((experiment, "open_experiment", 50), (setup, "prepare", 7), (experiment, "prepare_test_set", 3)),
         *(
-            (experiment, "score_pool", 20),
+            (judging, "score_pool", 20),
             (features, "score_pool", 30),
             (loop, "fit", 40),
-            (experiment, "evaluate", 11),
+            (judging, "evaluate", 11),
         ),
-        *((experiment, "save_choice", 1), (experiment, "replace_folder_atomic", 2), (experiment, "save_state", 4)),
+        *((one_round, "save_choice", 1), (one_round, "replace_folder_atomic", 2), (one_round, "save_state", 4)),
     ):
         schedule(module, name, seconds)
-    whole = experiment.save_state
+    whole = one_round.save_state
 
     def stopped(folder, state):
         if state.round == 2:
             raise KeyboardInterrupt
         whole(folder, state)
 
-    monkeypatch.setattr(experiment, "save_state", stopped)
+    monkeypatch.setattr(one_round, "save_state", stopped)
     with pytest.raises(KeyboardInterrupt):
         play(tmp_path, strategies=("star",))
-    monkeypatch.setattr(experiment, "save_state", whole)
+    monkeypatch.setattr(one_round, "save_state", whole)
     (summary,) = play(tmp_path, strategies=("star",))
 
     written = [{name: row[f"{name}_seconds"] for name in PHASES} for row in rows(tmp_path, "star")]
@@ -180,8 +181,8 @@ def test_seconds_of_a_run_are_those_of_its_rounds_whatever_the_sessions(tmp_path
 
 def test_each_round_of_an_undisturbed_run_counts_what_was_written_before_it(tmp_path, schedule):
     """The state is written after the row is, and counts in the next one."""
-    schedule(experiment, "save_choice", 1)
-    schedule(experiment, "save_state", 4)
+    schedule(one_round, "save_choice", 1)
+    schedule(one_round, "save_state", 4)
     (summary,) = play(tmp_path)
     assert [row["write_seconds"] for row in rows(tmp_path, "base_only")] == [1, 5]
     assert summary["seconds"] == dict.fromkeys(PHASES, 0) | {"total": 10, "write": 10}
@@ -258,13 +259,13 @@ def test_responses_that_are_cut_are_told_of_once_a_data_set(tmp_path, rng, caplo
 
 def noted_runs(monkeypatch):
     """The runs that an experiment goes through, in order, one entry a round."""
-    runs, whole = [], experiment._round
+    runs, whole = [], experiment.play_round
 
     def noted(run, state):
         runs.append(run)
         return whole(run, state)
 
-    monkeypatch.setattr(experiment, "_round", noted)
+    monkeypatch.setattr(experiment, "play_round", noted)
     return runs
 
 
@@ -417,7 +418,7 @@ def test_strategy_annotator_and_tracker_of_ones_own_run_and_a_run_is_taken_up(tm
     assert len(losses) + len(rounds) == len(told) - 2
 
     # Stopped, and taken up by the same command.
-    whole = experiment.save_state
+    whole = one_round.save_state
 
     def stopped(folder, state):
         whole(folder, state)
@@ -425,7 +426,7 @@ def test_strategy_annotator_and_tracker_of_ones_own_run_and_a_run_is_taken_up(tm
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "save_state", stopped)
+        patch.setattr(one_round, "save_state", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_in(tmp_path / "stopped")
     assert calls[-1] == "finish"

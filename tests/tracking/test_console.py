@@ -128,8 +128,8 @@ def test_bars_show_count_rate_and_vanish():
 
 
 def drawn_lines(shown, stream):
-    """The bars as they stand, a text each."""
-    with shown._bars.live._lock:  # the bars are also drawn by a thread of their own
+    """The bars as they stand, a text each, whatever the thread that draws them ten times a second is about to do."""
+    with shown._bars.live._lock:
         stream.truncate(stream.seek(0))
         shown._bars.refresh()
         drawn = stream.getvalue()
