@@ -31,6 +31,7 @@ from star_jax.ops.attention import (
     packed_attention,
     self_attention,
 )
+from star_jax.ops.attention_branches import SharedKeys, branching_attention
 from star_jax.ops.matmul import DropoutMask
 from star_jax.ops.packing import Packing, pack_rows, unpack_rows
 from star_jax.ops.platform import computed_once
@@ -80,11 +81,13 @@ class Layer(NamedTuple):
       number: of the layer, from 0.
       window: the most recent positions a token sees; None where no layer has one.
       rope: place in `ropes`; None where there is one kind.
+      shared: what this layer keeps of a beginning that all rows share; None where there is none.
     """
 
     number: Array | int
     window: Array | int | None
     rope: Array | int | None
+    shared: SharedKeys | None = None
 
 
 def layers_of(config: TransformerConfig) -> Layer:
@@ -166,7 +169,7 @@ class Block(nn.Module):
             angles = tuple(part[layer.rope] for part in angles)
         query, key = (rotate(x, angles, config.architecture.interleaved) for x in (query, key))
         query = stretched(query, angles)
-        options = AttentionOptions(config.attention_scale, layer.window, config.attention_softcap)
+        options = self._options(layer)
         if cached is not None:
             old, slots = cached
             cache = write_slot(old, slots, key, value)
@@ -176,21 +179,27 @@ class Block(nn.Module):
             cache = LayerCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
             mixed = self_attention(query, key, value, options, windows=config.windows)
         else:
-            mixed, cache = self._packed_attention(query[0], key[0], value[0], packing, options)
+            mixed, cache = self._packed_attention(query[0], key[0], value[0], packing, layer)
         mixed = mixed.reshape(*mixed.shape[:2], -1)
         mask = draw_mask(dropout, layer.number, "o_proj", mixed, packing)
         return self._project("o_proj", x.shape[-1], mixed, mask), cache
 
+    def _options(self, layer: Layer) -> AttentionOptions:
+        config = self.config
+        return AttentionOptions(config.attention_scale, layer.window, config.attention_softcap)
+
     def _packed_attention(
-        self, query: Array, key: Array, value: Array, packing: Packing, options: AttentionOptions
+        self, query: Array, key: Array, value: Array, packing: Packing, layer: Layer
     ) -> tuple[Array, LayerCache]:
         """`1×M×H×d` of queries, keys and values `M×…`, and keys and values in rows."""
-        config = self.config
+        config, options = self.config, self._options(layer)
         query, key, value = computed_once((query, key, value))
         keys, values = unpack_rows(key, packing), unpack_rows(value, packing)
         width = packing.real.shape[1]
         kernel = choose_implementation(query.dtype, config.head_dim, softcap=config.attention_softcap).kernel
-        if kernel == "xla" and width > SHORT_ROW:
+        if packing.branches is not None:
+            mixed = branching_attention(query, key, value, packing, options, layer.shared)
+        elif kernel == "xla" and width > SHORT_ROW:
             mixed = packed_attention(query, key, value, PackedRows(packing.starts, packing.lengths, width), options)
         else:
             rows = self_attention(unpack_rows(query, packing), keys, values, options, windows=config.windows)
@@ -250,7 +259,11 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, dropout: Dropout | None = None, packing: Packing | None = None
+        self,
+        tokens: Array,
+        dropout: Dropout | None = None,
+        packing: Packing | None = None,
+        shared: SharedKeys | None = None,
     ) -> tuple[Array, LayerCache]:
         """One pass.
 
@@ -258,15 +271,24 @@ class Decoder(nn.Module):
           tokens: `B×T` int32, padded on the right or not at all; no mask is needed, since attention is causal.
           dropout: masks for the adapter's input; None for off.
           packing: the real tokens packed, to spend no time on padding; None to treat it like tokens.
+          shared: keys and values `L×G×P×d` of tokens that stand before every row, whose positions go on behind them;
+            only with a packing of rows that branch.
 
         Returns:
           Final hidden states `B×T×D`, normed, finite and meaningless at padding; and keys and values of all layers,
           `L×B×G×T×d`, which cost nothing where nobody uses them.
+
+        Raises:
+          ValueError: `shared` without branches.
         """
         config = self.config
+        if shared is not None and (packing is None or packing.branches is None):
+            raise ValueError("a shared beginning is for packed rows that branch")
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         if packing is not None:
             tokens, positions = pack_rows(tokens, packing)[None], packing.positions[None]
+        if shared is not None:
+            positions = positions + shared.keys.shape[-2]
         hidden = embed(config, "embed_tokens")(tokens).astype(config.dtype) * embedding_scale(config)
         # Of layers that are written out, the compiler would compute nothing anew, or all of them at once.
         unrolled = config.num_hidden_layers <= UNROLLED_LAYERS and not self.rematerialise
@@ -278,7 +300,8 @@ class Decoder(nn.Module):
             length=config.num_hidden_layers,
             unroll=config.num_hidden_layers if unrolled else 1,
         )(config, name="layers")
-        hidden, kept = layers(hidden, layers_of(config), angles_of(config, positions), dropout, packing)
+        places = layers_of(config)._replace(shared=shared)
+        hidden, kept = layers(hidden, places, angles_of(config, positions), dropout, packing)
         hidden = final_norm(config, "norm")(hidden if packing is None else unpack_rows(hidden[0], packing))
         if not config.tie_word_embeddings:
             # Only declared here: the caller multiplies by it, at the positions it needs (`models.lm_head`).
