@@ -12,15 +12,8 @@ import jax
 import numpy as np
 
 from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Measure
-from star_jax.acquisition.pool_scoring import (
-    Pool,
-    PoolScores,
-    Sampling,
-    answered_rows,
-    answered_shapes,
-    passes_over,
-    score_pool,
-)
+from star_jax.acquisition.pool_scoring import PoolScores, Sampling, answered_rows, passes_over, score_pool
+from star_jax.acquisition.pools import Pool
 from star_jax.acquisition.strategy import Strategy
 from star_jax.active.state import LoopState, Observer, Problem
 from star_jax.config import ExperimentConfig, LoraConfig
@@ -180,6 +173,6 @@ def pool_vectors(
         if isinstance(need, GradientSketch):
             assert rows.answered is not None
             trained = init_adapter(jax.random.key(_FRESH_SEED), model.params, lora) if adapter is None else adapter
-            sequences, shapes = answered_rows(rows.pool, rows.answered), answered_shapes(rows.pool)
+            sequences, shapes = answered_rows(rows.pool, rows.answered), rows.pool.answered_shapes
             arrays[need] = gradient_sketches(model, trained, sequences, shapes, need.width, on_batch)
     return arrays

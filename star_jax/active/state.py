@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from star_jax.acquisition.needs import Feature, Measure
-from star_jax.acquisition.pool_scoring import Pool
+from star_jax.acquisition.pools import Pool
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.active.pool import PoolState
 from star_jax.annotators.annotator import Annotator, Answer

@@ -148,12 +148,12 @@ def budget_shapes(lengths: Sequence[int], rows: int, most: int, longest: int, de
 
 def _dealt(lengths: Sequence[int], most: int, capacity: int, devices: int) -> list[list[list[int]]]:
     """Lengths, from the longest down, in batches, each of a hand for every device: see `deal`."""
-    left = np.sort(np.asarray(lengths, np.int64))[::-1].tolist()
+    left, start = np.sort(np.asarray(lengths, np.int64))[::-1], 0
     batches = []
-    while left:
-        hands = deal(left, most, capacity, devices)
-        batches.append([[left[place] for place in hand] for hand in hands])
-        left = left[sum(map(len, hands)) :]
+    while start < len(left):
+        hands = deal(map(int, left[start:]), most, capacity, devices)
+        batches.append([[int(left[start + place]) for place in hand] for hand in hands])
+        start += sum(map(len, hands))
     return batches
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool, generated_texts, score_pool
+from star_jax.acquisition.pool_scoring import generated_texts, score_pool
+from star_jax.acquisition.pools import BatchSizes, choose_shapes, generated_pool
 from star_jax.acquisition.strategy import Strategy, get_strategy
 from star_jax.active.loop import choose, init, learn, step
 from star_jax.active.pool import SKIPPED, available
