@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from star_jax.acquisition.branched_scoring import choose_pass, score_branched
 from star_jax.acquisition.pools import CandidatePool, GeneratedPool, Pool, ProposedPool, proposed_pool
 from star_jax.acquisition.uncertainty import sequence_measures
 from star_jax.data.batching import Batch
@@ -121,6 +122,9 @@ def _answers(model: LanguageModel, adapter: Adapter | None, pool: GeneratedPool,
 
 def _candidates(model: LanguageModel, adapter: Adapter | None, pool: CandidatePool, way: _Pass) -> PoolScores:
     """Measures of the distribution over a closed set, and the likeliest of it."""
+    branched = choose_pass(model, pool.branched, way.key, way.sampling)
+    if branched is not None:
+        return PoolScores(*score_branched(model, adapter, branched, way.chosen, way.on_batch))
 
     def run(batch: Batch) -> Any:
         shared, rows = (model, adapter, way.key), (_inputs(batch), batch.index)

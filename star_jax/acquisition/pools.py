@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from star_jax.acquisition.branched_pool import BranchedPool, branch_pool
 from star_jax.data.batching import Batch, Shape, grouped_batches, prompt_batches, sequence_batches
 from star_jax.data.bucketing import Shapes, budget_shapes, prompt_shapes
 from star_jax.data.examples import Prompt
@@ -83,11 +84,13 @@ class CandidatePool(NamedTuple):
       rows: C for each prompt, side by side: it, with one of the candidates behind it.
       shapes: of batches, each of whole prompts.
       candidates: C.
+      branched: the same as one row a prompt; None where that cannot be.
     """
 
     rows: Sequence[TokenizedExample]
     shapes: tuple[Shape, ...]
     candidates: int
+    branched: BranchedPool | None = None
 
     @property
     def size(self) -> int:
@@ -179,7 +182,7 @@ def candidate_pool(
         shape._replace(rows=-(-shape.rows // count) * count, capacity=max(shape.capacity, count * shape.width))
         for shape in shapes
     )
-    return CandidatePool(rows, shapes, count)
+    return CandidatePool(rows, shapes, count, branch_pool(rows, count, batch_size))
 
 
 def check_candidates(encoder: Encoder, prompt: Prompt, candidates: Sequence[str]) -> None:
