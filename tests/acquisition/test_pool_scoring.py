@@ -10,7 +10,7 @@ from random_models import random_adapter, random_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import branched_scoring, pool_scoring
 from star_jax.acquisition.pool_scoring import (
     PoolScores,
     Sampling,
@@ -46,7 +46,12 @@ from star_jax.models.transformer import LanguageModel
 WORDS = ["</s>", *"abcdefghijkl"]
 CANDIDATES = (" a", " b c", " d e")
 SIZE = 11
-PROGRAMS = ("_answer", "_score_candidates", "_score_proposed")
+PROGRAMS = (
+    pool_scoring._answer,
+    pool_scoring._score_candidates,
+    pool_scoring._score_proposed,
+    branched_scoring._score_branched,
+)
 MODES = ("shared", "tied", "per_token")
 SAMPLING = Sampling(3, 0.3, "tied")
 SHAPES = Shapes((Shape(4, 3, 12), Shape(4, 8, 32)), (Shape(4, 7, 24), Shape(4, 12, 44)))
@@ -104,22 +109,30 @@ def followed_by(encoder, prompts, answers) -> list[TokenizedExample]:
     ]
 
 
-KINDS = ("generated", "candidates", "proposed")
+KINDS = ("generated", "candidates", "branched", "proposed")
 SAMPLED = pytest.mark.parametrize(
-    ("kind", "mode"), [*((kind, "tied") for kind in KINDS), ("proposed", "shared"), ("proposed", "per_token")]
+    ("kind", "mode"),
+    [
+        *((kind, "tied") for kind in KINDS),
+        *((kind, mode) for kind in ("branched", "proposed") for mode in ("shared", "per_token")),
+    ],
 )
 """Every kind of pool and every kind of mask."""
 
 
 @pytest.fixture(scope="module")
 def build(encoder, prompts, proposals):
-    """Makes the pool of a kind from the examples of the given numbers: batches of 4, in two shapes."""
+    """Makes the pool of a kind from the examples of the given numbers: batches of 4, in two shapes.
+
+    Candidates have a row for each candidate, or branched ones a row for each prompt.
+    """
 
     def make(kind: str, chosen=range(SIZE), shapes=SHAPES, batch_size=BATCH_SIZE):
         if kind == "generated":
             return generated_pool(encoder, encoder.prompts([prompts[i] for i in chosen]), shapes)
-        if kind == "candidates":
-            return candidate_pool(encoder, [prompts[i] for i in chosen], CANDIDATES, batch_size)
+        if kind in ("candidates", "branched"):
+            pool = candidate_pool(encoder, [prompts[i] for i in chosen], CANDIDATES, batch_size)
+            return pool if kind == "branched" else pool._replace(branched=None)
         return proposed_pool([proposals[i] for i in chosen], shapes.sequences)
 
     return make
@@ -180,7 +193,8 @@ def test_progress_counts_every_example_once_a_pass(model, adapter, build, kind):
     for sampling, passes in ((None, 1), (SAMPLING, 2 if kind == "generated" else 1)):
         seen: list[int] = []
         score_pool(model, adapter, pool, key=jax.random.key(0), sampling=sampling, on_batch=seen.append)
-        first = [len(set(batch.index[batch.row_mask].tolist())) for batch in pool.batches()]
+        batched = pool.branched.whole if kind == "branched" else pool
+        first = [len(set(batch.index[batch.row_mask].tolist())) for batch in batched.batches()]
         assert seen[: len(first)] == first
         assert (len(seen) > len(first)) == (passes > 1)  # answers fill batches of their own
         assert sum(seen) == passes_over(pool, sampling) * SIZE == passes * SIZE
@@ -193,9 +207,9 @@ def test_only_the_rows_that_are_named_are_scored(model, adapter, build, kind, sa
     pool, chosen, seen = build(kind), np.array([1, 2, 5, 8, 9]), []
     options = {"key": jax.random.key(2), "sampling": sampling}
     whole = score_pool(model, adapter, pool, **options)
-    programs = [getattr(pool_scoring, name)._cache_size() for name in PROGRAMS]
+    programs = [program._cache_size() for program in PROGRAMS]
     part = score_pool(model, adapter, pool, rows=chosen, on_batch=seen.append, **options)
-    assert [getattr(pool_scoring, name)._cache_size() for name in PROGRAMS] == programs
+    assert [program._cache_size() for program in PROGRAMS] == programs
     assert sum(seen) == len(chosen) * passes_over(pool, sampling)
     others = np.setdiff1d(np.arange(SIZE), chosen)
     for name, values in part.measures.items():
@@ -243,7 +257,7 @@ def test_answers_are_read_for_those_that_are_asked_about(model, adapter, encoder
     found = answer_texts(encoder, pool, scores, np.array([3, 0, 5]))
     if kind == "proposed":
         assert found is None
-    elif kind == "candidates":
+    elif kind in ("candidates", "branched"):
         chosen = np.asarray(scores.responses)[[3, 0, 5]]
         assert found == [CANDIDATES[place].strip() for place in chosen]
     else:
@@ -277,8 +291,9 @@ def test_candidates_that_are_too_long_are_refused(encoder, prompts, too_long):
         check(short, prompts[0], candidates[:1])
 
 
-def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encoder, prompts, build):
-    scores = score_pool(model, adapter, build("candidates"))
+@pytest.mark.parametrize("kind", ["candidates", "branched"])
+def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encoder, prompts, build, kind):
+    scores = score_pool(model, adapter, build(kind))
     nlls = []
     for text in CANDIDATES:
         answer = np.array([WORDS.index(word) for word in text.split()] + [encoder.eos_id], np.int32)
@@ -338,7 +353,8 @@ def test_samples_disagree_with_dropout_and_only_with_it(model, adapter, build, s
 def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short, monkeypatch, kind, mode):
     """The same examples with the same numbers, dealt out to the batches in another order."""
     pool = build(kind, short)
-    batches = list(pool.batches())
+    batched = pool.branched.whole if kind == "branched" else pool
+    batches = list(batched.batches())
     first, count = batches[0], len(batches)
     group = len(CANDIDATES) if kind == "candidates" else 1
     rows = len(first.row_mask)
@@ -351,7 +367,7 @@ def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short,
     )
     options = {"key": jax.random.key(1), "sampling": SAMPLING._replace(mode=mode)}
     scores = score_pool(model, adapter, pool, **options)
-    monkeypatch.setattr(type(pool), "batches", lambda self, chosen=None: iter(mixed))
+    monkeypatch.setattr(type(batched), "batches", lambda self, chosen=None: iter(mixed))
     assert_close(score_pool(model, adapter, pool, **options), scores)
 
 
