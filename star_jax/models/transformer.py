@@ -10,7 +10,7 @@ Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from flax import struct
 
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.dropout import Dropout, draw_mask
+from star_jax.models.layer import Cached, Layer, LayerCache, layers_of, write_slot
 from star_jax.models.lora import LoraDense
 from star_jax.models.mlp import ExpertMLP, gated_mlp
 from star_jax.models.rotary import Angles, rotate, stretched
@@ -44,61 +45,6 @@ UNROLLED_LAYERS = 4
 
 SHORT_ROW = 64
 """Rows of up to this many tokens attend all at once, padding and all: one by one would take longer."""
-
-
-class LayerCache(NamedTuple):
-    """What one layer keeps of the tokens read so far; a head's slots lie together, as `attend_cache` reads them.
-
-    Attributes:
-      keys: `B×G×S×d`.
-      values: `B×G×S×d`.
-    """
-
-    keys: Array
-    values: Array
-
-
-class Slots(NamedTuple):
-    """What the slots of a cache hold, the same in all layers.
-
-    Attributes:
-      positions: `B×S` position in the sequence held by each slot; −1 where a slot holds nothing.
-      used: scalar, slots written so far; the same for all rows, so that a write is one slice.
-    """
-
-    positions: Array
-    used: Array
-
-
-Cached = tuple[LayerCache, Slots]
-"""One layer's cache, and what its slots hold."""
-
-
-class Layer(NamedTuple):
-    """What a block has to know of its place: scalars, or `L` of them before the scan takes them apart.
-
-    Attributes:
-      number: of the layer, from 0.
-      window: the most recent positions a token sees; None where no layer has one.
-      rope: place in `ropes`; None where there is one kind.
-      shared: what this layer keeps of a beginning that all rows share; None where there is none.
-    """
-
-    number: Array | int
-    window: Array | int | None
-    rope: Array | int | None
-    shared: SharedKeys | None = None
-
-
-def layers_of(config: TransformerConfig) -> Layer:
-    """What each block has to know of its place, `L` each."""
-    everything = np.iinfo(np.int32).max
-    windows = [everything if window is None else window for window in config.windows]
-    return Layer(
-        jnp.arange(config.num_hidden_layers),
-        jnp.asarray(windows, jnp.int32) if windows else None,
-        jnp.asarray(config.layer_ropes, jnp.int32) if config.layer_ropes else None,
-    )
 
 
 class Block(nn.Module):
@@ -235,15 +181,6 @@ class Block(nn.Module):
             return draw_mask(dropout, layer.number, name, read, packing)
 
         return gated_mlp(self.config, self._project, mask, x)
-
-
-def write_slot(cache: LayerCache, slots: Slots, key: Array, value: Array) -> LayerCache:
-    """The cache with keys and values `B×1×G×d` of a new token in its slot, the last that is used."""
-    place = (0, 0, slots.used - 1, 0)
-    return LayerCache(
-        jax.lax.dynamic_update_slice(cache.keys, key.swapaxes(1, 2), place),
-        jax.lax.dynamic_update_slice(cache.values, value.swapaxes(1, 2), place),
-    )
 
 
 class Decoder(nn.Module):

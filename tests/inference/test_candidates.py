@@ -18,12 +18,14 @@ from star_jax.data.branches import (
     without_beginning,
 )
 from star_jax.data.tokenization import TokenizedExample
+from star_jax.errors import ConfigError
 from star_jax.inference.candidates import Noise, TreeInputs, candidate_log_probs, read_beginning
 from star_jax.inference.mc_dropout import Sampling, mc_score_responses, sample_keys
 from star_jax.inference.scoring import score_responses
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.merged import merge_adapter
 from star_jax.models.sequences import SequenceInputs
+from star_jax.ops.attention_branches import SharedKeys
 
 SHAPE = TransformerConfig(
     vocab_size=17,
@@ -39,7 +41,6 @@ CANDIDATES = ((3, 4, 5), (3, 4, 6), (7,), (3, 4), (8, 9, 1, 2), (3, 10), (7,))
 
 BEGINNING = (11, 12, 13, 14)
 KEY = jax.random.key(5)
-MODES = ("shared", "tied", "per_token")
 
 
 def rows_of(beginning=BEGINNING) -> list[TokenizedExample]:
@@ -61,10 +62,11 @@ def plain(model, adapter, rows, sampling=None) -> np.ndarray:
     batch = make_batch(rows, np.arange(len(rows)), (whole,))
     inputs = SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths)
     if sampling is None:
-        found, mask = score_responses(model, adapter, inputs)
+        found, mask = jax.jit(score_responses)(model, adapter, inputs)
     else:
         keys = sample_keys(KEY, jnp.asarray(numbers[batch.index]), sampling)
-        found, mask = mc_score_responses(model, adapter, inputs, keys, sampling)
+        score = jax.jit(mc_score_responses, static_argnames="sampling")
+        found, mask = score(model, adapter, inputs, keys, sampling=sampling)
     sums = np.where(mask, found.log_prob, 0).sum(axis=-1)
     return sums[:, np.argsort(batch.index)].reshape(len(sums), -1, len(CANDIDATES))
 
@@ -95,19 +97,19 @@ def branched(model, adapter, rows, sampling=None, *, reuse=True) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("reuse", [True, False], ids=["beginning-once", "whole-rows"])
-def test_one_row_a_prompt_gives_what_one_a_candidate_gives(family, reuse):
+def test_one_row_a_prompt_gives_what_one_a_candidate_gives(family):
+    """With the adapter beside the weights and whole rows, and in them, behind a beginning that is read once."""
     config = dataclasses.replace(SHAPE, **FAMILIES[family])
     model = random_model(np.random.default_rng(1), config)
     adapter = random_adapter(np.random.default_rng(2), config)
-    merged = merge_adapter(model, adapter)
     want = plain(model, adapter, rows_of())
-    for one in ((model, adapter), merged):
-        np.testing.assert_allclose(branched(*one, rows_of(), reuse=reuse), want, rtol=1e-5, atol=1e-5)
+    found = branched(model, adapter, rows_of(), reuse=False)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+    found = branched(*merge_adapter(model, adapter), rows_of())
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("family", "mode"), [("gemma", "shared"), ("llama", "tied"), ("llama", "per_token")])
 def test_dropout_has_the_masks_of_a_row_for_each_candidate(family, mode):
     config = dataclasses.replace(SHAPE, **FAMILIES[family])
     model = random_model(np.random.default_rng(1), config)
@@ -117,3 +119,23 @@ def test_dropout_has_the_masks_of_a_row_for_each_candidate(family, mode):
     assert np.abs(want[0] - want[1]).max() > 1e-2  # The samples differ, or nothing would be compared.
     found = branched(model, adapter, rows_of(), sampling, reuse=mode == "shared")
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_beginning_is_read_once_only_where_it_is_the_same_for_all():
+    model = random_model(np.random.default_rng(1), SHAPE)
+    adapter = random_adapter(np.random.default_rng(2), SHAPE)
+    sampling = Sampling(2, 0.3, "tied")
+    noise = Noise(sample_keys(KEY, jnp.arange(1), sampling), sampling)
+    with pytest.raises(ValueError, match="masks of mode tied differ between rows"):
+        read_beginning(model, adapter, np.asarray(BEGINNING), noise)
+    with pytest.raises(ValueError, match="packed rows that branch"):
+        model.decoder.apply(
+            {"params": model.params}, jnp.ones((1, 3), jnp.int32), shared=SharedKeys(*jnp.zeros((2, 2)))
+        )
+
+
+def test_samples_that_would_all_be_the_same_are_refused():
+    model = random_model(np.random.default_rng(1), SHAPE)
+    adapter = random_adapter(np.random.default_rng(2), SHAPE)
+    with pytest.raises(ConfigError, match="at dropout 0"):
+        branched(model, adapter, rows_of(), Sampling(2, 0.0, "tied"), reuse=False)
