@@ -23,7 +23,7 @@ from star_jax.acquisition.uncertainty import sequence_measures
 from star_jax.data.batching import Batch
 from star_jax.data.rows import AnsweredRows
 from star_jax.data.tokenization import Encoder, TokenizedExample
-from star_jax.inference.batched import map_batches
+from star_jax.inference.batched import Logs, map_batches, no_logs
 from star_jax.inference.generation import PromptBatch, Stop, generate
 from star_jax.inference.mc_dropout import Sampling, mc_score_responses, sample_keys
 from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
@@ -66,6 +66,7 @@ class _Pass(NamedTuple):
     sampling: Sampling | None
     chosen: ArrayLike | None
     on_batch: Callable[[int], None]
+    logs: Logs
 
 
 def score_pool(
@@ -77,6 +78,7 @@ def score_pool(
     sampling: Sampling | None = None,
     rows: ArrayLike | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
+    logs: Logs = no_logs,
 ) -> PoolScores:
     """Every measure of every example, or of some, on all local devices.
 
@@ -89,6 +91,7 @@ def score_pool(
         deterministic model's; the samples score it.
       rows: numbers of the examples that are scored, at least one; None for all.
       on_batch: told the number of examples of each batch, once the device has finished it.
+      logs: gives what keeps the results of each pass as they come; what it has already is not computed again.
 
     Raises:
       ConfigError: sampling at rate 0.
@@ -96,7 +99,7 @@ def score_pool(
     """
     if sampling is not None and (adapter is None or key is None):
         raise ValueError("Monte-Carlo dropout acts on an adapter and draws from a key; pass both")
-    way = _Pass(jax.random.key(0) if key is None else key, sampling, rows, on_batch)
+    way = _Pass(jax.random.key(0) if key is None else key, sampling, rows, on_batch, logs)
     model, adapter = replicated(model), replicated(adapter)
     if isinstance(pool, GeneratedPool):
         answered = _answers(*merge_adapter(model, adapter), pool, way)
@@ -117,7 +120,7 @@ def _answers(model: LanguageModel, adapter: Adapter | None, pool: GeneratedPool,
         rows = (batch.tokens, batch.lengths, batch.row_mask)
         return _answer(model, adapter, rows, capacity=batch.capacity, width=pool.response_limit, end_ids=pool.end_ids)
 
-    return PoolScores(*map_batches(run, pool.batches(way.chosen), 1, pool.size, way.on_batch))
+    return PoolScores(*map_batches(run, pool.batches(way.chosen), 1, pool.size, way.on_batch, way.logs("answers")))
 
 
 def _candidates(model: LanguageModel, adapter: Adapter | None, pool: CandidatePool, way: _Pass) -> PoolScores:
@@ -132,7 +135,8 @@ def _candidates(model: LanguageModel, adapter: Adapter | None, pool: CandidatePo
             shared, rows, capacity=batch.capacity, candidates=pool.candidates, sampling=way.sampling
         )
 
-    return PoolScores(*map_batches(run, pool.batches(way.chosen), pool.candidates, pool.size, way.on_batch))
+    batches, log = pool.batches(way.chosen), way.logs("candidates")
+    return PoolScores(*map_batches(run, batches, pool.candidates, pool.size, way.on_batch, log))
 
 
 def _proposed(model: LanguageModel, adapter: Adapter | None, pool: ProposedPool, way: _Pass) -> dict[str, Array]:
@@ -142,7 +146,8 @@ def _proposed(model: LanguageModel, adapter: Adapter | None, pool: ProposedPool,
         rows = (_inputs(batch), batch.index)
         return _score_proposed((model, adapter, way.key), rows, capacity=batch.capacity, sampling=way.sampling)
 
-    found: dict[str, Array] = map_batches(run, pool.batches(way.chosen), 1, pool.size, way.on_batch)
+    batches, log = pool.batches(way.chosen), way.logs("proposed")
+    found: dict[str, Array] = map_batches(run, batches, 1, pool.size, way.on_batch, log)
     return found
 
 

@@ -353,6 +353,8 @@ def _validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: st
 def _with_base(run: Run, state: LoopState, title: str) -> LoopState:
     """The state with the base model's measures, where the coming query needs some that it does not have."""
     needs = run.strategy.measures("base")
+    if run.context.config.acquisition.score_at_most is not None:
+        return state  # they are computed for what a query scores
     if state.round == 0 or all(need in state.base for need in needs):
         return state
     with run.context.watch.phase("score"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,34 @@ AHEAD = 2
 """Batches that are dispatched before the oldest is waited for."""
 
 
+class BatchLog(Protocol):
+    """Keeps the results of a pass as they come, so that a pass that was interrupted goes on where it was."""
+
+    def take(self, batch: Batch) -> Sequence[np.ndarray] | None:
+        """The results of the next batch, as leaves, where an earlier pass has kept them; None from then on."""
+        ...
+
+    def add(self, batch: Batch, leaves: Sequence[np.ndarray]) -> None:
+        """Keeps the results of the next batch."""
+        ...
+
+
+Logs = Callable[[str], BatchLog | None]
+"""Gives what keeps the results of the pass of a name; None keeps nothing."""
+
+
+def no_logs(name: str) -> BatchLog | None:
+    """Keeps nothing."""
+    return None
+
+
 def map_batches(
     run: Callable[[Batch], Any],
     batches: Iterable[Batch],
     group: int,
     size: int,
     on_batch: Callable[[int], None],
+    log: BatchLog | None = None,
 ) -> Any:
     """Runs a program over batches and puts the results in the order of the examples.
 
@@ -33,47 +55,71 @@ def map_batches(
       group: rows of a batch that are one example.
       size: number of examples.
       on_batch: called with the number of examples of each batch, once the device has finished it.
+      log: keeps results; what it has already is not computed again, but for the last batch.
 
     Returns:
       The pytree, with `size` entries in each leaf, on the default device; NaN, or 0 of whole numbers, for examples that
       are in no batch.
     """
-    joined: Any = None
+    joined: list[np.ndarray] = []
+    tree: Any = None
     # On the host: on the device, this would be a program of how the answers of a round happen to fill batches.
-    for batch, result in paced(run, batches):
-        index, real = batch.index[::group], batch.row_mask[::group]
-        if joined is None:
-            joined = jax.tree.map(lambda leaf: _nothing(size, leaf), result)
-        _put(joined, result, index[real], real)
+    for done in _paced(run, batches, log):
+        index, real = done.batch.index[::group], done.batch.row_mask[::group]
+        joined = joined or [_nothing(size, leaf) for leaf in done.leaves]
+        for whole, part in zip(joined, done.leaves, strict=True):
+            whole[index[real]] = part[real]
+        tree = done.tree
         on_batch(int(real.sum()))
-    assert joined is not None, "there is no batch"
-    return jax.tree.map(jnp.asarray, joined)
+    assert tree is not None, "there is no batch"
+    return jax.tree.unflatten(tree, map(jnp.asarray, joined))
 
 
-def paced(run: Callable[[Batch], Any], batches: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
-    """Runs every batch, and gives each with its results on the host, in order.
+class _Done(NamedTuple):
+    """A batch with its results on the host; their structure is None where they were kept."""
 
-    At most `AHEAD` are dispatched ahead of the device, so that progress is real and queues stay short.
+    batch: Batch
+    leaves: Sequence[np.ndarray]
+    tree: Any
+
+
+def _paced(run: Callable[[Batch], Any], batches: Iterable[Batch], log: BatchLog | None) -> Iterator[_Done]:
+    """Runs every batch, and gives each with its results, in order.
+
+    At most `AHEAD` are dispatched ahead of the device, so that progress is real and queues stay short. The last batch
+    is always run: it tells the structure of the results.
     """
     waiting: list[tuple[Batch, Any]] = []
-    for batch in batches:
+    for batch, last in _with_last(batches):
+        kept = None if log is None or waiting or last else log.take(batch)
+        if kept is not None:
+            yield _Done(batch, kept, None)
+            continue
         waiting.append((batch, run(batch)))
         if len(waiting) > AHEAD:
-            yield _fetched(waiting.pop(0))
+            yield _fetched(*waiting.pop(0), log)
     for entry in waiting:
-        yield _fetched(entry)
+        yield _fetched(*entry, log)
 
 
-def _fetched(entry: tuple[Batch, Any]) -> tuple[Batch, Any]:
-    batch, result = entry
-    return batch, jax.device_get(result)
+def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each batch, and whether it is the last one."""
+    before: Batch | None = None
+    for batch in batches:
+        if before is not None:
+            yield before, False
+        before = batch
+    if before is not None:
+        yield before, True
+
+
+def _fetched(batch: Batch, result: Any, log: BatchLog | None) -> _Done:
+    leaves, tree = jax.tree.flatten(jax.device_get(result))
+    if log is not None:
+        log.add(batch, leaves)
+    return _Done(batch, leaves, tree)
 
 
 def _nothing(size: int, part: np.ndarray) -> np.ndarray:
     shape = (size, *part.shape[1:])
     return np.full(shape, np.nan, part.dtype) if np.issubdtype(part.dtype, np.inexact) else np.zeros(shape, part.dtype)
-
-
-def _put(joined: Any, result: Any, places: np.ndarray, real: np.ndarray) -> None:
-    for whole, part in zip(jax.tree.leaves(joined), jax.tree.leaves(result), strict=True):
-        whole[places] = part[real]

@@ -61,4 +61,4 @@ def test_few_batches_are_held_however_many_there_are(rng):
     rows = make_rows(rng, 60)
     map_batches(summed, counting(sequence_batches(rows, SHAPES)), 1, len(rows), on_batch)
     assert made == counted > 10
-    assert most == AHEAD + 1
+    assert most == AHEAD + 2  # one is made early, to know which is the last
