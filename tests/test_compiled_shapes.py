@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from random_models import random_model
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import branched_scoring, pool_scoring, pools
 from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import save_model
 from star_jax.config import (
@@ -36,6 +36,7 @@ from star_jax.training import trainer
 MOST_PROGRAMS = 12
 PROGRAMS = {
     pool_scoring: ("_answer", "_score_proposed", "_score_candidates"),
+    branched_scoring: ("_score_branched",),
     trainer: ("train_step",),
 }
 """Everything that runs the model."""
@@ -188,10 +189,10 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     # Each is compiled once a shape and kind of pass, and lengths like these need several shapes.
     assert len(set(compilations.of_models)) == len(compilations.of_models)
     grown = Counter(name for name, *_ in compilations.of_models)
-    assert 1 < grown["_answer"] <= pool_scoring.PROMPT_SHAPES
-    assert KINDS[answers] < grown["_score_proposed"] <= KINDS[answers] * (pool_scoring.SEQUENCE_SHAPES + 1)
+    assert 1 < grown["_answer"] <= pools.PROMPT_SHAPES
+    assert KINDS[answers] < grown["_score_proposed"] <= KINDS[answers] * (pools.SEQUENCE_SHAPES + 1)
     assert 1 < grown["train_step"] <= trainer.STEP_SHAPES + 1
-    of_candidates = [shape for name, *shape, _ in compilations.of_models if name == "_score_candidates"]
+    of_candidates = [shape for name, *shape, _ in compilations.of_models if name == "_score_branched"]
     assert (len(of_candidates) > 2) == (answers == "candidates")
     assert set(Counter(map(str, of_candidates)).values()) <= {2}  # the base model, and samples
     assert {f"jit({name})": count for name, count in grown.items()} == {

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import Pool, score_pool
+from star_jax.acquisition.pool_scoring import score_pool
+from star_jax.acquisition.pools import Pool
 from star_jax.active.state import LoopState
 from star_jax.data.examples import Example
 from star_jax.data.run_data import tokenize_examples
@@ -55,6 +56,8 @@ def validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: str
 def with_base(run: Run, state: LoopState, title: str) -> LoopState:
     """The state with the base model's measures, where the coming query needs some that it does not have."""
     needs = run.strategy.measures("base")
+    if run.context.config.acquisition.score_at_most is not None:
+        return state  # they are computed for what a query scores
     if state.round == 0 or all(need in state.base for need in needs):
         return state
     with run.context.watch.phase("score"):
