@@ -41,7 +41,7 @@ def make(folder: Path) -> None:
 
     from star_jax.checkpoints.files import INDEX_FILE
     from star_jax.checkpoints.hf_config import read_config
-    from star_jax.checkpoints.huggingface import tensor_shapes
+    from star_jax.checkpoints.tensor_shapes import tensor_shapes
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))

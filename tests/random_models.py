@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.checkpoints.families import BOTH_NORMS, POST_NORMS, norm_paths
-from star_jax.checkpoints.huggingface import norm_width, projection_shapes
+from star_jax.checkpoints.tensor_shapes import norm_width, projection_shapes
 from star_jax.models.architecture import Architecture, TransformerConfig
 from star_jax.models.lora import Adapter
 from star_jax.models.rotary import Rope, unrotated

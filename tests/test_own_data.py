@@ -6,24 +6,20 @@ from pathlib import Path
 
 import pytest
 from seeds import seed_of
+from shapes import have_one_shape
 
-from star_jax.acquisition import pools
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints import huggingface
 from star_jax.cli import run, score
 from star_jax.cli.guard import guarded_main
 from star_jax.experiment import setup
-from star_jax.training import trainer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "own_data.yaml"
 
 
 @pytest.fixture(autouse=True)
 def _one_shape(monkeypatch):
-    """Of each kind of batch, which is a program less to compile in every run; several are for other tests of runs."""
-    for name in ("PROMPT_SHAPES", "SEQUENCE_SHAPES", "CANDIDATE_SHAPES"):
-        monkeypatch.setattr(pools, name, 1)
-    monkeypatch.setattr(trainer, "STEP_SHAPES", 1)
+    have_one_shape(monkeypatch)
 
 
 def write(path, examples, labelled):

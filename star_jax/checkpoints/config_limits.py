@@ -20,20 +20,33 @@ def _at_most(most: int) -> Kind:
     return Kind(words, lambda value: WHOLE.holds(value) and 1 <= value <= most).or_null()
 
 
-FIELDS: dict[str, Kind] = {
-    "model_type": TEXT.or_null(),
+SIZES: dict[str, Kind] = {
     "vocab_size": _at_most(2**28),
     "hidden_size": _at_most(2**22),
-    "intermediate_size": _at_most(2**24),
+    **dict.fromkeys(("intermediate_size", "moe_intermediate_size"), _at_most(2**24)),
     "num_hidden_layers": _at_most(10_000),
-    "num_attention_heads": _at_most(2**16),
-    "num_key_value_heads": _at_most(2**16),
-    "head_dim": _at_most(2**16),
-    **dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), WHOLE.or_null()),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), _at_most(2**16)),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), _at_most(2**16)),
+    "max_position_embeddings": _at_most(2**31),
+}
+"""Fields that count something there is at least one of."""
+
+_POSITIVE = Kind("a positive number", lambda value: NUMBER.holds(value) and value > 0)
+
+FACTORS: dict[str, Kind] = {
+    "rms_norm_eps": _POSITIVE,
+    **dict.fromkeys(("query_pre_attn_scalar", "attn_logit_softcapping"), _POSITIVE.or_null()),
+    **dict.fromkeys(("final_logit_softcapping", "attention_multiplier", "logits_scaling"), _POSITIVE.or_null()),
+}
+"""Fields that multiply or divide; at 0, or below, nothing would be left of what they act on."""
+
+FIELDS: dict[str, Kind] = {
+    "model_type": TEXT.or_null(),
+    **SIZES,
+    **FACTORS,
+    "original_max_position_embeddings": WHOLE.or_null(),
     **dict.fromkeys(("sliding_window", "max_window_layers", "no_rope_layer_interval"), WHOLE.or_null()),
-    "rms_norm_eps": NUMBER,
     **dict.fromkeys(("rope_theta", "rope_local_base_freq", "partial_rotary_factor"), NUMBER.or_null()),
-    **dict.fromkeys(("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"), NUMBER.or_null()),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias"), SWITCH.or_null()),
     **dict.fromkeys(("use_sliding_window", "use_bidirectional_attention"), SWITCH.or_null()),
     **dict.fromkeys(("hidden_act", "hidden_activation"), TEXT.or_null()),
@@ -56,6 +69,18 @@ def check_config_fields(raw: Mapping[str, Any]) -> None:
             _check_rope(raw.get(name) or {})
     except UnreadableError as error:
         raise ConfigError(f"the file {error.problem}") from None
+
+
+def check_sizes(fields: Mapping[str, Any]) -> None:
+    """Refuses sizes and factors of a configuration in which what the file leaves out has been filled in.
+
+    Raises:
+      ConfigError: naming the field.
+    """
+    try:
+        check_fields(fields, SIZES | FACTORS)
+    except UnreadableError as error:
+        raise ConfigError(f"the configuration {error.problem}") from None
 
 
 def check_config_file(folder: Path) -> None:

@@ -8,14 +8,13 @@ and is not known is an error that names it; those that change nothing are named 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from star_jax.checkpoints.config_fields import declared_fields, leftover_fields, rope_leftovers
-from star_jax.checkpoints.config_limits import check_config_fields
+from star_jax.checkpoints.config_limits import check_config_fields, check_sizes
 from star_jax.checkpoints.families import FAMILIES, WRAPPERS, Family, usual_norms
 from star_jax.checkpoints.files import on_one_line, read_object, require_model, without_advice
 from star_jax.errors import ConfigError
@@ -27,19 +26,6 @@ _log = logging.getLogger(__name__)
 
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers")
 """Fields whose absence is no default but a mistake."""
-
-SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "max_position_embeddings", "moe_intermediate_size", "num_experts_per_tok"),
-    *("num_experts", "num_local_experts"),
-)
-"""Fields that count something there is at least one of."""
-
-POSITIVE = (
-    *("rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
-    *("attention_multiplier", "logits_scaling"),
-)
-"""Fields that multiply or divide; at 0, or below, nothing would be left of what they act on."""
 
 
 def read_config(
@@ -142,15 +128,8 @@ def _normalised(
 
 
 def _check_values(text: Mapping[str, Any], hf: Any) -> None:
-    """Refuses sizes that no model has, and special tokens that the vocabulary does not have."""
-    for name in SIZES:
-        value = getattr(hf, name, None)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{name} is {value!r}; a whole number from 1 up is expected")
-    for name in POSITIVE:
-        value = getattr(hf, name, None)
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} is {value!r}; a positive number is expected")
+    """Refuses sizes that no model has, also those filled in, and special tokens that the vocabulary does not have."""
+    check_sizes(vars(hf))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = text.get(name)
         tokens = value if isinstance(value, list) else [] if value is None else [value]

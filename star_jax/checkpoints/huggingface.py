@@ -23,6 +23,15 @@ from star_jax.checkpoints.families import expert_paths, norm_paths
 from star_jax.checkpoints.files import SINGLE_FILE
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import resolve_folder
+from star_jax.checkpoints.tensor_shapes import (
+    EMBEDDING,
+    HEAD,
+    expert_shapes,
+    norm_width,
+    projection_shapes,
+    router_shape,
+    tensor_shapes,
+)
 from star_jax.checkpoints.tensors import TensorReader
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
@@ -32,8 +41,6 @@ from star_jax.models.transformer import Decoder, LanguageModel
 from star_jax.ops.quantization import Quantization, quantize
 
 _log = logging.getLogger(__name__)
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Placement = Callable[[str, tuple[int, ...]], Sharding | None]
 """Parameter, such as `layers.q_proj.kernel`, and shape -> where it is put; None for the default device."""
@@ -117,42 +124,10 @@ def load_weights(
                 layers[name]["bias"] = stack(f"{name}.bias", f"{suffix}.bias", features)
         if config.experts is not None:
             experts = _expert_stacks(tensors, config, jnp.dtype(dtype), quantization, place)
-            router = stack("experts.router", f"{expert_paths(config).router}.weight", *_router(config))
+            router = stack("experts.router", f"{expert_paths(config).router}.weight", *router_shape(config))
             layers["experts"] = {"router": router, **experts}
         params["layers"] = layers
     return LanguageModel(Decoder(config), params)
-
-
-def projection_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """(in, out) widths of the projections a block has, in the order of `PROJECTION_PATHS`."""
-    width, inner = config.hidden_size, config.intermediate_size
-    query = config.num_attention_heads * config.head_dim
-    shared = config.num_key_value_heads * config.head_dim
-    if config.architecture.fused:
-        attention = {"qkv_proj": (width, query + 2 * shared)}
-    else:
-        attention = {"q_proj": (width, query), "k_proj": (width, shared), "v_proj": (width, shared)}
-    attention["o_proj"] = (query, width)
-    if config.experts is not None:
-        return attention
-    if config.architecture.fused_gate:
-        gated = {"gate_up_proj": (width, 2 * inner)}
-    else:
-        gated = {"gate_proj": (width, inner), "up_proj": (width, inner)}
-    return {**attention, **gated, "down_proj": (inner, width)}
-
-
-def _router(config: TransformerConfig) -> tuple[int, int]:
-    assert config.experts is not None
-    return config.experts.count, config.hidden_size
-
-
-def _expert_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
-    """Module of an expert, with `{}` for its number -> shape of its weight."""
-    if config.experts is None:
-        return {}
-    paths, width, inner = expert_paths(config), config.hidden_size, config.experts.intermediate_size
-    return {paths.gate: (inner, width), paths.up: (inner, width), paths.down: (width, inner)}
 
 
 def _expert_stacks(
@@ -160,7 +135,7 @@ def _expert_stacks(
 ) -> dict[str, Any]:
     """Kernels `L×E×in×out` of all experts, of which the host holds one at a time."""
     assert config.experts is not None
-    shapes, depth, count = _expert_shapes(config), config.num_hidden_layers, config.experts.count
+    shapes, depth, count = expert_shapes(config), config.num_hidden_layers, config.experts.count
     paths = expert_paths(config)
 
     def stack(name: str, parts: Sequence[str]) -> Any:
@@ -175,35 +150,6 @@ def _expert_stacks(
         return jax.tree.map(lambda leaf: leaf.reshape(depth, count, *leaf.shape[1:]), whole)
 
     return {"gate_up": stack("gate_up", (paths.gate, paths.up)), "down": stack("down", (paths.down,))}
-
-
-def norm_width(config: TransformerConfig, name: str) -> int:
-    """Width of a norm of a block."""
-    if name not in ("q_norm", "k_norm"):
-        return config.hidden_size
-    heads = config.num_attention_heads if name == "q_norm" else config.num_key_value_heads
-    return config.head_dim * (heads if config.architecture.qk_norm == "width" else 1)
-
-
-def tensor_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a checkpoint."""
-    width = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, width)}
-    shapes |= {} if config.tie_word_embeddings else {HEAD: (config.vocab_size, width)}
-    shapes["model.norm.weight"] = (width,)
-    for layer in range(config.num_hidden_layers):
-        for name, suffix in norm_paths(config).items():
-            shapes[f"model.layers.{layer}.{suffix}.weight"] = (norm_width(config, name),)
-        if config.experts is not None:
-            shapes[f"model.layers.{layer}.{expert_paths(config).router}.weight"] = _router(config)
-        for path, shape in _expert_shapes(config).items():
-            names = (f"model.layers.{layer}.{path.format(number)}.weight" for number in range(_router(config)[0]))
-            shapes |= dict.fromkeys(names, shape)
-        for name, (fan_in, features) in projection_shapes(config).items():
-            shapes[f"{module_path(layer, name)}.weight"] = (features, fan_in)
-            if name in config.architecture.biases:
-                shapes[f"{module_path(layer, name)}.bias"] = (features,)
-    return shapes
 
 
 def save_model(model: LanguageModel, folder: Path) -> None:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.checkpoints.files import ADAPTER_FILE, on_one_line, read_object
-from star_jax.checkpoints.huggingface import projection_shapes
+from star_jax.checkpoints.tensor_shapes import projection_shapes
 from star_jax.checkpoints.tensors import text_name
 from star_jax.documents import NUMBER, SWITCH, TEXT, Kind, UnreadableError, check_fields, either, list_of, shown
 from star_jax.errors import ConfigError

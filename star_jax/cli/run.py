@@ -84,7 +84,8 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     # Imported after parsing: JAX takes seconds to load, and `--help` or a mistyped flag should not wait for it.
     from star_jax.environment import configure_jax, configure_logging
     from star_jax.experiment.runner import run_experiment
-    from star_jax.tracking.console import Progress, print_tables
+    from star_jax.tracking.closing import print_tables
+    from star_jax.tracking.console import Progress
     from star_jax.tracking.profiling import profiled
     from star_jax.tracking.tracker import open_trackers
 

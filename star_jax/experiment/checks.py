@@ -9,7 +9,7 @@ from pathlib import Path
 from star_jax.acquisition.strategy import Strategy, check_strategy_settings
 from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.checkpoints.hub import EMBEDDED
-from star_jax.checkpoints.huggingface import projection_shapes
+from star_jax.checkpoints.tensor_shapes import projection_shapes
 from star_jax.config import ExperimentConfig
 from star_jax.data.run_data import RunData
 from star_jax.data.skips import is_skip

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from star_jax.checkpoints.huggingface import projection_shapes
+from star_jax.checkpoints.tensor_shapes import projection_shapes
 from star_jax.config import ExperimentConfig, LoraConfig, TrainingConfig
 from star_jax.data.bucketing import SIMULATED_STEPS, Shapes
 from star_jax.errors import ConfigError

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from star_jax.evaluation.curves import aubc_of_rounds
 from star_jax.report.read import Run, read_runs
-from star_jax.tracking.console import LINE_WIDTH, mean_sd
+from star_jax.tracking.closing import mean_sd, stdout_console
 
 
 def print_comparison(folders: Sequence[str | Path]) -> None:
     """Prints the table to stdout, uncut where stdout is no terminal."""
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else LINE_WIDTH, highlight=False)
-    console.print(comparison_table(folders, " ± " if console.encoding.startswith("utf") else " +/- "))
+    console, between = stdout_console()
+    console.print(comparison_table(folders, between))
 
 
 def comparison_table(folders: Sequence[str | Path], between: str = " ± ") -> Table:

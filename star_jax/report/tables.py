@@ -11,7 +11,7 @@ from star_jax.report.figures import shown_looks
 from star_jax.report.findings import signed
 from star_jax.report.read import Comparison, Run, by_strategy, compare, mean_of_groups, settled
 from star_jax.tracking.bars import duration
-from star_jax.tracking.console import mean_sd
+from star_jax.tracking.closing import mean_sd
 
 MISSING = "\N{EN DASH}"
 

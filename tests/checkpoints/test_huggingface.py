@@ -23,8 +23,8 @@ from star_jax.checkpoints.huggingface import (
     LanguageModel,
     load_model,
     save_model,
-    tensor_shapes,
 )
+from star_jax.checkpoints.tensor_shapes import tensor_shapes
 from star_jax.checkpoints.tensors import TensorReader, all_finite
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, TransformerConfig

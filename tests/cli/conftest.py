@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from seeds import seed_of
+from shapes import have_one_shape
 
-from star_jax.acquisition import pools
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.config import DataConfig, ExperimentConfig, LoopConfig, LoraConfig, TrainingConfig
 from star_jax.errors import LabelsNeeded
@@ -62,8 +62,7 @@ def labelled_run(request, tmp_path_factory) -> Path:
         ),
     )
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("PROMPT_SHAPES", "SEQUENCE_SHAPES"):
-            patch.setattr(pools, name, 1)
+        have_one_shape(patch)
         for _ in range(2):
             with pytest.raises(LabelsNeeded):
                 run_experiment(config, Progress("silent"))

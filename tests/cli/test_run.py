@@ -15,6 +15,7 @@ import yaml
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 from seeds import seed_of
+from shapes import have_one_shape
 
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import resolve_folder
@@ -49,18 +50,19 @@ def write_rows(path, examples):
 
 @pytest.fixture(scope="module")
 def workplace(request, tmp_path_factory):
-    """A config, a pool, a test file and a few replay rows. Programs are optimised and kept, as they are for a person.
+    """A config, a pool, a test file and a few replay rows. Programs are kept, as they are for a person.
 
     Kept in a folder of their own, from which the processes that are started here read them.
     """
     folder = tmp_path_factory.mktemp("run")
-    names = ("jax_disable_most_optimizations", "jax_enable_compilation_cache", "jax_compilation_cache_dir")
+    names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
     also = ("jax_default_matmul_precision", "jax_persistent_cache_min_compile_time_secs")
     before = {name: jax.config.values[name] for name in (*names, *also)}
-    for name, value in zip(names, (False, True, str(folder / "programs")), strict=True):
+    for name, value in zip(names, (True, str(folder / "programs")), strict=True):
         jax.config.update(name, value)
     patch = pytest.MonkeyPatch()
     patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
     patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
     patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))
     configure_jax()
@@ -88,14 +90,6 @@ def flags(folder, output, *extra, pool="pool.jsonl"):
 def run_unreported(argv):
     """What the command does but for its report, which takes longer to draw than a run like these."""
     run_experiment(parse_run(argv)[0], Progress())
-
-
-@pytest.fixture
-def unoptimised():
-    """Of programs that no other test here runs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def lines(path):
@@ -193,7 +187,6 @@ def test_star_picks_by_descending_score(finished):
         assert all(row["base_uncertainty"] >= 0 and row["full_uncertainty"] >= 0 for row in rows)
 
 
-@pytest.mark.usefixtures("unoptimised")
 def test_a_run_goes_on_from_an_adapter(workplace, finished, capfd):
     """With a rate of next to nothing, training ends where it starts; the adapter is part of the base model."""
     start, output = finished / "random" / "seed-0", workplace / "onward"
@@ -240,7 +233,6 @@ def test_permuting_hidden_responses_leaves_all_picks_bit_identical(workplace, fi
     assert picks(output / "star" / "seed-0") == picks(finished / "star" / "seed-0")
 
 
-@pytest.mark.usefixtures("unoptimised")
 def test_reference_answers_do_depend_on_hidden_responses(workplace, permuted):
     """The leak test can fail: with gold scoring, the same permutation changes the picks."""
     for pool in ("pool.jsonl", permuted):
@@ -273,8 +265,11 @@ sys.exit(run.main(sys.argv[3:]))
 """
 
 
-def test_killed_run_continues_bit_for_bit(workplace, finished, rng):
-    """Killed at any moment: before a file of the second or third round, drawn by chance, comes into place."""
+def test_killed_run_continues_bit_for_bit(workplace, finished, rng, capfd):
+    """Killed at any moment: before a file of the second or third round, drawn by chance, comes into place.
+
+    It goes on in another process than the one that was killed: this one.
+    """
     output = workplace / "killed"
     folder = output / "star" / "seed-0"
     command = flags(workplace, output, "--strategies", "star")
@@ -282,10 +277,8 @@ def test_killed_run_continues_bit_for_bit(workplace, finished, rng):
     killed = subprocess.run([sys.executable, "-c", DYING, moment, str(folder / "state" / "001"), *command], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (folder / "summary.json").exists()
-    command = [sys.executable, "-m", "star_jax.run", *command]
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "continues after round" in again.stderr
+    run_unreported(command)
+    assert "continues after round" in capfd.readouterr().err
     alone = finished / "star" / "seed-0"
     assert picks(folder) == picks(alone)
     weights = "adapter/adapter_model.safetensors"
@@ -363,9 +356,10 @@ def boolq_rows(folder, name, count, start=0):
     return rows
 
 
-@pytest.mark.usefixtures("workplace", "unoptimised")
-def test_shipped_boolq_config_runs_and_its_picks_know_no_hidden_label(tmp_path):
+@pytest.mark.usefixtures("workplace")
+def test_shipped_boolq_config_runs_and_its_picks_know_no_hidden_label(tmp_path, monkeypatch):
     """configs/boolq.yaml scores the closed answer set; flipping every unbought answer must change no pick."""
+    have_one_shape(monkeypatch)
     rows = boolq_rows(tmp_path, "train.jsonl", 40)
     boolq_rows(tmp_path, "test.jsonl", 12, start=100)
 

@@ -3,9 +3,7 @@
 import sys
 
 import pytest
-
-from star_jax.acquisition import pools
-from star_jax.training import trainer
+from shapes import have_one_shape
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +15,4 @@ def _is_forgotten(registries):
 
 @pytest.fixture(autouse=True)
 def _one_shape(monkeypatch):
-    """Of each kind of batch; several are for the tests of runs."""
-    for name in ("PROMPT_SHAPES", "SEQUENCE_SHAPES", "CANDIDATE_SHAPES"):
-        monkeypatch.setattr(pools, name, 1)
-    monkeypatch.setattr(trainer, "STEP_SHAPES", 1)
+    have_one_shape(monkeypatch)

@@ -115,7 +115,7 @@ def test_a_setting_that_nothing_can_hold_is_refused_before_the_model_is_loaded(
         ({"model_type": []}, "has [] as 'model_type'; it must be a text"),
         ({"rope_parameters": "linear"}, "has 'linear' as 'rope_parameters'; it must be an object or null"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 10**400}}, "as 'rope_theta'; it must be a number"),
-        ({"rms_norm_eps": None}, "has null as 'rms_norm_eps'; it must be a number"),
+        ({"rms_norm_eps": None}, "has null as 'rms_norm_eps'; it must be a positive number"),
         ({"hidden_size": 2**22, "intermediate_size": 2**24, "num_hidden_layers": 10_000}, "its weights would take"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from random_models import FAMILIES
 from scipy import stats
 
-from star_jax.checkpoints.huggingface import projection_shapes
+from star_jax.checkpoints.tensor_shapes import projection_shapes
 from star_jax.config import DropoutMode
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
