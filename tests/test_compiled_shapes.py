@@ -27,6 +27,7 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.data.step_shapes import USUAL_SHAPES
 from star_jax.experiment import runner as experiment
 from star_jax.models.architecture import TransformerConfig
 from star_jax.tracking.console import Progress
@@ -189,7 +190,7 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     grown = Counter(name for name, *_ in compilations.of_models)
     assert 1 < grown["_answer"] <= pool_scoring.PROMPT_SHAPES
     assert KINDS[answers] < grown["_score_proposed"] <= KINDS[answers] * (pool_scoring.SEQUENCE_SHAPES + 1)
-    assert 1 < grown["train_step"] <= trainer.STEP_SHAPES + 1
+    assert 1 < grown["train_step"] <= USUAL_SHAPES + 1
     of_candidates = [shape for name, *shape, _ in compilations.of_models if name == "_score_candidates"]
     assert (len(of_candidates) > 2) == (answers == "candidates")
     assert set(Counter(map(str, of_candidates)).values()) <= {2}  # the base model, and samples

@@ -212,9 +212,10 @@ def tokenize(
             "reads (max_position_embeddings); lower one of the two limits"
         )
     encoder = _encoder(model, pool.task, Limits(longest, response, limits.too_long))
+    asked, sizes = [*map(len, prompts)], BatchSizes(batch_size, batch_size)
     # No response is known yet: half of what may be written is the guess that batches are filled by.
-    likely = [len(tokens) + response // 2 + 1 for tokens in prompts]
-    shapes = choose_shapes([*map(len, prompts)], likely, longest + response, BatchSizes(batch_size, batch_size))
+    likely = [length + response // 2 + 1 for length in asked]
+    shapes = choose_shapes(asked, likely, encoder.longest_row(asked), sizes)
     return Tokens(encoder, prompts, "candidates" if candidates else "generated", shapes, batch_size)
 
 

@@ -6,7 +6,7 @@ Whatever needs the tokenizer belongs here; what becomes of the rows, batches of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -175,6 +175,16 @@ class Encoder:
         self._say_unwritable(labelled, [tokens for _, tokens in parts])
         left_out = len(prompts) - len(kept)
         return Fitting(kept, left_out, long - left_out, responses_cut)
+
+    def longest_row(self, prompts: Iterable[int]) -> int:
+        """Tokens of the longest row that there may be: one of these prompts, with any response.
+
+        Args:
+          prompts: tokens of each, as `prompts` gives them. Those that are tokenised with a response behind them may be
+            others then, and count as long as the limit.
+        """
+        longest = self.limits.prompt if self.joint_tokens else max(prompts, default=self.limits.prompt)
+        return longest + self.limits.response
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Text of response tokens without those that begin, end or fill up a text; others that are special stay."""

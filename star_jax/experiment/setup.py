@@ -31,7 +31,7 @@ from star_jax.checkpoints.hub import EMBEDDED, ModelFolder, open_folder
 from star_jax.checkpoints.huggingface import load_folder
 from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import ExperimentConfig
-from star_jax.data.bucketing import Shapes
+from star_jax.data.bucketing import Shapes, likely_lengths
 from star_jax.data.loading import load_examples
 from star_jax.data.run_data import RunData, examples_within_limits, prepare, rows_fingerprint
 from star_jax.data.tasks import get_task
@@ -235,16 +235,20 @@ def log_seed(progress: Progress, seed: int, data: RunData) -> None:
 def experiment_shapes(context: ExperimentContext, data: Sequence[RunData]) -> Shapes:
     """Shapes for the data of all seeds, so that all runs share their programs.
 
-    Responses of the pool are hidden; those of the test set, which all seeds have, tell how long they are.
+    Prompts of the pool are known, their responses are hidden; how long those may be, the test set's tell, which all
+    seeds have.
     """
-    config, limits, test = context.config, context.encoder.limits, data[0].test
+    config, encoder, test = context.config, context.encoder, data[0].test
     pools = {one.facts["pool"]: one.tokens for one in data}  # seeds may have the same one
-    prompts = [len(tokens) for part in (*pools.values(), test.prompts) for tokens in part]
-    known, longest = [len(row.tokens) for row in test.rows], limits.prompt + limits.response
+    pool = [len(tokens) for part in pools.values() for tokens in part]
+    asked = [*map(len, test.prompts)]
+    known = [len(row.tokens) for row in test.rows]
+    likely = likely_lengths(pool, [len(row.tokens) - row.prompt_length for row in test.rows])
+    longest = max([encoder.longest_row([*pool, *asked]), *known])
     sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
+    shapes = choose_shapes([*pool, *asked], [*likely, *known], longest, sizes)
     replay = [len(row.tokens) for row in context.replay]
-    shapes = choose_shapes(prompts, known, longest, sizes)
-    return shapes._replace(training=training_shapes(known, replay, longest, config.training))
+    return shapes._replace(training=training_shapes(likely, replay, max([longest, *replay]), config.training))
 
 
 def make_problem(context: ExperimentContext, data: RunData, shapes: Shapes) -> Problem:
