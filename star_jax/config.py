@@ -262,11 +262,17 @@ class AcquisitionConfig:
     """Most uncertain first, or log-score plus Gumbel noise (PowerBALD)."""
     power: float = 1.0
     """Coldness of the power selection; larger is closer to top_k."""
+    score_at_most: int | None = None
+    """A query scores so many unlabelled examples, drawn anew by seed and round, and picks among them; all when none."""
 
     def __post_init__(self) -> None:
         _require_finite("acquisition", self)
         _require(0 <= self.constant <= 1, f"acquisition.constant is {self.constant}; it must be in [0, 1]")
         _require(self.power > 0, f"acquisition.power is {self.power}; it must be positive")
+        _require(
+            self.score_at_most is None or self.score_at_most >= 1,
+            f"acquisition.score_at_most is {self.score_at_most}; it must be at least 1, or none",
+        )
 
 
 @dataclass(frozen=True)

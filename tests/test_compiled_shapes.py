@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from random_models import random_model
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import pool_scoring, pools
 from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import save_model
 from star_jax.config import (
@@ -188,8 +188,8 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     # Each is compiled once a shape and kind of pass, and lengths like these need several shapes.
     assert len(set(compilations.of_models)) == len(compilations.of_models)
     grown = Counter(name for name, *_ in compilations.of_models)
-    assert 1 < grown["_answer"] <= pool_scoring.PROMPT_SHAPES
-    assert KINDS[answers] < grown["_score_proposed"] <= KINDS[answers] * (pool_scoring.SEQUENCE_SHAPES + 1)
+    assert 1 < grown["_answer"] <= pools.PROMPT_SHAPES
+    assert KINDS[answers] < grown["_score_proposed"] <= KINDS[answers] * (pools.SEQUENCE_SHAPES + 1)
     assert 1 < grown["train_step"] <= USUAL_SHAPES + 1
     of_candidates = [shape for name, *shape, _ in compilations.of_models if name == "_score_candidates"]
     assert (len(of_candidates) > 2) == (answers == "candidates")

@@ -9,19 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from star_jax.acquisition.needs import Feature, Measure
-from star_jax.acquisition.pool_scoring import Pool
+from star_jax.acquisition.pools import Pool
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.active.pool import PoolState
 from star_jax.annotators.annotator import Annotator, Answer
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.tokenization import Encoder, TokenizedExample
+from star_jax.inference.batched import BatchLog
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 
@@ -33,6 +34,15 @@ class Observer(Protocol):
 
     def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
         """Opens a phase. Those of the loop are `score` and `train`; a shell may have others."""
+        ...
+
+
+@runtime_checkable
+class KeepsScores(Protocol):
+    """An observer that also keeps scores as they come, so that an interrupted query goes on where it was."""
+
+    def log(self, name: str) -> BatchLog | None:
+        """What keeps the results of the pass of that name; None keeps nothing."""
         ...
 
 
@@ -108,8 +118,8 @@ class RoundInfo(NamedTuple):
       train_loss: mean cross-entropy of the last epoch, nats a token.
       scores: `N` acquisition scores; None where none were computed.
       base: `N` the first of the base model's measures that the strategy needs, or None.
-      full: `N` the first of the full model's, or None.
-      response_tokens: `N` tokens of the responses the full model was scored on, or None.
+      full: `N` the first of the full model's, NaN where it was not scored, or None.
+      response_tokens: `N` tokens of the responses the full model was scored on, 0 where it was not, or None.
       validation: labelled examples that were not trained on.
       answers: to each of the picks, in their order.
       losses: cross-entropy of each training step, nats a token.

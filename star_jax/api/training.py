@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_texts, score_pool
+from star_jax.acquisition.pool_scoring import generated_texts, score_pool
+from star_jax.acquisition.pools import BatchSizes, choose_shapes
 from star_jax.api.checks import check_key, check_training
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, OnBatch, TokenLimits, Tokens, tokenize, unwatched
@@ -77,8 +78,8 @@ def fit(
 
 def step_shapes(tokens: Tokens, pool: ExamplePool, training: TrainingConfig) -> Shapes:
     """The shapes of a pool with those of training steps, from the lengths of prompts, whose responses are not known."""
-    encoder, lengths = tokens.encoder, [*map(len, tokens.prompts)]
-    likely = [length + encoder.limits.response // 2 + 1 for length in lengths]
+    encoder, lengths = tokens.encoder, tokens.prompts.lengths
+    likely = lengths + encoder.limits.response // 2 + 1
     return tokens.shapes._replace(training=training_shapes(likely, [], encoder.longest_row(lengths), training))
 
 

@@ -90,7 +90,7 @@ def judge_file(
     """
     import numpy as np
 
-    from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes
+    from star_jax.acquisition.pools import BatchSizes, choose_shapes
     from star_jax.checkpoints.hub import open_folder
     from star_jax.data.run_data import examples_within_limits, tokenize_examples
     from star_jax.data.tasks import get_task

@@ -79,7 +79,9 @@ def _longest_rows(steps: Sequence[Sequence[int]], sizes: Sequence[int]) -> dict[
     return widest
 
 
-def random_steps(labelled: Sequence[int], replay: Sequence[int], sizes: tuple[int, int]) -> list[list[int]]:
+def random_steps(
+    labelled: Sequence[int] | np.ndarray, replay: Sequence[int], sizes: tuple[int, int]
+) -> list[list[int]]:
     """Tokens of the rows of random training steps, the same for the same lengths.
 
     Args:

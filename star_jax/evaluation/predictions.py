@@ -11,14 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import (
-    BatchSizes,
-    GeneratedPool,
-    choose_shapes,
-    generated_pool,
-    generated_texts,
-    score_pool,
-)
+from star_jax.acquisition.pool_scoring import generated_texts, score_pool
+from star_jax.acquisition.pools import BatchSizes, GeneratedPool, choose_shapes, generated_pool
 from star_jax.acquisition.strategy import check_finite
 from star_jax.config import EvaluationConfig
 from star_jax.data.bucketing import Shapes
@@ -106,13 +100,13 @@ def prompt_pool(
       DataError: a prompt is over its limit.
     """
     tokens = encoder.prompts(prompts)
-    return generated_pool(encoder, tokens, shapes or answer_shapes(encoder, [*map(len, tokens)], batch_size))
+    return generated_pool(encoder, tokens, shapes or answer_shapes(encoder, tokens.lengths, batch_size))
 
 
-def answer_shapes(encoder: Encoder, lengths: Sequence[int], batch_size: int) -> Shapes:
+def answer_shapes(encoder: Encoder, lengths: Sequence[int] | np.ndarray, batch_size: int) -> Shapes:
     """Shapes of batches for prompts of these lengths, whose responses are not known."""
     # No response is known yet: half of what may be generated is the guess that batches are filled by.
-    likely = [length + encoder.limits.response // 2 for length in lengths]
+    likely = np.asarray(lengths) + encoder.limits.response // 2
     return choose_shapes(lengths, likely, encoder.longest_row(lengths), BatchSizes(batch_size, batch_size))
 
 

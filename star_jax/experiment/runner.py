@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import Pool, score_pool
+from star_jax.acquisition.pool_scoring import score_pool
+from star_jax.acquisition.pools import Pool
 from star_jax.acquisition.strategy import Strategy, get_strategy
 from star_jax.active.loop import choose, init, learn
 from star_jax.active.pool import available
@@ -63,11 +64,13 @@ from star_jax.experiment.setup import (
     open_sources,
 )
 from star_jax.experiment.sizes import batch_demands, refuse_what_does_not_fit
+from star_jax.inference.batched import Logs
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.registry import load_plugins, source_fingerprint
 from star_jax.report.model_card import model_card, usage_of
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, load_state, save_choice, save_state
+from star_jax.runs.partial_scores import PartialScores, query_origin
 from star_jax.runs.records import group_counts, length_correlation, nothing_right, queried_rows, summary_row
 from star_jax.runs.run_folder import RunFolder, stored_data
 from star_jax.runs.score_store import StoredScores, answers_of, with_answers
@@ -249,13 +252,24 @@ def _tracked(run: Run, resumed: bool) -> TrackedRun:
 
 
 def _round(run: Run, state: LoopState) -> LoopState:
-    """One round and its files; the checkpoint is written last, and makes the round count."""
-    context, problem, data, folder = run.context, run.problem, run.data, run.folder
+    """One round and its files."""
+    context, folder = run.context, run.folder
+    facts = _facts(context, run.strategy, run.data, run.seed)
+    key, origin = jax.random.key(run.seed), folder.origin(context.config.to_dict(), facts)
+    scored_with = query_origin(f"{origin} {context.base.origin.decode()}", state, key, run.problem.shapes)
+    with PartialScores(folder.path / f".scores-{state.round:03d}", scored_with) as partial:
+        after = _play(run, state, key, origin, partial.log)
+        partial.remove()
+    return after
+
+
+def _play(run: Run, state: LoopState, key: jax.Array, origin: str, logs: Logs) -> LoopState:
+    """The round itself; the checkpoint is written last, and makes the round count."""
+    context, problem, folder = run.context, run.problem, run.folder
     config, number = context.config, state.round
     candidates = np.asarray(available(state.pool))
-    timed = Timed(context.progress, context.watch, f"{run.title}, {round_title(number, config.loop.rounds)}")
-    facts = _facts(context, run.strategy, data, run.seed)
-    key, origin = jax.random.key(run.seed), folder.origin(config.to_dict(), facts)
+    title = f"{run.title}, {round_title(number, config.loop.rounds)}"
+    timed = Timed(context.progress, context.watch, title, logs)
     # 1. What to label, unless an interrupted session has chosen already.
     kept = load_choice(folder.path, number, origin)
     if kept is None:
@@ -352,6 +366,8 @@ def _validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: st
 def _with_base(run: Run, state: LoopState, title: str) -> LoopState:
     """The state with the base model's measures, where the coming query needs some that it does not have."""
     needs = run.strategy.measures("base")
+    if run.context.config.acquisition.score_at_most is not None:
+        return state  # they are computed for what a query scores
     if state.round == 0 or all(need in state.base for need in needs):
         return state
     with run.context.watch.phase("score"):
@@ -362,9 +378,9 @@ def _with_base(run: Run, state: LoopState, title: str) -> LoopState:
 def _base_measures(context: ExperimentContext, pool: Pool, title: str, answers: bool = False) -> StoredScores:
     """The base model's measures, from disk or from a pass over the examples; with its answers where they are wanted."""
 
-    def compute() -> Mapping[str, Any]:
+    def compute(logs: Logs) -> Mapping[str, Any]:
         with context.progress.task(title, pool.size, "examples") as tick:
-            scores = score_pool(context.model, context.base_adapter, pool, on_batch=tick)
+            scores = score_pool(context.model, context.base_adapter, pool, on_batch=tick, logs=logs)
         return with_answers(scores) if answers else scores.measures
 
     return context.base.measures(pool, compute)

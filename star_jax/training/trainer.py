@@ -194,7 +194,9 @@ def epoch_batches(key: Array, rows: int, batch_size: int, epochs: int) -> Iterat
             yield order[start : start + batch_size]
 
 
-def training_shapes(labelled: Sequence[int], replay: Sequence[int], longest: int, config: TrainingConfig) -> StepLadder:
+def training_shapes(
+    labelled: Sequence[int] | np.ndarray, replay: Sequence[int], longest: int, config: TrainingConfig
+) -> StepLadder:
     """Shapes that a device's share of a step may have; a fit takes the few that pay.
 
     Args:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_jax.acquisition import pool_scoring
-from star_jax.acquisition.pool_scoring import BatchSizes, candidate_pool, choose_shapes
+from star_jax.acquisition import pools
+from star_jax.acquisition.pools import BatchSizes, candidate_pool, choose_shapes
 from star_jax.data.batching import Batch, Shape, grouped_batches, sequence_batches
 from star_jax.data.bucketing import Shapes, budget_shapes, choose_sizes, likely_lengths, prompt_shapes
 from star_jax.data.tokenization import TokenizedExample
@@ -212,20 +212,20 @@ def test_a_budget_holds_whatever_comes(lengths, rows, most, devices):
 def test_likely_lengths_are_prompts_with_responses_that_are_known():
     """The same for the same lengths; each response is as likely as any other."""
     prompts, responses = [3, 8, 21] * 200, [1, 40, 500]
-    likely = likely_lengths(prompts, responses)
-    assert likely_lengths(np.array(prompts), np.array(responses)) == likely
-    drawn = [length - prompt for length, prompt in zip(likely, prompts, strict=True)]
+    drawn = likely_lengths(prompts, responses) - prompts
+    np.testing.assert_array_equal(likely_lengths(np.array(prompts), np.array(responses)) - prompts, drawn)
+    assert {*drawn.tolist()} == {*responses}
     for length in responses:
         # Of 600 draws a third, ± 5 standard deviations of √(1/3 · 2/3 / 600).
-        assert drawn.count(length) / len(drawn) == pytest.approx(1 / 3, abs=0.097)
-    assert likely_lengths(prompts, []) == likely_lengths([], responses) == []
+        assert np.mean(drawn == length) == pytest.approx(1 / 3, abs=0.097)
+    assert len(likely_lengths(prompts, [])) == len(likely_lengths([], responses)) == 0
 
 
 def test_nothing_known():
     assert prompt_shapes([], 16, 2) == ()
     assert budget_shapes([], 16, 2, 70) == (Shape(16, 70, 1120),)
     shapes = choose_shapes([7], [], 12, BatchSizes(4, 3))
-    assert shapes == Shapes((Shape(1, 7, 7),), (Shape(3, 12, 36),), ())
+    assert shapes == Shapes((Shape(1, 7, 7),), (Shape(3, 12, 36),))
 
 
 def test_a_last_batch_of_few_rows_does_not_hold_later_ones_down():
@@ -245,11 +245,12 @@ def test_candidates_of_any_lengths(data, count, prompts, batch_size, devices, lo
     lengths = data.draw(st.lists(each, min_size=prompts * count, max_size=prompts * count))
     encoder = SimpleNamespace(candidates=lambda prompts, candidates: rows_of(lengths))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_scoring, "data_mesh", lambda: SimpleNamespace(size=devices))
+        patch.setattr(pools, "data_mesh", lambda: SimpleNamespace(size=devices))
         pool = candidate_pool(encoder, [None] * prompts, [""] * count, batch_size)
+        batches = list(pool.batches())
     assert (pool.size, pool.candidates) == (prompts, count)
     found = []
-    for batch in pool.batches:
+    for batch in batches:
         share = len(batch.tokens) // devices
         assert share % count == 0
         assert all(part.sum() <= batch.capacity for part in batch.lengths.reshape(devices, share))
@@ -263,7 +264,7 @@ def test_candidates_of_any_lengths(data, count, prompts, batch_size, devices, lo
                 assert sizes.tolist() == lengths[number * count : (number + 1) * count]
                 found.append(number)
     assert sorted(found) == list(range(prompts))
-    assert len({(batch.tokens.shape, batch.capacity) for batch in pool.batches}) <= pool_scoring.CANDIDATE_SHAPES
+    assert len({(batch.tokens.shape, batch.capacity) for batch in batches}) <= pools.CANDIDATE_SHAPES
 
 
 # A real dataset

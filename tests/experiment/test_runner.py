@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import pool_scoring, pools
 from star_jax.active import features, loop
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.fingerprints import folder_fingerprint, former_fingerprint
@@ -276,17 +276,17 @@ def test_runs_of_all_seeds_share_their_shapes_and_programs(tmp_path, monkeypatch
     assert [run.seed for run in runs] == [0, 0, 1, 1, 2, 2]
     assert len({run.data.facts["pool"] for run in runs}) == 3
     assert len({run.problem.shapes for run in runs}) == 1
-    assert pool_scoring._answer._cache_size() - compiled <= pool_scoring.PROMPT_SHAPES
+    assert pool_scoring._answer._cache_size() - compiled <= pools.PROMPT_SHAPES
     devices = data_mesh().size
     for run in runs:
         for batches, shapes in (
-            (run.problem.pool.batches, run.problem.shapes.prompts),
-            (run.test.prompts.batches, run.problem.shapes.prompts),
-            (run.test.gold.batches, run.problem.shapes.sequences),
+            (run.problem.pool.batches(), run.problem.shapes.prompts),
+            (run.test.prompts.batches(), run.problem.shapes.prompts),
+            (run.test.gold.batches(), run.problem.shapes.sequences),
         ):
             allowed = {(shape.rows * devices, shape.width, shape.capacity) for shape in shapes}
             assert {(*batch.tokens.shape, batch.capacity) for batch in batches} <= allowed
-        assert sum(int(batch.row_mask.sum()) for batch in run.problem.pool.batches) == 50
+        assert sum(int(batch.row_mask.sum()) for batch in run.problem.pool.batches()) == 50
 
 
 def random_data(rng, name, test):
@@ -307,7 +307,7 @@ def test_shapes_hold_the_rows_of_every_seed_and_one_pool_counts_once(rng):
         context = SimpleNamespace(config=CONFIG, encoder=encoder, replay=rows[:5])
         alone, shapes = setup.experiment_shapes(context, seeds[:1]), setup.experiment_shapes(context, seeds)
         assert setup.experiment_shapes(context, seeds[:1] * 3) == alone
-        assert len(shapes.prompts) <= pool_scoring.PROMPT_SHAPES
+        assert len(shapes.prompts) <= pools.PROMPT_SHAPES
         for tokens in (*(one.tokens for one in seeds), test.prompts):
             batches = sequence_batches([TokenizedExample(one, len(one)) for one in tokens], shapes.prompts)
             assert sum(int(batch.row_mask.sum()) for batch in batches) == len(tokens)
@@ -544,7 +544,7 @@ def test_the_base_models_accuracy_is_that_of_its_own_answers_and_costs_no_pass(t
     one = setup.experiment_shapes(context, [setup.load_seed(context, 0)])
     right = 0
     for example, prompt in zip(test.examples, test.prompts, strict=True):
-        pool = pool_scoring.generated_pool(context.encoder, [prompt], one)
+        pool = pools.generated_pool(context.encoder, [prompt], one)
         answer = pool_scoring.generated_texts(pool_scoring.score_pool(context.model, None, pool), context.encoder)
         right += context.task.is_correct(answer[0], example.response)
     assert 0 < right < 20

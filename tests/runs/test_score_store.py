@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, ProposedPool
+from star_jax.acquisition.pools import CandidatePool, GeneratedPool, ProposedPool
 from star_jax.checkpoints.files import weight_files
 from star_jax.checkpoints.hub import resolve_folder
 from star_jax.config import DataConfig, ExperimentConfig, LoopConfig, ModelConfig, ScoringConfig
-from star_jax.data.batching import Shape, grouped_batches, prompt_batches, sequence_batches
+from star_jax.data.batching import Shape
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.runs import score_store
 from star_jax.runs.score_store import BaseScores, scores_origin
@@ -31,19 +31,18 @@ def make_rows(rng, count=8):
 SHAPES = (Shape(4, 6, 20), Shape(4, 16, 64))
 
 
-def make_pool(rows, shapes=SHAPES, devices=1):
+def make_pool(rows, shapes=SHAPES):
     """The rows' prompts, to be answered."""
-    prompts = tuple(row.tokens[: row.prompt_length] for row in rows)
-    return GeneratedPool(tuple(prompt_batches(prompts, shapes, devices)), prompts, len(rows), 3, (1, 2), shapes)
+    return GeneratedPool([row.tokens[: row.prompt_length] for row in rows], tuple(shapes), 3, (1, 2), tuple(shapes))
 
 
-def make_proposed(rows, shapes=SHAPES, devices=1):
-    return ProposedPool(tuple(sequence_batches(rows, shapes, devices)), len(rows))
+def make_proposed(rows, shapes=SHAPES):
+    return ProposedPool(rows, tuple(shapes))
 
 
-def make_candidates(rows, shapes=SHAPES, devices=1, count=2):
+def make_candidates(rows, shapes=SHAPES, count=2):
     """Every `count` rows are one prompt's."""
-    return CandidatePool(tuple(grouped_batches(rows, count, shapes, devices)), len(rows) // count, count)
+    return CandidatePool(rows, tuple(shapes), count)
 
 
 MAKERS = pytest.mark.parametrize("make", [make_pool, make_proposed, make_candidates])
@@ -67,7 +66,7 @@ class Model:
             "response_tokens": rng.integers(1, 9, size).astype(np.int32),
         }
 
-    def __call__(self):
+    def __call__(self, logs=None):
         self.calls += 1
         return self._scores
 
@@ -90,13 +89,13 @@ def test_batches_and_padding_are_not_in_the_name(rng, store, make):
     rows = make_rows(rng, 10)
     name = store.name_of(make(rows))
     assert store.name_of(make([TokenizedExample(row.tokens.copy(), row.prompt_length) for row in rows])) == name
-    for shapes, devices in (
-        ([Shape(4, 12, 48)], 1),
-        ([Shape(7, 6, 30), Shape(3, 13, 26), Shape(2, 64, 64)], 1),
-        ([Shape(20, 12, 240)], 1),
-        (SHAPES, 3),
+    for shapes in (
+        [Shape(4, 12, 48)],
+        [Shape(7, 6, 30), Shape(3, 13, 26), Shape(2, 64, 64)],
+        [Shape(20, 12, 240)],
     ):
-        assert store.name_of(make(rows, shapes, devices)) == name
+        assert store.name_of(make(rows, shapes)) == name
+    assert store.name_of(make(tuple(rows))) == name
 
 
 @MAKERS
@@ -129,9 +128,8 @@ def test_every_token_and_the_order_are_in_the_name(rng, store, make):
 
 def test_the_type_of_tokens_is_in_the_name(rng, store):
     pool = make_pool(make_rows(rng))
-    first, *rest = pool.batches
-    wide = dataclasses.replace(first, tokens=first.tokens.astype(np.int64))
-    assert store.name_of(pool._replace(batches=(wide, *rest))) != store.name_of(pool)
+    first, *rest = pool.prompts
+    assert store.name_of(pool._replace(prompts=[first.astype(np.int64), *rest])) != store.name_of(pool)
 
 
 def test_the_kind_of_answer_is_in_the_name(rng, store):
@@ -142,11 +140,9 @@ def test_the_kind_of_answer_is_in_the_name(rng, store):
         pool._replace(end_ids=(1,)),
         pool._replace(end_ids=(12,)),
         proposed,
-        ProposedPool(pool.batches, pool.size),
+        ProposedPool(pool.rows, pool.shapes),
         candidates,
-        make_candidates(rows, count=4),
         candidates._replace(candidates=4),
-        ProposedPool(candidates.batches, candidates.size),
     ]
     assert len({store.name_of(one) for one in [pool, *others]}) == len(others) + 1
 
