@@ -27,6 +27,7 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.data.step_shapes import USUAL_SHAPES
 from star_jax.experiment import rounds as one_round
 from star_jax.experiment import runner as experiment
 from star_jax.models.architecture import TransformerConfig
@@ -191,7 +192,7 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     grown = Counter(name for name, *_ in compilations.of_models)
     assert 1 < grown["_answer"] <= pools.PROMPT_SHAPES
     assert KINDS[answers] < grown["_score_proposed"] <= KINDS[answers] * (pools.SEQUENCE_SHAPES + 1)
-    assert 1 < grown["train_step"] <= trainer.STEP_SHAPES + 1
+    assert 1 < grown["train_step"] <= USUAL_SHAPES + 1
     of_candidates = [shape for name, *shape, _ in compilations.of_models if name == "_score_branched"]
     assert (len(of_candidates) > 2) == (answers == "candidates")
     assert set(Counter(map(str, of_candidates)).values()) <= {2}  # the base model, and samples

@@ -145,7 +145,9 @@ def longest_row(pool: Pool) -> int:
     return int(row_lengths(pool.rows).max())
 
 
-def choose_shapes(prompts: Sequence[int], sequences: Sequence[int], longest: int, batch_sizes: BatchSizes) -> Shapes:
+def choose_shapes(
+    prompts: Sequence[int] | np.ndarray, sequences: Sequence[int] | np.ndarray, longest: int, batch_sizes: BatchSizes
+) -> Shapes:
     """Shapes with little padding for rows of known lengths, that hold a row of any length.
 
     Args:

@@ -18,9 +18,10 @@ from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Measu
 from star_jax.acquisition.pool_scoring import PoolScores, Sampling, answered_rows, passes_over, score_pool
 from star_jax.acquisition.pools import Pool
 from star_jax.acquisition.strategy import Strategy
-from star_jax.active.state import LoopState, Observer, Problem
+from star_jax.active.state import KeepsScores, LoopState, Observer, Problem
 from star_jax.config import ExperimentConfig, LoraConfig
 from star_jax.data.batching import Shape
+from star_jax.inference.batched import Logs, no_logs
 from star_jax.inference.features import Readout, embed_prompts
 from star_jax.inference.gradients import gradient_sketches
 from star_jax.models.lora import Adapter, init_adapter
@@ -90,10 +91,11 @@ def compute_features(
     full = _Wanted(tuple(need for need in strategy.needs if need.model == "full"), offered)
     draws = _Draws(offer.key, Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout))
     with observer.phase("score", sum(_examples(problem, one, draws) for one in (base, full)), "examples") as tick:
-        found, of_base = _of_model(problem, problem.start, base, draws, config.lora, tick)
+        watch = _Watch(tick, observer.log if isinstance(observer, KeepsScores) else no_logs)
+        found, of_base = _of_model(problem, problem.start, base, draws, config.lora, watch)
         known = {**state.base, **_joined(state.base, found, base.scored)}
         kept = {need: known[need] for need in strategy.needs if need.model == "base"}
-        arrays, answered = _of_model(problem, state.adapter, full, draws, config.lora, tick)
+        arrays, answered = _of_model(problem, state.adapter, full, draws, config.lora, watch)
     tokens = None if answered is None else answered.measures["response_tokens"]
     if base.scored is not None and len(base.scored) < len(offered):
         of_base = None  # for some that may be picked, it has answered in an earlier query
@@ -149,6 +151,16 @@ class _Draws(NamedTuple):
         return self.sampling if sampled else None
 
 
+class _Watch(NamedTuple):
+    """Who counts examples, and what keeps the scores of a pass as they come."""
+
+    tick: Callable[[int], None]
+    logs: Logs
+
+    def of(self, model: str, sampled: bool) -> Logs:
+        return lambda name: self.logs(f"{model}-{'samples' if sampled else 'plain'}-{name}")
+
+
 class _Wanted(NamedTuple):
     """Features of one model that are to be computed, and the examples whose measures are wanted; None for all."""
 
@@ -189,7 +201,7 @@ def _of_model(
     wanted: _Wanted,
     draws: _Draws,
     lora: LoraConfig,
-    tick: Callable[[int], None],
+    watch: _Watch,
 ) -> tuple[dict[Feature, Array], PoolScores | None]:
     """Features of one of the two models, and its answers where it gave some."""
     arrays: dict[Feature, Array] = {}
@@ -197,12 +209,13 @@ def _of_model(
     # 1. Measures, a pass for each way of scoring.
     for sampled in wanted.ways:
         options: dict[str, Any] = {"key": draws.key, "sampling": draws.way(sampled), "rows": wanted.scored}
-        found = score_pool(problem.model, adapter, problem.pool, on_batch=tick, **options)
+        options |= {"on_batch": watch.tick, "logs": watch.of(wanted.needs[0].model, sampled)}
+        found = score_pool(problem.model, adapter, problem.pool, **options)
         measures = [need for need in wanted.needs if isinstance(need, Measure) and need.samples == sampled]
         arrays |= {need: found.measures[need.name] for need in measures}
     # 2. Vectors.
     rows = PoolRows(problem.tokens, problem.shapes.prompts, problem.pool, found)
-    arrays |= pool_vectors(problem.model, adapter, wanted.needs, rows, lora, tick)
+    arrays |= pool_vectors(problem.model, adapter, wanted.needs, rows, lora, watch.tick)
     return arrays, found
 
 

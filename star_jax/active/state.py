@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from star_jax.annotators.annotator import Annotator, Answer
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.tokenization import Encoder, TokenizedExample
+from star_jax.inference.batched import BatchLog
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 
@@ -33,6 +34,15 @@ class Observer(Protocol):
 
     def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
         """Opens a phase. Those of the loop are `score` and `train`; a shell may have others."""
+        ...
+
+
+@runtime_checkable
+class KeepsScores(Protocol):
+    """An observer that also keeps scores as they come, so that an interrupted query goes on where it was."""
+
+    def log(self, name: str) -> BatchLog | None:
+        """What keeps the results of the pass of that name; None keeps nothing."""
         ...
 
 

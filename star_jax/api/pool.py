@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from star_jax.acquisition.pools import BatchSizes, Pool, candidate_pool, choose_shapes, generated_pool
 from star_jax.api.checks import check_choice, check_whole
 from star_jax.api.model import Model
@@ -18,6 +16,7 @@ from star_jax.data.examples import Example, Prompt
 from star_jax.data.loading import load_pool
 from star_jax.data.readers import Source
 from star_jax.data.run_data import fingerprint
+from star_jax.data.store import TokenStore
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits
@@ -125,7 +124,7 @@ class Tokens:
     """
 
     encoder: Encoder
-    prompts: list[np.ndarray]
+    prompts: TokenStore
     answers: Literal["generated", "candidates"]
     shapes: Shapes
     batch_size: int
@@ -193,7 +192,7 @@ def tokenize(
     wide = _encoder(model, pool.task, Limits(limits.prompt or most, most, limits.too_long))
     prompts = wide.prompts(pool.prompts)
     candidates = pool.task.candidates if closed else None
-    longest = limits.prompt or max(map(len, prompts))
+    longest = limits.prompt or int(prompts.lengths.max())
     if longest >= most:
         raise ConfigError(
             f"prompts of {longest} tokens leave no room for a response: {model.name} reads {most} "
@@ -206,9 +205,10 @@ def tokenize(
             "reads (max_position_embeddings); lower one of the two limits"
         )
     encoder = _encoder(model, pool.task, Limits(longest, response, limits.too_long))
+    sizes = BatchSizes(batch_size, batch_size)
     # No response is known yet: half of what may be written is the guess that batches are filled by.
-    likely = [len(tokens) + response // 2 + 1 for tokens in prompts]
-    shapes = choose_shapes([*map(len, prompts)], likely, longest + response, BatchSizes(batch_size, batch_size))
+    likely = prompts.lengths + response // 2 + 1
+    shapes = choose_shapes(prompts.lengths, likely, encoder.longest_row(prompts.lengths), sizes)
     return Tokens(encoder, prompts, "candidates" if candidates else "generated", shapes, batch_size)
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from star_jax.acquisition.pool_scoring import generated_texts, score_pool
+from star_jax.acquisition.pools import BatchSizes, choose_shapes
 from star_jax.api.checks import check_fits, check_key, check_training
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, OnBatch, TokenLimits, Tokens, tokenize, unwatched
@@ -68,8 +69,8 @@ def fit(
         raise DataError("no example of the pool has a label; there is nothing to train on")
     tokens = tokenize(model, pool, limits)
     rows = tokens.encoder.examples(examples, counted=True)
-    lengths, limit = [len(row.tokens) for row in rows], tokens.encoder.limits
-    shapes = training_shapes(lengths, [], limit.prompt + limit.response, training)
+    lengths = [len(row.tokens) for row in rows]
+    shapes = training_shapes(lengths, [], max(lengths), training)
     weights = None if start is None else start.weights
     data = TrainingRows(rows, (), shapes)
     fitted = train(jax.random.key(check_key(key)), model.weights, data, lora, training, start=weights, on_step=on_step)
@@ -79,9 +80,9 @@ def fit(
 
 def step_shapes(tokens: Tokens, pool: ExamplePool, training: TrainingConfig) -> Shapes:
     """The shapes of a pool with those of training steps, from the lengths of prompts, whose responses are not known."""
-    limit = tokens.encoder.limits
-    likely = [len(prompt) + limit.response // 2 + 1 for prompt in tokens.prompts]
-    return tokens.shapes._replace(training=training_shapes(likely, [], limit.prompt + limit.response, training))
+    encoder, lengths = tokens.encoder, tokens.prompts.lengths
+    likely = lengths + encoder.limits.response // 2 + 1
+    return tokens.shapes._replace(training=training_shapes(likely, [], encoder.longest_row(lengths), training))
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,10 @@ def evaluate(
         missing = next(name for name in test.ids if name not in test.labels)
         raise DataError(f"{len(test) - len(examples)} examples of the test set have no label, {missing} among them")
     tokens = tokenize(model, test, limits, batch_size, closed=False)
-    prepared = prepare_test_set(test.task, tokens.encoder, tokenize_examples(tokens.encoder, examples), tokens.shapes)
+    known = tokenize_examples(tokens.encoder, examples)
+    rows, sizes = [len(row.tokens) for row in known.rows], BatchSizes(batch_size, batch_size)
+    shapes = choose_shapes([*map(len, known.prompts)], rows, max(rows), sizes)
+    prepared = prepare_test_set(test.task, tokens.encoder, known, shapes)
     found = judge(
         model.weights,
         None if adapter is None else adapter.weights,

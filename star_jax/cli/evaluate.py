@@ -108,8 +108,7 @@ def judge_file(
         raise ConfigError("no example is within --max-prompt-tokens; raise it, or set --too-long to truncate-left")
     tokens = tokenize_examples(encoder, examples, counted=True)
     prompts, rows = [*map(len, tokens.prompts)], [len(row.tokens) for row in tokens.rows]
-    longest = encoder.limits.prompt + encoder.limits.response
-    shapes = choose_shapes(prompts, rows, longest, BatchSizes(batch, config.scoring.batch_size))
+    shapes = choose_shapes(prompts, rows, max(rows), BatchSizes(batch, config.scoring.batch_size))
     test = prepare_test_set(task, encoder, tokens, shapes)
     with progress.task("evaluate", PASSES * len(examples), "examples") as tick:
         unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +15,20 @@ from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
 from star_jax.cli.outputs import check_output_file, check_output_folder
 from star_jax.cli.score_flags import PROGRAM, ScoreConfig, parse_score
+from star_jax.cli.score_rows import ScoredRows
 from star_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from star_jax.acquisition.pool_scoring import PoolScores
     from star_jax.acquisition.pools import Pool
     from star_jax.data.examples import Prompt
+    from star_jax.data.store import TokenPlace
     from star_jax.data.tasks.task import Task
     from star_jax.data.tokenization import Encoder
     from star_jax.models.architecture import TransformerConfig
     from star_jax.tracking.console import Progress
 
-WHEN_INTERRUPTED = "interrupted; nothing was written, and the same command starts anew"
+WHEN_INTERRUPTED = "interrupted; with --out FILE, the same command goes on where it stopped"
 
 _log = logging.getLogger("star_jax.score")  # as a command, the module is called otherwise
 
@@ -41,6 +45,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     # Imported after parsing, for the same reason as in run.py.
     from star_jax.environment import configure_jax, configure_logging
     from star_jax.runs.files import write_jsonl_atomic
+    from star_jax.runs.partial_scores import PartialScores
     from star_jax.tracking.console import Progress
     from star_jax.tracking.profiling import profiled
 
@@ -48,17 +53,26 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     configure_jax()
     progress = Progress()
     with profiled(config.profile, progress.log):
-        rows = score_file(config, progress)
+        rows = score_file(config, progress, _beside(out))
     if out is None:
         for row in rows:
             print(json.dumps(row, allow_nan=False))
     else:
         write_jsonl_atomic(out, rows)
         print(f"{len(rows)} examples scored, in {out}")
+    if (beside := _beside(out)) is not None:
+        PartialScores(beside, "").remove()
     return 0
 
 
-def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
+def _beside(out: Path | None) -> Path | None:
+    """Beginning of the names of what is kept while scores come in; None where nothing can be kept."""
+    if out is None or (out.exists() and not out.is_file()):
+        return None
+    return out.with_name(f".{out.name}.scores")
+
+
+def score_file(config: ScoreConfig, progress: Progress, kept: Path | None = None) -> Sequence[dict[str, Any]]:
     """One object an example: `id`, its measures (`acquisition.uncertainty`), and the response if it is not the file's.
 
     Measures of disagreement between samples are there only with several.
@@ -66,6 +80,8 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     Args:
       config: what to score, and with what.
       progress: where to show what is going on.
+      kept: beginning of the names of files that keep scores as they come, so that the same command goes on where it
+        was interrupted; None keeps nothing.
 
     Raises:
       ConfigError, DataError: model, adapter or data cannot be used, or the task has no closed answer set.
@@ -85,6 +101,7 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     from star_jax.data.tokenization import Encoder, Limits
     from star_jax.environment import memory_bytes
     from star_jax.experiment.sizes import Demand, cache_bytes, refuse_what_does_not_fit, weight_bytes
+    from star_jax.runs.partial_scores import PartialScores
 
     tokenizer = load_tokenizer(config.model)
     task = get_task(config.task, config.format, tokenizer)
@@ -97,7 +114,7 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     response = Demand("--max-response-tokens", config.max_response_tokens, "keys and values of one response", cache)
     refuse_what_does_not_fit([weights, response], memory_bytes())
     encoder = Encoder(tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=end_tokens(config.model))
-    prompts, pool = _pool(config, task, encoder)
+    prompts, pool = _pool(config, task, encoder, kept)
     _refuse_large_batches(config, shape, pool)
     _warn_of_length(pool, shape.max_position_embeddings)
     adapter, sampling = None, None
@@ -117,27 +134,35 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
         longest=longest,
         ignored_fields=config.ignored_fields,
     )
-    with progress.task("score", passes_over(pool, sampling) * len(prompts), "examples") as tick:
-        key = jax.random.key(config.seed)
-        scores = score_pool(model, adapter, pool, key=key, sampling=sampling, on_batch=tick)
+    options: dict[str, Any] = {"key": jax.random.key(config.seed), "sampling": sampling}
+    with ExitStack() as stack:
+        if kept is not None:
+            options["logs"] = stack.enter_context(PartialScores(kept, _origin(config, pool))).log
+        tick = stack.enter_context(progress.task("score", passes_over(pool, sampling) * len(prompts), "examples"))
+        scores = score_pool(model, adapter, pool, on_batch=tick, **options)
     names = [name for name in MEASURES if sampling is not None or not name.startswith(("bald", "jensen"))]
-    columns = {name: np.asarray(scores.measures[name]).tolist() for name in names}
     for name in ("sequence_nll", "token_entropy"):
         check_finite(scores.measures[name], [prompt.id for prompt in prompts])
-    texts = _responses(scores, task, encoder)
-    return [
-        {"id": prompt.id}
-        | {name: column[place] for name, column in columns.items()}
-        | ({"response": texts[place]} if texts is not None else {})
-        for place, prompt in enumerate(prompts)
-    ]
+    columns = {name: np.asarray(scores.measures[name]) for name in names}
+    return ScoredRows(prompts, columns, _responses(scores, task, encoder))
 
 
-def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Prompt], Pool]:
-    from star_jax.acquisition.pools import BatchSizes, candidate_pool, choose_shapes, proposed_pool
+def _origin(config: ScoreConfig, pool: Pool) -> str:
+    """Hash of all that the scores depend on."""
+    from star_jax.checkpoints.hub import resolve_folder
+    from star_jax.runs.score_store import computed_with, pool_digest, weights_fingerprint
+
+    folders = [resolve_folder(config.model), *([] if config.adapter is None else [Path(config.adapter)])]
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", "profile")}
+    known = {"weights": [weights_fingerprint(folder) for folder in folders], "settings": settings, **computed_with()}
+    return pool_digest(json.dumps(known, sort_keys=True, default=str).encode(), pool)
+
+
+def _pool(config: ScoreConfig, task: Task, encoder: Encoder, kept: Path | None) -> tuple[list[Prompt], Pool]:
+    from star_jax.acquisition.pools import BatchSizes, candidate_pool, choose_shapes, generated_pool, proposed_pool
     from star_jax.data.loading import load_examples, load_prompts
     from star_jax.data.run_data import examples_within_limits
-    from star_jax.evaluation.predictions import prompt_pool
+    from star_jax.evaluation.predictions import answer_shapes
 
     sizes = BatchSizes(config.batch_size, config.batch_size)
     if config.answers == "reference":
@@ -149,13 +174,28 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
         lengths = [len(row.tokens) for row in rows]
         shapes = choose_shapes([row.prompt_length for row in rows], lengths, max(lengths), sizes)
         return prompts, proposed_pool(rows, shapes.sequences)
-    prompts = encoder.within_limits(load_prompts(task, config.data, "train", config.on_bad_row), labels={}).kept
+    every = load_prompts(task, config.data, "train", config.on_bad_row)
+    fitting = encoder.within_limits(every, {}, _token_place(config, kept))
+    prompts = fitting.kept
     _require_some(prompts)
     if config.answers == "candidates":
         if task.candidates is None:
             raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
         return prompts, candidate_pool(encoder, prompts, task.candidates, config.batch_size)
-    return prompts, prompt_pool(encoder, prompts, config.batch_size)
+    shapes = answer_shapes(encoder, fitting.tokens.lengths, config.batch_size)
+    return prompts, generated_pool(encoder, fitting.tokens, shapes)
+
+
+def _token_place(config: ScoreConfig, kept: Path | None) -> TokenPlace | None:
+    """Where the tokens of a large file are kept until its scores are written."""
+    from star_jax.checkpoints.fingerprints import folder_fingerprint
+    from star_jax.checkpoints.hub import resolve_folder
+    from star_jax.data.store import TokenPlace, tokenizer_origin
+
+    if kept is None:
+        return None
+    origin = tokenizer_origin(folder_fingerprint(resolve_folder(config.model)))
+    return TokenPlace(kept.with_name(f"{kept.name}-"), origin)
 
 
 def _refuse_large_batches(config: ScoreConfig, shape: TransformerConfig, pool: Pool) -> None:
@@ -194,17 +234,19 @@ def _require_some(prompts: Sequence[Prompt]) -> None:
         raise ConfigError("no example is within --max-prompt-tokens; raise it, or set --too-long to truncate-left")
 
 
-def _responses(scores: PoolScores, task: Task, encoder: Encoder) -> list[str] | None:
+def _responses(scores: PoolScores, task: Task, encoder: Encoder) -> Callable[[int], str] | None:
+    """Gives the text of an example's response."""
     import numpy as np
-
-    from star_jax.acquisition.pool_scoring import generated_texts
 
     if scores.responses is None:
         return None
+    responses = np.asarray(scores.responses)
     if scores.lengths is None:
         assert task.candidates is not None
-        return [task.candidates[choice] for choice in np.asarray(scores.responses)]
-    return generated_texts(scores, encoder)
+        candidates = task.candidates
+        return lambda number: candidates[responses[number]]
+    lengths = np.asarray(scores.lengths)
+    return lambda number: encoder.text(responses[number, : lengths[number]])
 
 
 def command() -> None:

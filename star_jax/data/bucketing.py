@@ -12,13 +12,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from star_jax.data.batching import Shape, deal, deal_all
+from star_jax.data.batching import Shape, deal
 
 SHORT = 64
 """Rows and lines of fewer tokens than this get sizes to the token: rounding up would cost more than odd shapes do."""
 
-SIMULATED_STEPS = 256
-"""Random batches from which the shapes of training steps are chosen."""
+
+class StepLadder(NamedTuple):
+    """Shapes that the training steps of a run may have; which of them a training takes, `step_shapes` says.
+
+    Attributes:
+      shapes: of a device's share of a step, in increasing order; the last holds any step.
+      usual: those of them that cost a training nothing, as other trainings use them too.
+    """
+
+    shapes: tuple[Shape, ...] = ()
+    usual: tuple[Shape, ...] = ()
 
 
 class Shapes(NamedTuple):
@@ -27,12 +36,12 @@ class Shapes(NamedTuple):
     Attributes:
       prompts: of prompts alone.
       sequences: of prompts with a response.
-      training: of training steps; empty where nothing is trained.
+      training: that training steps may have; empty where nothing is trained.
     """
 
     prompts: tuple[Shape, ...]
     sequences: tuple[Shape, ...]
-    training: tuple[Shape, ...] = ()
+    training: StepLadder = StepLadder()
 
 
 def choose_sizes(lengths: Sequence[int] | np.ndarray, most: int, *, multiple: int = 16) -> tuple[int, ...]:
@@ -192,36 +201,21 @@ def _filled_alone(known: np.ndarray, most: int, capacity: int) -> _Filled:
     return _Filled(known[edges[:-1]], np.diff(totals[edges]), np.diff(edges))
 
 
-def step_shapes(
-    steps: Sequence[Sequence[int]], rows: int, most: int, longest: int, devices: int = 1
-) -> tuple[Shape, ...]:
-    """Shapes of training steps, whose rows are thrown together at random.
+def likely_lengths(prompts: Sequence[int] | np.ndarray, responses: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Lengths of prompts with responses that are hidden: each prompt gets the length of one that may be looked at.
 
     Args:
-      steps: tokens of each row, for steps like those that will come.
-      rows: of a step.
-      most: number of shapes at most for steps like these.
-      longest: tokens of the longest row that may come; a step of such rows gets a shape of its own.
-      devices: that share a step.
+      prompts: tokens of each prompt.
+      responses: tokens of each response that may be looked at.
+
+    Returns:
+      As many as there are prompts, the same for the same lengths; none where no response is known.
     """
-    share = -(-rows // devices)
-    whole = Shape(share, longest, share * longest)
-    if not steps:
-        return (whole,)
-    # What counts is the device with the fullest hand, for all have its shape.
-    totals = [max(map(sum, deal_all(step, devices, lambda length: length))) for step in steps]
-    shapes = []
-    for capacity in choose_sizes(totals, most, multiple=_multiple(max(totals), 64)):
-        width = max(max(step) for step, total in zip(steps, totals, strict=True) if total <= capacity)
-        shapes.append(Shape(share, min(longest, _rounded(width, 16)), min(capacity, whole.capacity)))
-    return (*shapes, whole) if shapes[-1] != whole else tuple(shapes)
-
-
-def random_steps(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """Lengths of the rows of random training steps, the same for the same lengths."""
-    generator = np.random.default_rng(0)
-    known = np.asarray(lengths, np.int64)
-    return [generator.choice(known, rows).tolist() for _ in range(SIMULATED_STEPS)] if rows and len(known) else []
+    if not len(responses):
+        return np.zeros(0, np.int64)
+    return np.asarray(prompts, np.int64) + np.random.default_rng(0).choice(
+        np.asarray(responses, np.int64), len(prompts)
+    )
 
 
 def _multiple(largest: int, multiple: int = 16) -> int:

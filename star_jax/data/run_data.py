@@ -13,6 +13,7 @@ import numpy as np
 from star_jax.config import DataConfig, LabelsConfig
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.loading import load_pool_and_test
+from star_jax.data.store import TokenPlace
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Fitting, TokenizedExample
 from star_jax.errors import ConfigError
@@ -28,7 +29,7 @@ class TokenizedSet(NamedTuple):
     """
 
     examples: Sequence[Example]
-    prompts: list[np.ndarray]
+    prompts: Sequence[np.ndarray]
     rows: list[TokenizedExample]
 
 
@@ -47,7 +48,7 @@ class RunData(NamedTuple):
     """
 
     pool: list[Prompt]
-    tokens: list[np.ndarray]
+    tokens: Sequence[np.ndarray]
     labels: dict[str, str]
     test: TokenizedSet
     ids: frozenset[str]
@@ -69,14 +70,29 @@ class RunData(NamedTuple):
         return {name: value for name, value in self.facts.items() if isinstance(value, int)}
 
 
-def prepare(config: DataConfig, task: Task, encoder: Encoder, seed: int, labels: LabelsConfig | None = None) -> RunData:
+def prepare(
+    config: DataConfig,
+    task: Task,
+    encoder: Encoder,
+    seed: int,
+    labels: LabelsConfig | None = None,
+    place: TokenPlace | None = None,
+) -> RunData:
     """Loads pool and test set of a run and applies the limits.
+
+    Args:
+      config: where they are from.
+      task: what a row is.
+      encoder: with the limits.
+      seed: of the draw of the pool.
+      labels: how labels are written.
+      place: where the tokens of a large pool are kept; in memory alone where None.
 
     Raises:
       ConfigError, DataError: a source or a row cannot be used, or no test example is within the limits.
     """
     loaded = load_pool_and_test(config, task, seed, labels)
-    pool = encoder.within_limits(loaded.pool, loaded.labels)
+    pool = encoder.within_limits(loaded.pool, loaded.labels, place)
     test, test_fitting = examples_within_limits(encoder, loaded.test)
     if not test:
         raise ConfigError(
@@ -84,7 +100,7 @@ def prepare(config: DataConfig, task: Task, encoder: Encoder, seed: int, labels:
         )
     data = RunData(
         pool=pool.kept,
-        tokens=encoder.prompts(pool.kept),
+        tokens=pool.tokens,
         labels={prompt.id: loaded.labels[prompt.id] for prompt in pool.kept if prompt.id in loaded.labels},
         test=tokenize_examples(encoder, test, counted=True),
         ids=loaded.ids,
@@ -137,8 +153,12 @@ def fingerprint(prompts: Sequence[Prompt], responses: Sequence[str] = ()) -> str
     A test set's responses count as well: figures of another key do not compare. Those of a pool do not, since a
     selection must not know them.
     """
-    text = json.dumps([[(prompt.id, prompt.text) for prompt in prompts], list(responses)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    # That of the JSON of all of them, which is not held as one text.
+    digest = hashlib.sha256(b"[[")
+    for number, prompt in enumerate(prompts):
+        digest.update((", " * (number > 0) + json.dumps([prompt.id, prompt.text])).encode())
+    digest.update(f"], {json.dumps(list(responses))}]".encode())
+    return digest.hexdigest()
 
 
 def rows_fingerprint(rows: Sequence[TokenizedExample]) -> str:

@@ -6,24 +6,29 @@ Whatever needs the tokenizer belongs here; what becomes of the rows, batches of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from star_jax.config import TooLong
+from star_jax.data import store
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.limits import Limits, Overlong
 from star_jax.data.spelling import Joint, Reader, blanks_at_end, loses_text, response_tokens
+from star_jax.data.store import TokenPlace, TokenStore
 from star_jax.data.tasks.chat import end_of_turn
 from star_jax.data.tasks.fields import short
 from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError
 
-_log = logging.getLogger(__name__)
+PART = 4096
+"""Texts that are tokenised at a time."""
 
-LONG_NAMED = 5
-"""Examples over a limit that a message names; it counts the others."""
+EVERYWHERE: tuple[TooLong, ...] = ("error", "drop", "truncate-left")
+"""Where a prompt over the limit is cut, whatever becomes of it."""
+
+_log = logging.getLogger(__name__)
 
 
 class TokenizedExample(NamedTuple):
@@ -31,15 +36,6 @@ class TokenizedExample(NamedTuple):
 
     tokens: np.ndarray
     prompt_length: int
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Longest prompt and response in tokens, and what to do with longer ones."""
-
-    prompt: int
-    response: int
-    too_long: TooLong = "error"
 
 
 class Fitting(NamedTuple):
@@ -50,12 +46,14 @@ class Fitting(NamedTuple):
       prompts_left_out: over the limit and dropped.
       prompts_cut: over the limit and cut on the left.
       responses_cut: of the prompts kept, those whose response is known, over the limit and cut on the right.
+      tokens: of the prompts kept, as `Encoder.prompts` gives them.
     """
 
     kept: list[Prompt]
     prompts_left_out: int
     prompts_cut: int
     responses_cut: int
+    tokens: TokenStore
 
 
 class Encoder:
@@ -94,7 +92,7 @@ class Encoder:
         self._vocab_size = vocab_size
         self._check_vocabulary("the end of a response", [self.eos_id])
 
-    def prompts(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    def prompts(self, prompts: Sequence[Prompt]) -> TokenStore:
         """Tokens of each prompt, with special tokens as the tokenizer adds them, unless the text has its own.
 
         What the tokenizer adds behind the text is left out: a prompt goes on in its response. Blanks at its end are
@@ -104,10 +102,8 @@ class Encoder:
           DataError: a prompt is longer than the limit and `too_long` is not `truncate-left`; `within_limits`
             leaves such prompts out beforehand where it is `drop`.
         """
-        encoded = self._asked(prompts)
-        if self.limits.too_long != "truncate-left":
-            self._refuse_long("prompt", prompts, [len(text.ids) for text in encoded])
-        return [self._fit_prompt(prompt, text.ids) for prompt, text in zip(prompts, encoded, strict=True)]
+        fitting = self._fitting_prompts(prompts, refused=self.limits.too_long != "truncate-left")
+        return TokenStore.of(tokens for tokens, _ in fitting)
 
     def examples(self, examples: Sequence[Example], *, counted: bool = False) -> list[TokenizedExample]:
         """Tokens of each prompt followed by its response.
@@ -148,7 +144,9 @@ class Encoder:
             rows.append(_row(prompt, response))
         return rows
 
-    def within_limits(self, prompts: Sequence[Prompt], labels: Mapping[str, str]) -> Fitting:
+    def within_limits(
+        self, prompts: Sequence[Prompt], labels: Mapping[str, str], place: TokenPlace | None = None
+    ) -> Fitting:
         """Applies `too_long` before a run starts, so that no round fails over a length; counts are logged too.
 
         Where it is `drop`, prompts over the limit are left out. A response over the limit is cut when it is trained
@@ -157,31 +155,64 @@ class Encoder:
         Args:
           prompts: all of them, labelled or not.
           labels: id -> response, for as many as are known.
+          place: where the tokens of many prompts are kept, to be found again; in memory alone where None.
 
         Raises:
           DataError: `too_long` is `error` and a prompt or a response is over its limit, or one has no tokens.
         """
-        encoded = self._asked(prompts)
-        if self.limits.too_long == "error":
-            self._refuse_long("prompt", prompts, [len(text.ids) for text in encoded])
-        kept, long = [], 0
-        for prompt, text in zip(prompts, encoded, strict=True):
-            over = len(text.ids) > self.limits.prompt
-            long += over
-            if not (over and self.limits.too_long == "drop"):
-                self._fit_prompt(prompt, text.ids)
-                kept.append(prompt)
+        tokens, long = self._tokens_within(prompts, place)
+        kept = [prompt for prompt, length in zip(prompts, tokens.lengths.tolist(), strict=True) if length]
         if long:
             verb = "left out" if self.limits.too_long == "drop" else "cut on the left"
             _log.warning("%d of %d prompts are over %d tokens and are %s", long, len(prompts), self.limits.prompt, verb)
         labelled = [Example(prompt, labels[prompt.id]) for prompt in kept if prompt.id in labels]
-        parts = self._split(labelled)
-        responses_cut = self._fit_responses(labelled, parts)[1]
-        if responses_cut:
-            self._say_cut(responses_cut, len(labelled))
-        self._say_unwritable(labelled, [tokens for _, tokens in parts])
+        responses_cut = self._check_responses(labelled)
         left_out = len(prompts) - len(kept)
-        return Fitting(kept, left_out, long - left_out, responses_cut)
+        return Fitting(kept, left_out, long - left_out, responses_cut, tokens.without_empty())
+
+    def _tokens_within(self, prompts: Sequence[Prompt], place: TokenPlace | None) -> tuple[TokenStore, int]:
+        """Tokens of each prompt, none where it is left out, and how many are over the limit."""
+        file = None
+        if place is not None and len(prompts) >= store.LARGE:
+            way = f"{self.limits} {self.add_special_tokens} {self.joint_tokens} {self._vocab_size}"
+            file = place.file(way, (self._text_asked(prompt) for prompt in prompts))
+            found = store.read(file)
+            if found is not None and len(found[0]) == len(prompts):
+                return found[0], int(found[1]["over"])
+        over = 0
+
+        def fitted() -> Iterator[np.ndarray]:
+            nonlocal over
+            for tokens, long in self._fitting_prompts(prompts, refused=self.limits.too_long == "error"):
+                over += long
+                yield np.zeros(0, np.int32) if long and self.limits.too_long == "drop" else tokens
+
+        tokens = TokenStore.of(fitted()) if file is None else store.stored(file, lambda: {"over": over}, fitted())
+        return tokens, over
+
+    def _check_responses(self, labelled: Sequence[Example]) -> int:
+        """How many responses are over the limit, which is logged; also those that the model cannot write."""
+        cut = 0
+        ending: list[Example] = []
+        lost: list[Example] = []
+        for example, (_, response), fitting in self._fitting_responses(labelled, self._split(labelled)):
+            cut += len(fitting) < len(response)
+            ending += [example] if self._ends_early(response) else []
+            lost += [example] if self._loses(example, response) else []
+        if cut:
+            self._say_cut(cut, len(labelled))
+        self._say_unwritable(ending, lost, len(labelled))
+        return cut
+
+    def longest_row(self, prompts: Sequence[int] | np.ndarray) -> int:
+        """Tokens of the longest row that there may be: one of these prompts, with any response.
+
+        Args:
+          prompts: tokens of each, as `prompts` gives them. Those that are tokenised with a response behind them may be
+            others then, and count as long as the limit.
+        """
+        known = len(prompts) and not self.joint_tokens
+        return (int(np.max(prompts)) if known else self.limits.prompt) + self.limits.response
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Text of response tokens without those that begin, end or fill up a text; others that are special stay."""
@@ -201,20 +232,48 @@ class Encoder:
         return example.response if self._loses(example, tokens) else self.text(tokens)
 
     def _fit_responses(
-        self, examples: Sequence[Example], parts: Sequence[tuple[np.ndarray, list[int]]]
+        self, examples: Sequence[Example], parts: Iterable[tuple[np.ndarray, list[int]]]
     ) -> tuple[list[TokenizedExample], int]:
         """The rows, and how many responses were cut; `parts` as `_split` makes them."""
-        if self.limits.too_long == "error":
-            self._refuse_long("response", examples, [len(response) for _, response in parts])
         rows, cut = [], 0
-        for _, (prompt, response) in zip(examples, parts, strict=True):
-            if len(response) > self.limits.response:
-                response, cut = response[: self.limits.response], cut + 1
-            rows.append(_row(prompt, response))
+        for _, (prompt, response), fitting in self._fitting_responses(examples, parts):
+            cut += len(fitting) < len(response)
+            rows.append(_row(prompt, fitting))
         return rows, cut
 
-    def _split(self, examples: Sequence[Example]) -> list[tuple[np.ndarray, list[int]]]:
-        """Tokens of each prompt, within the limit, and of its response, whatever its length."""
+    def _fitting_prompts(self, prompts: Sequence[Prompt], *, refused: bool) -> Iterator[tuple[np.ndarray, bool]]:
+        """Tokens of each prompt, cut where it is over the limit, and whether it is.
+
+        Raises:
+          DataError: behind the last one, where those over the limit are refused.
+        """
+        overlong = Overlong("prompt", self.limits.prompt)
+        for prompt, text in zip(prompts, self._asked(prompts), strict=True):
+            yield self._fit_prompt(prompt, text.ids, EVERYWHERE), overlong.add(prompt.id, len(text.ids))
+        if refused:
+            overlong.refuse(len(prompts))
+
+    def _fitting_responses(
+        self, examples: Sequence[Example], parts: Iterable[tuple[np.ndarray, list[int]]]
+    ) -> Iterator[tuple[Example, tuple[np.ndarray, list[int]], list[int]]]:
+        """Each example with its tokens, and those of its response that are within the limit.
+
+        Raises:
+          DataError: behind the last one, where those over the limit are refused.
+        """
+        overlong = Overlong("response", self.limits.response)
+        for example, part in zip(examples, parts, strict=True):
+            overlong.add(example.id, len(part[1]))
+            yield example, part, part[1][: self.limits.response]
+        if self.limits.too_long == "error":
+            overlong.refuse(len(examples))
+
+    def _split(self, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """Tokens of each prompt, within the limit, and of its response, whatever its length; a part at a time."""
+        for start in range(0, len(examples), PART):
+            yield from self._split_part(examples[start : start + PART])
+
+    def _split_part(self, examples: Sequence[Example]) -> list[tuple[np.ndarray, list[int]]]:
         tails = [self._tail(example) for example in examples]
         texts = [self._text_asked(example.prompt) + tail for example, tail in zip(examples, tails, strict=True)]
         encoded = self._tokenize([example.id for example in examples], texts, return_offsets_mapping=True)
@@ -249,9 +308,11 @@ class Encoder:
             raise DataError(f"example {example.id}: the response is empty; give it a text or leave the row out")
         return response
 
-    def _asked(self, prompts: Sequence[Prompt]) -> list[Joint]:
-        """Tokens of each prompt as the model is asked with it, whatever their number."""
-        return self._tokenize([prompt.id for prompt in prompts], [self._text_asked(prompt) for prompt in prompts])
+    def _asked(self, prompts: Sequence[Prompt]) -> Iterator[Joint]:
+        """Tokens of each prompt as the model is asked with it, whatever their number; a part at a time."""
+        for start in range(0, len(prompts), PART):
+            part = prompts[start : start + PART]
+            yield from self._tokenize([prompt.id for prompt in part], [self._text_asked(prompt) for prompt in part])
 
     def _text_asked(self, prompt: Prompt) -> str:
         return prompt.text if self.joint_tokens else prompt.text.removesuffix(blanks_at_end(prompt.text))
@@ -266,21 +327,19 @@ class Encoder:
         limit = self.limits.response
         _log.warning("%d of %d responses are over %d tokens and are cut on the right", cut, of, limit)
 
-    def _say_unwritable(self, examples: Sequence[Example], responses: Sequence[list[int]]) -> None:
-        """Logs how many responses the model cannot write as they stand; `responses` are their tokens."""
-        ends = [one for one, tokens in zip(examples, responses, strict=True) if self._ends_early(tokens)]
+    def _say_unwritable(self, ends: Sequence[Example], lost: Sequence[Example], of: int) -> None:
+        """Logs how many of so many responses the model cannot write: those that it ends early, those that it loses."""
         if ends:
             _log.warning(
                 "%d of %d responses hold a token that ends a response before their end, as example %s does with %s; "
                 "the model will stop there",
-                *(len(ends), len(examples), ends[0].id, short(ends[0].response)),
+                *(len(ends), of, ends[0].id, short(ends[0].response)),
             )
-        lost = [one for one, tokens in zip(examples, responses, strict=True) if self._loses(one, tokens)]
         if lost:
             _log.warning(
                 "%d of %d responses have characters that the model's tokenizer does not know, as example %s does with "
                 "%s; no answer will equal them",
-                *(len(lost), len(examples), lost[0].id, short(lost[0].response)),
+                *(len(lost), of, lost[0].id, short(lost[0].response)),
             )
 
     def _ends_early(self, tokens: Sequence[int]) -> bool:
@@ -329,34 +388,11 @@ class Encoder:
         limit = self.limits.prompt
         if len(ids) > limit:
             if self.limits.too_long not in cut_where:
-                raise DataError(_said_of_long("prompt", [(prompt.id, len(ids))], 1, limit))
+                Overlong("prompt", limit, [(prompt.id, len(ids))]).refuse(1)
             # The left is cut, but not the mark of the beginning, which a model is never without.
             start = list(ids[:1]) if ids[0] == self.tokenizer.bos_token_id else []
             ids = start + list(ids[len(ids) - limit + len(start) :])
         return np.asarray(ids, np.int32)
-
-    def _refuse_long(
-        self, part: Literal["prompt", "response"], whose: Sequence[Prompt | Example], lengths: Sequence[int]
-    ) -> None:
-        """Refuses all prompts, or all responses, that are over their limit at once; `lengths` in tokens."""
-        limit = getattr(self.limits, part)
-        long = [(one.id, length) for one, length in zip(whose, lengths, strict=True) if length > limit]
-        if long:
-            raise DataError(_said_of_long(part, long, len(lengths), limit))
-
-
-def _said_of_long(part: str, long: Sequence[tuple[str, int]], of: int, limit: int) -> str:
-    advice = f"raise max_{part}_tokens, or set too_long to drop or truncate-left"
-    if len(long) == 1:
-        name, length = long[0]
-        return f"example {name}: the {part} has {length} tokens, over the limit of {limit}; {advice}"
-    named = ", ".join(f"{name} with {length}" for name, length in long[:LONG_NAMED])
-    more = f" and {len(long) - LONG_NAMED} more" if len(long) > LONG_NAMED else ""
-    longest = max(length for _, length in long)
-    return (
-        f"{len(long)} of {of} {part}s are over the limit of {limit} tokens ({named}{more}), the longest has {longest}; "
-        f"{advice}"
-    )
 
 
 def _row(prompt: np.ndarray, response: Sequence[int]) -> TokenizedExample:

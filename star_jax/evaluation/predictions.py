@@ -100,15 +100,14 @@ def prompt_pool(
       DataError: a prompt is over its limit.
     """
     tokens = encoder.prompts(prompts)
-    return generated_pool(encoder, tokens, shapes or answer_shapes(encoder, [*map(len, tokens)], batch_size))
+    return generated_pool(encoder, tokens, shapes or answer_shapes(encoder, tokens.lengths, batch_size))
 
 
-def answer_shapes(encoder: Encoder, lengths: Sequence[int], batch_size: int) -> Shapes:
+def answer_shapes(encoder: Encoder, lengths: Sequence[int] | np.ndarray, batch_size: int) -> Shapes:
     """Shapes of batches for prompts of these lengths, whose responses are not known."""
-    limits = encoder.limits
     # No response is known yet: half of what may be generated is the guess that batches are filled by.
-    likely = [length + limits.response // 2 for length in lengths]
-    return choose_shapes(lengths, likely, limits.prompt + limits.response, BatchSizes(batch_size, batch_size))
+    likely = np.asarray(lengths) + encoder.limits.response // 2
+    return choose_shapes(lengths, likely, encoder.longest_row(lengths), BatchSizes(batch_size, batch_size))
 
 
 def readable_answer(task: Task, text: str) -> str | None:

@@ -22,6 +22,7 @@ from star_jax.evaluation.evaluator import (
 )
 from star_jax.experiment.one_run import Run
 from star_jax.experiment.setup import ExperimentContext
+from star_jax.inference.batched import Logs
 from star_jax.models.lora import Adapter
 from star_jax.runs.score_store import StoredScores, answers_of, with_answers
 from star_jax.tracking.observer import Timed
@@ -68,9 +69,9 @@ def with_base(run: Run, state: LoopState, title: str) -> LoopState:
 def _base_measures(context: ExperimentContext, pool: Pool, title: str, answers: bool = False) -> StoredScores:
     """The base model's measures, from disk or from a pass over the examples; with its answers where they are wanted."""
 
-    def compute() -> Mapping[str, Any]:
+    def compute(logs: Logs) -> Mapping[str, Any]:
         with context.progress.task(title, pool.size, "examples") as tick:
-            scores = score_pool(context.model, context.base_adapter, pool, on_batch=tick)
+            scores = score_pool(context.model, context.base_adapter, pool, on_batch=tick, logs=logs)
         return with_answers(scores) if answers else scores.measures
 
     return context.base.measures(pool, compute)

@@ -19,10 +19,12 @@ from star_jax.checkpoints.peft import CONFIG_FILE, save_adapter
 from star_jax.experiment.judging import judge, validate, with_base
 from star_jax.experiment.one_run import Run, run_facts
 from star_jax.experiment.resume import Bought, corrected_state, corrections, said_of
+from star_jax.inference.batched import Logs
 from star_jax.models.lora import Adapter, b_norm
 from star_jax.report.model_card import model_card, usage_of
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, save_choice, save_state
+from star_jax.runs.partial_scores import PartialScores, query_origin
 from star_jax.runs.records import group_counts, length_correlation, nothing_right, queried_rows
 from star_jax.runs.run_settings import choice_origin
 from star_jax.tracking.console import round_title
@@ -31,13 +33,24 @@ from star_jax.tracking.timing import added, row_seconds
 
 
 def play_round(run: Run, state: LoopState) -> LoopState:
-    """One round and its files; the checkpoint is written last, and makes the round count."""
-    context, problem, data, folder = run.context, run.problem, run.data, run.folder
+    """One round and its files."""
+    context, folder = run.context, run.folder
+    facts = run_facts(context, run.strategy, run.data, run.seed)
+    key, origin = jax.random.key(run.seed), choice_origin(context.config.to_dict(), facts)
+    scored_with = query_origin(f"{origin} {context.base.origin.decode()}", state, key, run.problem.shapes)
+    with PartialScores(folder.path / f".scores-{state.round:03d}", scored_with) as scored:
+        after = _play(run, state, key, origin, scored.log)
+        scored.remove()
+    return after
+
+
+def _play(run: Run, state: LoopState, key: jax.Array, origin: str, logs: Logs) -> LoopState:
+    """The round itself; the checkpoint is written last, and makes the round count."""
+    context, problem, folder = run.context, run.problem, run.folder
     config, number = context.config, state.round
     candidates = np.asarray(available(state.pool))
-    timed = Timed(context.progress, context.watch, f"{run.title}, {round_title(number, config.loop.rounds)}")
-    facts = run_facts(context, run.strategy, data, run.seed)
-    key, origin = jax.random.key(run.seed), choice_origin(config.to_dict(), facts)
+    title = f"{run.title}, {round_title(number, config.loop.rounds)}"
+    timed = Timed(context.progress, context.watch, title, logs)
     # 1. What to label, unless an interrupted session has chosen already.
     kept = load_choice(folder.path, number, origin)
     if kept is None:

@@ -31,9 +31,11 @@ from star_jax.checkpoints.hub import EMBEDDED, ModelFolder, open_folder
 from star_jax.checkpoints.huggingface import load_folder
 from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import ExperimentConfig
-from star_jax.data.bucketing import Shapes
+from star_jax.data.bucketing import Shapes, likely_lengths
 from star_jax.data.loading import load_examples
+from star_jax.data.rows import lengths_of
 from star_jax.data.run_data import RunData, examples_within_limits, prepare, rows_fingerprint
+from star_jax.data.store import TokenPlace, tokenizer_origin
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
@@ -53,6 +55,9 @@ from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import Forecast, Stopwatch
 from star_jax.tracking.tracker import Tracking, open_trackers
 from star_jax.training.trainer import training_shapes
+
+TOKENS = "tokens"
+"""Name of the folder in OUTPUT_DIR where the tokens of large pools are."""
 
 REPLAY_FILE = "replay.jsonl"
 """Name of the replay rows beside a model that ships with the package."""
@@ -207,7 +212,8 @@ def load_seed(context: Sources, seed: int) -> RunData:
       ConfigError, DataError: something the user can put right.
     """
     config = context.config
-    data = prepare(config.data, context.task, context.encoder, seed, config.labels)
+    place = TokenPlace(Path(config.output_dir) / TOKENS / "pool-", tokenizer_origin(context.folder.fingerprint))
+    data = prepare(config.data, context.task, context.encoder, seed, config.labels, place)
     data.facts["model"] = context.folder.fingerprint
     if config.model.adapter is not None:
         data.facts["start"] = folder_fingerprint(Path(config.model.adapter))
@@ -235,16 +241,20 @@ def log_seed(progress: Progress, seed: int, data: RunData) -> None:
 def experiment_shapes(context: ExperimentContext, data: Sequence[RunData]) -> Shapes:
     """Shapes for the data of all seeds, so that all runs share their programs.
 
-    Responses of the pool are hidden; those of the test set, which all seeds have, tell how long they are.
+    Prompts of the pool are known, their responses are hidden; how long those may be, the test set's tell, which all
+    seeds have.
     """
-    config, limits, test = context.config, context.encoder.limits, data[0].test
+    config, encoder, test = context.config, context.encoder, data[0].test
     pools = {one.facts["pool"]: one.tokens for one in data}  # seeds may have the same one
-    prompts = [len(tokens) for part in (*pools.values(), test.prompts) for tokens in part]
-    known, longest = [len(row.tokens) for row in test.rows], limits.prompt + limits.response
+    pool = np.concatenate([lengths_of(part) for part in pools.values()])
+    asked, known = lengths_of(test.prompts), np.asarray([len(row.tokens) for row in test.rows])
+    likely = likely_lengths(pool, [len(row.tokens) - row.prompt_length for row in test.rows])
+    prompts = np.concatenate([pool, asked])
+    longest = max(encoder.longest_row(prompts), int(known.max(initial=1)))
     sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
+    shapes = choose_shapes(prompts, np.concatenate([likely, known]), longest, sizes)
     replay = [len(row.tokens) for row in context.replay]
-    shapes = choose_shapes(prompts, known, longest, sizes)
-    return shapes._replace(training=training_shapes(known, replay, longest, config.training))
+    return shapes._replace(training=training_shapes(likely, replay, max([longest, *replay]), config.training))
 
 
 def make_problem(context: ExperimentContext, data: RunData, shapes: Shapes) -> Problem:

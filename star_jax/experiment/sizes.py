@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from star_jax.checkpoints.tensor_shapes import projection_shapes
 from star_jax.config import ExperimentConfig, LoraConfig, TrainingConfig
-from star_jax.data.bucketing import SIMULATED_STEPS, Shapes
+from star_jax.data.bucketing import Shapes
+from star_jax.data.step_shapes import SIMULATED_STEPS
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.projections import choose_modules

@@ -77,16 +77,22 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
     A link stays one, and what it leads to is written; a file keeps its permissions. What is no file, such as a pipe or
     /dev/null, is written to as it is: to replace it would take it away from everybody.
     """
+    write_chunks_atomic(path, [content])
+
+
+def write_chunks_atomic(path: Path, chunks: Iterable[bytes]) -> None:
+    """The same for a content that comes in pieces, which are never held together where the path is that of a file."""
     path = _target(path)
     if _is_special(path):
+        whole = b"".join(chunks)
         with open(path, "wb") as stream:
-            stream.write(content)
+            stream.write(whole)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path))
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -151,11 +157,11 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line; errors as in `plain`, naming the line."""
-    lines = [
+    lines = (
         json.dumps(plain(row, f"{path.name} line {number}"), ensure_ascii=False) + "\n"
         for number, row in enumerate(rows, start=1)
-    ]
-    write_text_atomic(path, "".join(lines))
+    )
+    write_chunks_atomic(path, (line.encode() for line in lines))
 
 
 def write_yaml_atomic(path: Path, value: Mapping[str, Any]) -> None:

@@ -19,9 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import jax
 import numpy as np
+from jax import Array
 
+from star_jax.active.state import LoopState, base_measures
 from star_jax.data.batching import Batch
+from star_jax.data.bucketing import Shapes
 
 FLUSH_SECONDS, SYNC_SECONDS = 1.0, 10.0
 """How often records are handed to the system, which keeps them if the process dies, and how often it is told to write
@@ -32,7 +36,7 @@ _DIGEST_BYTES = 16
 
 
 class PartialScores:
-    """The passes of one computation, each in a file of its own.
+    """The passes of one computation, each in a file of its own, which are closed at the end of a `with`.
 
     Args:
       path: beginning of the files' names.
@@ -42,6 +46,12 @@ class PartialScores:
     def __init__(self, path: Path, origin: str) -> None:
         self._path, self._origin = path, origin
         self._open: dict[str, PartialPass] = {}
+
+    def __enter__(self) -> PartialScores:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
 
     def log(self, name: str) -> PartialPass:
         """What keeps the results of the pass of that name; asked for again, it begins from the start."""
@@ -66,6 +76,26 @@ class PartialScores:
 def glob_escape(name: str) -> str:
     """A name as `Path.glob` takes it literally."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def query_origin(origin: str, state: LoopState, key: Array, shapes: Shapes) -> str:
+    """Hash of what determines the scores of a round's query.
+
+    Args:
+      origin: hash of settings, data, model and software.
+      state: before the round, whose adapter scores.
+      key: PRNG key of the run.
+      shapes: of batches, which settle how scores are rounded.
+    """
+    digest = hashlib.sha256(f"{origin} {state.round} {shapes} ".encode())
+    for leaf in (
+        state.pool.labelled_in,
+        jax.random.key_data(key),
+        *jax.tree.leaves((state.adapter, base_measures(state))),
+    ):
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 class PartialPass:

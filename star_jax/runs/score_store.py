@@ -25,7 +25,9 @@ from star_jax.acquisition.pools import CandidatePool, GeneratedPool, Pool
 from star_jax.checkpoints.files import weight_files
 from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.config import ExperimentConfig
+from star_jax.inference.batched import Logs
 from star_jax.runs.files import write_bytes_atomic
+from star_jax.runs.partial_scores import PartialScores
 
 FOLDER = "base-scores"
 """Name of the folder in OUTPUT_DIR."""
@@ -65,34 +67,48 @@ class BaseScores:
         self._origin = json.dumps(origin, sort_keys=True).encode()
         self._log = log
 
-    def measures(self, pool: Pool, compute: Callable[[], Mapping[str, Any]]) -> StoredScores:
+    @property
+    def origin(self) -> bytes:
+        """What determines the scores besides the examples, as text."""
+        return self._origin
+
+    def measures(self, pool: Pool, compute: Callable[[Logs], Mapping[str, Any]]) -> StoredScores:
         """The base model's measures of tokenised examples: read where they are known, else computed and kept.
 
         Args:
           pool: the examples as they are scored: batches of tokens, and the kind of answer.
-          compute: gives every measure `N`.
+          compute: gives every measure `N`; it is told what keeps the results of batches as they come, so that an
+            interrupted computation goes on where it was.
         """
-        file = self._folder / f"{self.name_of(pool)}.npz"
+        name = self.name_of(pool)
+        file = self._folder / f"{name}.npz"
         if file.is_file():
             found = _read(file)
             if found is not None:
                 return found
             self._log(f"{file} is damaged; the base model's scores are computed again")
-        measures: dict[str, Any] = {name: np.asarray(values) for name, values in compute().items()}
-        archive = io.BytesIO()
-        np.savez(archive, **measures)
-        content = archive.getvalue()
-        # The hash behind it covers every bit; an archive's own checks do not.
-        write_bytes_atomic(file, content + hashlib.sha256(content).digest())
+        with PartialScores(self._folder / f".{name}", name) as partial:
+            measures: dict[str, Any] = {name: np.asarray(values) for name, values in compute(partial.log).items()}
+            archive = io.BytesIO()
+            np.savez(archive, **measures)
+            content = archive.getvalue()
+            # The hash behind it covers every bit; an archive's own checks do not.
+            write_bytes_atomic(file, content + hashlib.sha256(content).digest())
+            partial.remove()
         return measures
 
     def name_of(self, pool: Pool) -> str:
         """Hash of what determines the scores of these examples."""
-        digest = hashlib.sha256(self._origin)
-        _digest(digest.update, [type(pool).__name__, pool.size, _answers(pool)])
-        for row in pool.rows:  # one after the other: a large pool's are made as they are asked for
-            _digest(digest.update, row)
-        return digest.hexdigest()
+        return pool_digest(self._origin, pool)
+
+
+def pool_digest(origin: bytes, pool: Pool) -> str:
+    """Hash of a pool's rows and kind of answer, however it is batched and padded, behind what else is to count."""
+    digest = hashlib.sha256(origin)
+    _digest(digest.update, [type(pool).__name__, pool.size, _answers(pool)])
+    for row in pool.rows:  # one after the other: a large pool's are made as they are asked for
+        _digest(digest.update, row)
+    return digest.hexdigest()
 
 
 def with_answers(scores: PoolScores) -> dict[str, Any]:
@@ -121,15 +137,22 @@ def scores_origin(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     settings["model"] |= {"path": None, "adapter": None}  # what is in the folders counts, not where they are
     settings["scoring"] |= {"mc_samples": None, "dropout": None}
     return {
-        "weights": [_fingerprint(folder) for folder in folders],
+        "weights": [weights_fingerprint(folder) for folder in folders],
         "settings": settings,
         "limits": [config.data.max_prompt_tokens, config.data.max_response_tokens],
+        **computed_with(),
+    }
+
+
+def computed_with() -> dict[str, Any]:
+    """Software and devices, on which the rounding of scores depends."""
+    return {
         "versions": [__version__, jax.__version__, jaxlib.__version__, flax.__version__, _code_fingerprint()],
         "devices": [jax.devices()[0].device_kind, jax.device_count()],
     }
 
 
-def _fingerprint(folder: Path) -> list[Any]:
+def weights_fingerprint(folder: Path) -> list[Any]:
     """Of large files the hash reads but the ends; the time of the last change tells the rest."""
     return [folder_fingerprint(folder), [(file.name, file.stat().st_mtime_ns) for file in weight_files(folder)]]
 

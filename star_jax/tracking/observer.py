@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from star_jax.inference.batched import BatchLog, Logs, no_logs
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import Stopwatch
 
@@ -18,11 +19,17 @@ class Timed:
       progress: where to show it.
       watch: what counts; a phase goes by its own name there.
       title: what is shown before the name of a phase.
+      logs: gives what keeps the scores of a pass as they come.
     """
 
     progress: Progress
     watch: Stopwatch
     title: str
+    logs: Logs = no_logs
+
+    def log(self, name: str) -> BatchLog | None:
+        """What keeps the scores of the pass of that name; None keeps nothing."""
+        return self.logs(name)
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:

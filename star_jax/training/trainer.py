@@ -9,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +17,9 @@ import numpy as np
 import optax
 
 from star_jax.config import LoraConfig, TrainingConfig
-from star_jax.data.batching import Batch, Shape, make_batch
-from star_jax.data.bucketing import random_steps, step_shapes
+from star_jax.data.batching import Batch, make_batch
+from star_jax.data.bucketing import StepLadder
+from star_jax.data.step_shapes import random_steps, shapes_of_steps, step_ladder
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.models.dropout import Dropout, row_keys
 from star_jax.models.lm_head import output_head
@@ -32,8 +32,12 @@ from star_jax.training.optimizers import direction, learning_rate
 
 Array = jax.Array
 
-STEP_SHAPES = 3
-"""Shapes of steps like those before, besides one that holds any: each is a program more to compile."""
+PROGRAM_FLOPS = {"cpu": 5e11}
+"""Platform -> what a device computes in the time that compiling a step takes. With SmolLM2-135M on two cores a program
+took as long as 7 steps of 160 tokens on each of two devices."""
+
+PROGRAM_FLOPS_ELSEWHERE = 5e15
+"""The same on any other platform, assumed: a quarter of a minute of some 300 TFLOP/s."""
 
 STEPS_AHEAD = 2
 """Steps that may be queued on the device while an earlier one runs."""
@@ -107,12 +111,12 @@ class TrainingRows(NamedTuple):
     Attributes:
       labelled: tokenised examples.
       replay: rows mixed into each step, drawn evenly without replacement until all have been used.
-      shapes: of steps, from `training_shapes`.
+      shapes: that steps may have, from `training_shapes`.
     """
 
     labelled: Sequence[TokenizedExample]
     replay: Sequence[TokenizedExample]
-    shapes: Sequence[Shape]
+    shapes: StepLadder
 
 
 def init_state(
@@ -191,9 +195,9 @@ def epoch_batches(key: Array, rows: int, batch_size: int, epochs: int) -> Iterat
 
 
 def training_shapes(
-    labelled: Sequence[int], replay: Sequence[int], longest: int, config: TrainingConfig
-) -> tuple[Shape, ...]:
-    """Shapes of a device's share of the steps of a fit.
+    labelled: Sequence[int] | np.ndarray, replay: Sequence[int], longest: int, config: TrainingConfig
+) -> StepLadder:
+    """Shapes that a device's share of a step may have; a fit takes the few that pay.
 
     Args:
       labelled: lengths of rows like those that will be trained on.
@@ -201,10 +205,15 @@ def training_shapes(
       longest: tokens of the longest row that may come.
       config: rows of a step.
     """
-    devices = data_mesh().size
-    new, old = random_steps(labelled, config.batch_size), random_steps(replay, config.replay_rows)
-    steps = [[*rows, *more] for rows, more in zip_longest(new, old, fillvalue=())]
-    return step_shapes(steps, config.batch_size + config.replay_rows, STEP_SHAPES, longest, devices)
+    sizes = config.batch_size, config.replay_rows
+    return step_ladder(random_steps(labelled, replay, sizes), sum(sizes), longest, data_mesh().size)
+
+
+def program_tokens(model: LanguageModel) -> float:
+    """Tokens that a device trains on in about the time that it takes to compile a step."""
+    # Forwards two operations a weight and token, and two for the gradient of what the frozen weights have read.
+    work = 4 * sum(leaf.size for leaf in jax.tree.leaves(model.params["layers"]))
+    return PROGRAM_FLOPS.get(jax.default_backend(), PROGRAM_FLOPS_ELSEWHERE) / work
 
 
 def fit(
@@ -222,7 +231,7 @@ def fit(
     Args:
       key: PRNG key of adapter, order, replay and dropout.
       model: decoder and frozen weights.
-      data: rows, and shapes of steps.
+      data: rows, and shapes that steps may have.
       lora: rank, scale, targets, dropout.
       config: loss, optimiser, epochs.
       start: the adapter to go on from; None for a fresh one.
@@ -236,7 +245,7 @@ def fit(
       ValueError: there are no rows, or a step of them fits no shape.
       ConfigError: the adapter has a target that the model does not have.
     """
-    rows, replay, shapes = data
+    rows, replay, ladder = data
     if not rows:
         raise ValueError("fit needs at least one labelled row")
     adapter_key, order_key, replay_key, dropout_key = jax.random.split(key, 4)
@@ -245,15 +254,19 @@ def fit(
     steps_an_epoch = math.ceil(len(rows) / config.batch_size)
     total = jnp.asarray(schedule_steps(len(rows), config), jnp.int32)
     fixed = Fixed(model, scale, dropout_key, total)
+    # All steps are known before the first, so that their shapes are chosen for them.
+    chosen = list(epoch_batches(order_key, len(rows), config.batch_size, config.epochs))
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)
+    taken = [[rows[i] for i in new] + [replay[i] for i in next(extra)] for new in chosen]
+    lengths = [[len(row.tokens) for row in step] for step in taken]
+    shapes = shapes_of_steps(ladder, lengths, program_tokens(model), data_mesh().size)
     running: deque[tuple[TrainInfo, int]] = deque()
     steps: list[TrainInfo] = []
-    for chosen in epoch_batches(order_key, len(rows), config.batch_size, config.epochs):
-        batch_rows = [rows[i] for i in chosen] + [replay[i] for i in next(extra)]
-        batch = make_batch(batch_rows, range(len(batch_rows)), shapes, data_mesh().size)
+    for new, step in zip(chosen, taken, strict=True):
+        batch = make_batch(step, range(len(step)), shapes, data_mesh().size)
         state, info = train_step(fixed, state, train_batch(batch), capacity=batch.capacity, lora=lora, config=config)
         steps.append(info)
-        running.append((info, len(chosen)))
+        running.append((info, len(new)))
         if len(running) > STEPS_AHEAD:
             _count_next(running, on_step)
     while running:

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 
 from star_jax.acquisition import pools
 from star_jax.acquisition.pools import BatchSizes, candidate_pool, choose_shapes
-from star_jax.config import TrainingConfig
-from star_jax.data.batching import Batch, Shape, grouped_batches, make_batch, sequence_batches
-from star_jax.data.bucketing import Shapes, budget_shapes, choose_sizes, prompt_shapes, random_steps, step_shapes
+from star_jax.data.batching import Batch, Shape, grouped_batches, sequence_batches
+from star_jax.data.bucketing import Shapes, budget_shapes, choose_sizes, likely_lengths, prompt_shapes
 from star_jax.data.tokenization import TokenizedExample
-from star_jax.training import trainer
 
 LENGTHS_FILE = Path(__file__).parents[2] / "experiments" / "benchmarks" / "gsm8k_lengths.json"
 
@@ -211,40 +209,23 @@ def test_a_budget_holds_whatever_comes(lengths, rows, most, devices):
         assert tokens_of(batches) == sum(some)
 
 
-@given(known_and_later(), st.integers(1, 20), st.integers(1, 3), st.integers(1, 8))
-@settings(max_examples=80, deadline=None)
-def test_steps_hold_whatever_comes(lengths, rows, most, devices):
-    known, later, longest = lengths
-    steps = random_steps(known, rows)[:20]
-    shapes = step_shapes(steps, rows, most, longest, devices)
-    assert 1 <= len(set(shapes)) == len(shapes) <= most + 1
-    assert all(shape.rows == -(-rows // devices) for shape in shapes)
-    for step in [*steps, later[:rows], [longest] * rows, [longest], [1], [1] * rows]:
-        batch = make_batch(rows_of(step), range(len(step)), shapes, devices)
-        assert tokens_of([batch]) == sum(step)
-    for step in steps:  # What is like the steps before needs no shape of rows that are all of the longest.
-        held = make_batch(rows_of(step), range(rows), shapes[:most], devices)
-        fullest = held.lengths.reshape(devices, -1).sum(axis=1).max()
-        assert held.capacity == min(shape.capacity for shape in shapes if shape.capacity >= fullest)
-
-
-def test_random_steps_are_the_same_for_the_same_lengths():
-    lengths = [3, 8, 21]
-    steps = random_steps(lengths, 5)
-    assert random_steps(np.array(lengths), 5) == steps
-    assert all(len(step) == 5 and set(step) <= set(lengths) for step in steps)
-    drawn = list(itertools.chain.from_iterable(steps))
-    for length in lengths:
-        assert drawn.count(length) / len(drawn) == pytest.approx(1 / 3, abs=0.06)
-    assert random_steps([], 5) == random_steps(lengths, 0) == []
+def test_likely_lengths_are_prompts_with_responses_that_are_known():
+    """The same for the same lengths; each response is as likely as any other."""
+    prompts, responses = [3, 8, 21] * 200, [1, 40, 500]
+    drawn = likely_lengths(prompts, responses) - prompts
+    np.testing.assert_array_equal(likely_lengths(np.array(prompts), np.array(responses)) - prompts, drawn)
+    assert {*drawn.tolist()} == {*responses}
+    for length in responses:
+        # Of 600 draws a third, ± 5 standard deviations of √(1/3 · 2/3 / 600).
+        assert np.mean(drawn == length) == pytest.approx(1 / 3, abs=0.097)
+    assert len(likely_lengths(prompts, [])) == len(likely_lengths([], responses)) == 0
 
 
 def test_nothing_known():
     assert prompt_shapes([], 16, 2) == ()
     assert budget_shapes([], 16, 2, 70) == (Shape(16, 70, 1120),)
-    assert step_shapes([], 8, 3, 70) == (Shape(8, 70, 560),)
     shapes = choose_shapes([7], [], 12, BatchSizes(4, 3))
-    assert shapes == Shapes((Shape(1, 7, 7),), (Shape(3, 12, 36),), ())
+    assert shapes == Shapes((Shape(1, 7, 7),), (Shape(3, 12, 36),))
 
 
 def test_a_last_batch_of_few_rows_does_not_hold_later_ones_down():
@@ -255,38 +236,6 @@ def test_a_last_batch_of_few_rows_does_not_hold_later_ones_down():
 
 
 # As the trainer and the pool use them
-
-
-@pytest.mark.parametrize("devices", range(1, 9))
-@pytest.mark.parametrize(("batch_size", "replay_rows"), [(1, 0), (3, 0), (8, 0), (8, 3)])
-def test_training_steps_on_any_number_of_devices(monkeypatch, devices, batch_size, replay_rows):
-    monkeypatch.setattr(trainer, "data_mesh", lambda: SimpleNamespace(size=devices))
-    replay = "rows.jsonl" if replay_rows else None
-    config = TrainingConfig(batch_size=batch_size, replay_rows=replay_rows, replay=replay)
-    rng, size = np.random.default_rng(devices), batch_size + replay_rows
-    for labelled, old in itertools.product(([], [9], rng.integers(1, 200, 50).tolist()), ([], [11, 30])):
-        shapes = trainer.training_shapes(labelled, old, 200, config)
-        assert len(shapes) <= trainer.STEP_SHAPES + 1
-        steps = [rng.integers(1, 201, rng.integers(1, size + 1)).tolist() for _ in range(30)]
-        for step in [*steps, [200] * size, [1]]:
-            batch = make_batch(rows_of(step), range(len(step)), shapes, devices)
-            assert tokens_of([batch]) == sum(step)
-            assert len(batch.tokens) == devices * -(-size // devices)
-
-
-def test_each_shape_of_steps_is_used_on_many_devices(monkeypatch):
-    """What counts is the fullest device of a step: shapes for less would be compiled for nothing."""
-    lengths = np.random.default_rng(0).integers(64, 1000, 300).tolist()
-    for devices in (2, 4, 8):
-        monkeypatch.setattr(trainer, "data_mesh", lambda devices=devices: SimpleNamespace(size=devices))
-        shapes = trainer.training_shapes(lengths, [], 1000, TrainingConfig(batch_size=8))
-        rows = rows_of(lengths)
-        used = []
-        for seed in range(400):
-            chosen = np.random.default_rng(seed).choice(300, 8)
-            used.append(make_batch([rows[i] for i in chosen], range(8), shapes, devices).capacity)
-        for shape in shapes[: trainer.STEP_SHAPES]:
-            assert used.count(shape.capacity) > 20
 
 
 @given(st.data(), st.integers(1, 4), st.integers(1, 12), st.integers(1, 6), st.integers(1, 8), limits)
@@ -359,19 +308,3 @@ def test_padding_of_real_candidates(gsm8k):
     shapes = budget_shapes(lengths, 32, 2, max(lengths))
     batches = list(grouped_batches(rows_of(lengths), 2, shapes))
     assert 1 - sum(lengths) / sum(batch.capacity for batch in batches) < 0.06
-
-
-@pytest.mark.parametrize(("devices", "share"), [(1, 0.11), (2, 0.15), (4, 0.25)])
-def test_padding_of_real_steps(gsm8k, devices, share):
-    """Epochs of random steps of 8; on many devices a step takes as long as the fullest of them."""
-    lengths = [prompt + response for prompt, response in gsm8k]
-    shapes = step_shapes(random_steps(lengths, 8), 8, 3, max(lengths), devices)
-    rng, rows = np.random.default_rng(3), rows_of(lengths)
-    capacity = tokens = 0
-    for _ in range(5):
-        order = rng.permutation(len(lengths))
-        for start in range(0, len(order), 8):
-            batch = make_batch([rows[i] for i in order[start : start + 8]], range(8), shapes, devices)
-            capacity, tokens = capacity + devices * batch.capacity, tokens + int(batch.lengths.sum())
-    assert tokens == 5 * sum(lengths)
-    assert 1 - tokens / capacity < share

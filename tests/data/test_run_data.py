@@ -1,5 +1,7 @@
 """What a run works on, after the limits: kept rows, labels, counts and fingerprints."""
 
+import hashlib
+import json
 import logging
 
 import numpy as np
@@ -98,6 +100,9 @@ def test_a_test_set_of_which_nothing_is_left_is_an_error(prepared):
 def test_the_fingerprint_is_that_of_ids_and_texts_in_order(prepared):
     data = prepared(9, 6, "error")
     assert data.facts["pool"] == fingerprint(data.pool) != fingerprint(data.pool[::-1])
+    for some, responses in ((data.pool, ["a", "b"]), (data.pool[:1], []), ([], [])):
+        whole = json.dumps([[(prompt.id, prompt.text) for prompt in some], responses])  # as former versions hashed it
+        assert fingerprint(some, responses) == hashlib.sha256(whole.encode()).hexdigest()
     assert data.facts["pool"] == prepared(9, 6, "truncate-left").facts["pool"]
     assert data.facts["pool"] != prepared(6, 6, "drop").facts["pool"]
     test = data.test.examples

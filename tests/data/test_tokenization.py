@@ -8,7 +8,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from star_jax.data import store, tokenization
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.store import TokenPlace
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Fitting, Limits
 from star_jax.errors import DataError
@@ -126,7 +128,7 @@ def test_a_tokenizer_that_ends_every_text_itself_ends_no_prompt_and_a_response_o
         for want, got in zip(plain.prompts(prompts), same.prompts(prompts), strict=True):
             np.testing.assert_array_equal(got, want)
     exact = encoder(ending, prompt=5, response=5)
-    assert fit(exact, examples) == Fitting(prompts, 0, 0, 0)
+    assert fit(exact, examples)[:4] == (prompts, 0, 0, 0)
 
 
 def test_an_end_that_the_text_spells_itself_is_not_doubled(words, ending):
@@ -171,9 +173,9 @@ def test_a_response_may_end_in_any_of_several_tokens(words):
 
 
 def test_nothing_gives_nothing(words):
-    assert encoder(words).prompts([]) == []
+    assert list(encoder(words).prompts([])) == []
     assert encoder(words).examples([]) == []
-    assert encoder(words).within_limits([], {}) == Fitting([], 0, 0, 0)
+    assert encoder(words).within_limits([], {})[:4] == ([], 0, 0, 0)
 
 
 def test_empty_texts_are_named(words, pieces):
@@ -203,9 +205,9 @@ def test_too_long_is_an_error_that_says_what_to_do(words):
             call(encoder(words, prompt=4), [fits.prompt, long.prompt])
     with pytest.raises(DataError, match=rf"e3: the response has 6 tokens, over the limit of 5; {response}, {advice}"):
         fit(encoder(words, response=5), [fits, long])
-    assert encoder(words, response=5).within_limits([long.prompt], {}) == Fitting([long.prompt], 0, 0, 0)
+    assert encoder(words, response=5).within_limits([long.prompt], {})[:4] == ([long.prompt], 0, 0, 0)
     exact = encoder(words, prompt=5, response=6)
-    assert fit(exact, [fits, long]) == Fitting([fits.prompt, long.prompt], 0, 0, 0)
+    assert fit(exact, [fits, long])[:4] == ([fits.prompt, long.prompt], 0, 0, 0)
     assert len(exact.examples([long])[0].tokens) == 11
 
 
@@ -228,7 +230,7 @@ def test_truncation_cuts_prompts_on_the_left_and_responses_on_the_right(words, c
     long, other = example("is the sea blue?", " no, not the whole sea"), example("is", " no", "e2")
     short = encoder(words, prompt=3, response=4, too_long="truncate-left")
     with caplog.at_level(logging.WARNING):
-        assert fit(short, [long, other]) == Fitting([long.prompt, other.prompt], 0, 1, 1)
+        assert fit(short, [long, other])[:4] == ([long.prompt, other.prompt], 0, 1, 1)
     assert "1 of 2 prompts are over 3 tokens and are cut on the left" in caplog.text
     assert "1 of 2 responses are over 4 tokens and are cut on the right" in caplog.text
     caplog.clear()
@@ -251,7 +253,7 @@ def test_a_joint_prompt_that_only_its_response_makes_too_long_is_cut_where_long_
     (whole,) = encoder(tokenizer, joint=True).examples([one])
     assert (tokenizer.convert_ids_to_tokens(whole.tokens), whole.prompt_length) == (["x", "a", "bc", "</s>"], 2)
     dropping = encoder(tokenizer, prompt=1, too_long="drop", joint=True)
-    assert fit(dropping, [one]) == Fitting([one.prompt], 0, 0, 0)
+    assert fit(dropping, [one])[:4] == ([one.prompt], 0, 0, 0)
     (cut,) = dropping.examples([one])
     assert (tokenizer.convert_ids_to_tokens(cut.tokens), cut.prompt_length) == (["a", "bc", "</s>"], 1)
     with pytest.raises(DataError, match="over the limit of 1"):
@@ -270,7 +272,7 @@ def test_dropping_leaves_out_long_prompts_and_never_looks_at_responses(words, ca
     with caplog.at_level(logging.WARNING):
         fitting = fit(dropping, examples)
     kept = [examples[0], examples[2]]
-    assert fitting == Fitting([one.prompt for one in kept], 1, 0, 1)
+    assert fitting[:4] == ([one.prompt for one in kept], 1, 0, 1)
     assert "1 of 3 prompts are over 4 tokens and are left out" in caplog.text
     rows = dropping.examples(kept)
     assert words.convert_ids_to_tokens(rows[1].tokens.tolist()) == ["<s>", "is", "<unk>", "no,", "not", "the"]
@@ -322,3 +324,42 @@ def test_nothing_is_logged_where_everything_fits(words, caplog):
             assert fit(one, fits).kept == [fits[0].prompt]
             one.examples(fits)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("part", [1, 2, 4096])
+def test_many_texts_are_tokenised_a_part_at_a_time_and_once(words, tmp_path, monkeypatch, part):
+    """A file keeps the tokens: what is read from it is what was written, and nothing is tokenised again."""
+    monkeypatch.setattr(tokenization, "PART", part)
+    monkeypatch.setattr(store, "LARGE", 4)
+    examples = [
+        example(text, " no", name)
+        for name, text in (("e1", "is the sea"), ("e2", "is the sea blue?"), ("e3", "is it"), ("e4", "is"))
+    ]
+    prompts, labels = [one.prompt for one in examples], {one.id: one.response for one in examples[:3]}
+    for too_long, kept in (("drop", [0, 2, 3]), ("truncate-left", [0, 1, 2, 3])):
+        one = encoder(words, prompt=4, too_long=too_long)
+        want = [row.tolist() for row in one.prompts([prompts[place] for place in kept])]
+        place = TokenPlace(tmp_path / too_long, "words")
+        asked = []
+        for attempt in range(3):
+            if attempt == 2:  # damaged in between
+                (file,) = tmp_path.glob(f"{too_long}*")
+                file.write_bytes(file.read_bytes()[:-1])
+            with monkeypatch.context() as patch:
+                patch.setattr(Encoder, "_asked", counted(asked))
+                fitting = one.within_limits(prompts, labels, place)
+            assert fitting[:4] == ([prompts[place] for place in kept], 4 - len(kept), len(kept) - 3, 0)
+            assert [row.tolist() for row in fitting.tokens] == want
+            assert asked.count(4) == (1, 1, 2)[attempt]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def counted(asked):
+    """`Encoder._asked`, which notes how many prompts it is called with."""
+    original = Encoder._asked
+
+    def call(self, prompts):
+        asked.append(len(prompts))
+        return original(self, prompts)
+
+    return call

@@ -31,7 +31,7 @@ from star_jax.config import (
 from star_jax.data.batching import make_batch, sequence_batches
 from star_jax.data.run_data import RunData, TokenizedSet
 from star_jax.data.tasks.task import Task
-from star_jax.data.tokenization import Limits, TokenizedExample
+from star_jax.data.tokenization import TokenizedExample
 from star_jax.errors import ConfigError, LabelsNeeded
 from star_jax.experiment import judging, setup
 from star_jax.experiment import rounds as one_round
@@ -299,11 +299,13 @@ def test_shapes_hold_the_rows_of_every_seed_and_one_pool_counts_once(rng):
     """On random lengths: a seed alone, seeds with the same pool, and seeds with others."""
     for _ in range(10):
         rows = [
-            TokenizedExample(np.zeros(length, np.int32), 1) for length in rng.integers(2, 140, rng.integers(1, 100))
+            TokenizedExample(np.zeros(length, np.int32), max(1, length - 50))
+            for length in rng.integers(2, 140, rng.integers(1, 100))
         ]
         test = TokenizedSet([], [np.zeros(int(n), np.int32) for n in rng.integers(1, 90, 30)], rows)
         seeds = [random_data(rng, str(number), test) for number in range(3)]
-        context = SimpleNamespace(config=CONFIG, encoder=SimpleNamespace(limits=Limits(90, 50)), replay=rows[:5])
+        encoder = SimpleNamespace(longest_row=lambda prompts: 90 + 50)
+        context = SimpleNamespace(config=CONFIG, encoder=encoder, replay=rows[:5])
         alone, shapes = setup.experiment_shapes(context, seeds[:1]), setup.experiment_shapes(context, seeds)
         assert setup.experiment_shapes(context, seeds[:1] * 3) == alone
         assert len(shapes.prompts) <= pools.PROMPT_SHAPES
@@ -313,7 +315,9 @@ def test_shapes_hold_the_rows_of_every_seed_and_one_pool_counts_once(rng):
         longest = TokenizedExample(np.zeros(140, np.int32), 90)
         batches = sequence_batches([longest, *rows], shapes.sequences)
         assert sum(int(batch.row_mask.sum()) for batch in batches) == len(rows) + 1
-        assert make_batch([longest] * CONFIG.training.batch_size, range(CONFIG.training.batch_size), shapes.training)
+        assert make_batch(
+            [longest] * CONFIG.training.batch_size, range(CONFIG.training.batch_size), shapes.training.shapes
+        )
 
 
 PLUGIN = """

@@ -10,12 +10,14 @@ import pytest
 
 from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.data.batching import Shape, make_batch
+from star_jax.data.bucketing import StepLadder
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.errors import ConfigError
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.training import trainer
 from star_jax.training.trainer import (
     Fixed,
+    TrainInfo,
     TrainingRows,
     epoch_batches,
     fit,
@@ -26,7 +28,7 @@ from star_jax.training.trainer import (
 )
 
 EOS, LONGEST = 1, 8
-ANY_STEP = (Shape(6, LONGEST, 6 * LONGEST),)
+ANY_STEP = StepLadder((Shape(6, LONGEST, 6 * LONGEST),))
 """Room for four labelled rows and two of replay, however long."""
 
 # A program is compiled for each pair of configurations, so the tests share two pairs: LORA with CONFIG, and REPLAYED.
@@ -305,9 +307,9 @@ def test_order_is_new_each_epoch_and_for_each_key():
 def test_every_step_fits_a_shape(rng, labelled, replay, options):
     """Steps of rows like those that are known, and of any others up to the longest there may be."""
     config, longest = TrainingConfig(batch_size=4, **options), 200
-    shapes = training_shapes(labelled, replay, longest, config)
-    assert shapes == training_shapes(labelled, replay, longest, config)
-    assert 1 <= len(shapes) <= trainer.STEP_SHAPES + 1
+    ladder = training_shapes(labelled, replay, longest, config)
+    assert ladder == training_shapes(labelled, replay, longest, config)
+    shapes = ladder.shapes
     assert {shape.rows for shape in shapes} == {config.batch_size + config.replay_rows}
     for known in (labelled or [longest], range(1, longest + 1), [longest]):
         for count in 20 * [config.batch_size] + [1]:
@@ -317,6 +319,40 @@ def test_every_step_fits_a_shape(rng, labelled, replay, options):
             )
             assert batch.capacity >= sum(lengths)
             assert batch.tokens.shape[1] >= max(lengths)
+
+
+def test_a_fit_takes_the_shapes_that_pay_for_its_own_steps(small_model, monkeypatch):
+    """The same for the same rows and key, whatever was trained on before."""
+    taken = []
+
+    def stepped(fixed, state, batch, *, capacity, **options):
+        taken.append((batch.inputs.tokens.shape, capacity))
+        return state, TrainInfo(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.ones(()))
+
+    monkeypatch.setattr(trainer, "train_step", stepped)
+    monkeypatch.setattr(trainer, "program_tokens", lambda model: 300)
+    ladder = training_shapes([9], [], 100, CONFIG)
+
+    def shapes_of(sizes, epochs):
+        taken.clear()
+        rows = [TokenizedExample(np.zeros(size, np.int32), 1) for size in sizes]
+        train(0, small_model, rows, shapes=ladder, config=dataclasses.replace(CONFIG, epochs=epochs))
+        return list(taken)
+
+    of_short = shapes_of([9] * 8, 3)
+    assert {capacity for _, capacity in of_short} == {ladder.usual[0].capacity}
+    long = shapes_of([9] * 8 + [60] * 8, 30)
+    assert len({*long}) > 1
+    assert max(capacity for _, capacity in long) < ladder.usual[-1].capacity
+    assert shapes_of([9] * 8, 3) == of_short
+    # One step that is not as usual takes what holds any.
+    assert {capacity for _, capacity in shapes_of([60] * 4, 1)} == {ladder.usual[-1].capacity}
+
+
+def test_a_program_is_worth_more_tokens_of_a_smaller_model(small_model):
+    layers = small_model.params["layers"]
+    half = small_model.replace(params={**small_model.params, "layers": dict(list(layers.items())[::2])})
+    assert trainer.program_tokens(half) > trainer.program_tokens(small_model) > 0
 
 
 def test_the_shape_of_a_step_changes_nothing(small_model):
