@@ -127,7 +127,8 @@ def _candidates(model: LanguageModel, adapter: Adapter | None, pool: CandidatePo
     """Measures of the distribution over a closed set, and the likeliest of it."""
     branched = choose_pass(model, pool.branched, way.key, way.sampling)
     if branched is not None:
-        return PoolScores(*score_branched(model, adapter, branched, way.chosen, way.on_batch))
+        log = way.logs("branched")
+        return PoolScores(*score_branched(model, adapter, branched, way.chosen, way.on_batch, log))
 
     def run(batch: Batch) -> Any:
         shared, rows = (model, adapter, way.key), (_inputs(batch), batch.index)
