@@ -17,6 +17,7 @@ from star_jax.errors import ConfigError
 
 DropoutMode = Literal["off", "shared", "tied", "per_token"]
 Answers = Literal["generated", "candidates", "reference"]
+JudgedAnswers = Literal["auto", "generated", "candidates"]
 Reduction = Literal["sum", "mean", "max"]
 TooLong = Literal["error", "drop", "truncate-left"]
 OnBadRow = Literal["error", "skip"]
@@ -409,6 +410,13 @@ class EvaluationConfig:
     """Probability read as confidence: of the whole response, or its geometric mean a token."""
     bins: int = 15
     """Bins of the expected calibration error."""
+    answers: JudgedAnswers = "generated"
+    """What is judged: the response that the model writes, or the most probable answer of a closed set, which takes no
+    generation; auto is what scoring.answers says, so that what is measured is what is scored."""
+
+    def judges_candidates(self, scored: Answers) -> bool:
+        """Whether answers are taken from a closed set, where the pool is scored on `scored` ones."""
+        return self.answers == "candidates" or (self.answers == "auto" and scored == "candidates")
 
     def __post_init__(self) -> None:
         _require(self.bins >= 1, f"evaluation.bins is {self.bins}; it must be at least 1")

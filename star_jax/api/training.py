@@ -115,14 +115,14 @@ def evaluate(
     batch_size: int = 64,
     on_batch: OnBatch = unwatched,
 ) -> Evaluation:
-    """Answers the prompts of labelled examples greedily, and judges the answers.
+    """Answers the prompts of labelled examples, and judges the answers.
 
     Args:
       model: the base model.
       test: labelled examples.
       adapter: a LoRA on top; the base model alone is judged where None.
       limits: of tokens.
-      settings: what counts as confidence, and bins.
+      settings: what counts as an answer and as confidence, and bins; auto is a closed set where the task has one.
       batch_size: prompts that a device answers at once.
       on_batch: told the number of examples of each batch, twice over the examples.
 
@@ -140,13 +140,16 @@ def evaluate(
     if len(examples) < len(test):
         missing = next(name for name in test.ids if name not in test.labels)
         raise DataError(f"{len(test) - len(examples)} examples of the test set have no label, {missing} among them")
-    tokens = tokenize(model, test, limits, batch_size, closed=False)
-    prepared = prepare_test_set(test.task, tokens.encoder, tokenize_examples(tokens.encoder, examples), tokens.shapes)
+    settings = settings or EvaluationConfig()
+    closed = settings.judges_candidates("candidates" if test.task.candidates else "generated")
+    tokens = tokenize(model, test, limits, batch_size, closed=closed)
+    rows = tokenize_examples(tokens.encoder, examples)
+    prepared = prepare_test_set(test.task, tokens.encoder, rows, tokens.shapes, batch_size if closed else None)
     found = judge(
         model.weights,
         None if adapter is None else adapter.weights,
         prepared,
-        settings or EvaluationConfig(),
+        settings,
         base=np.zeros(len(examples)),
         on_batch=on_batch,
     )

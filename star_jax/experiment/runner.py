@@ -219,7 +219,7 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
             drop_unfinished(folder, 0 if state is None else state.round)
             folder.record()
             problem = make_problem(context, data, shapes)
-            test = prepare_test_set(context.task, context.encoder, data.test, shapes)
+            test = prepare_test_set(context.task, context.encoder, data.test, shapes, _closed(context.config))
             run = Run(context, strategy, seed, data, problem, test, folder, title)
             resumed = state is not None
             if state is None:
@@ -240,6 +240,11 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
         summary = summary_row(strategy.name, seed, folder.metrics(), data.counts(), context.watch.lap())
         folder.write_summary(summary)
         return summary
+
+
+def _closed(config: ExperimentConfig) -> int | None:
+    """Prompts of a batch where a closed set is judged; None where responses are generated."""
+    return config.scoring.batch_size if config.evaluation.judges_candidates(config.scoring.answers) else None
 
 
 def _tracked(run: Run, resumed: bool) -> TrackedRun:
@@ -341,7 +346,7 @@ def _validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: st
         return {}
     context, config = run.context, run.context.config.evaluation
     tokens = tokenize_examples(context.encoder, examples)
-    held_out = prepare_test_set(context.task, context.encoder, tokens, run.problem.shapes)
+    held_out = prepare_test_set(context.task, context.encoder, tokens, run.problem.shapes, _closed(context.config))
     unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
     with context.progress.task(f"{title}: validate", PASSES * len(examples), "examples") as tick:
         figures, _ = evaluate(context.model, adapter, held_out, config, base=unasked, on_batch=tick)
