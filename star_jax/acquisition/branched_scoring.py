@@ -17,7 +17,7 @@ from star_jax.acquisition.branched_pool import BranchedPool, Form
 from star_jax.acquisition.uncertainty import sequence_measures
 from star_jax.data.batching import Batch
 from star_jax.data.branches import tree_arrays
-from star_jax.inference.batched import map_batches
+from star_jax.inference.batched import BatchLog, map_batches
 from star_jax.inference.candidates import Noise, TreeInputs, candidate_log_probs, read_beginning
 from star_jax.inference.mc_dropout import Sampling, sample_keys
 from star_jax.inference.scoring import choice_statistics
@@ -63,6 +63,7 @@ def score_branched(
     way: BranchedPass,
     chosen: ArrayLike | None,
     on_batch: Callable[[int], None],
+    log: BatchLog | None = None,
 ) -> tuple[dict[str, Array], Array]:
     """Every measure `N` of the distribution over the candidates, and the number `N` of the most probable one.
 
@@ -72,6 +73,7 @@ def score_branched(
       way: from `choose_pass`.
       chosen: numbers of the examples that are scored; None for all.
       on_batch: told the number of examples of each batch.
+      log: keeps the results of batches as they come.
     """
     form, sampling = way.form, way.sampling
     beginning = None
@@ -83,7 +85,7 @@ def score_branched(
         rows = TreeInputs(batch.tokens, batch.lengths, trees), batch.index
         return _score_branched((model, adapter, way.key, beginning), rows, capacity=batch.capacity, sampling=sampling)
 
-    measures, choice = map_batches(run, form.batches(chosen), 1, len(form.rows), on_batch)
+    measures, choice = map_batches(run, form.batches(chosen), 1, len(form.rows), on_batch, log)
     return measures, choice
 
 

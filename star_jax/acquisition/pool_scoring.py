@@ -127,7 +127,8 @@ def _candidates(model: LanguageModel, adapter: Adapter | None, pool: CandidatePo
     """Measures of the distribution over a closed set, and the likeliest of it."""
     branched = choose_pass(model, pool.branched, way.key, way.sampling)
     if branched is not None:
-        return PoolScores(*score_branched(model, adapter, branched, way.chosen, way.on_batch))
+        log = way.logs("branched")
+        return PoolScores(*score_branched(model, adapter, branched, way.chosen, way.on_batch, log))
 
     def run(batch: Batch) -> Any:
         shared, rows = (model, adapter, way.key), (_inputs(batch), batch.index)
@@ -174,9 +175,14 @@ def answer_texts(encoder: Encoder, pool: Pool, scores: PoolScores, indices: Arra
     """Text of the model's answers to some of a pool's prompts; None where it was the caller who proposed answers."""
     if isinstance(pool, ProposedPool):
         return None
+    return [text.strip() for text in response_texts(encoder, pool, scores, indices)]
+
+
+def response_texts(encoder: Encoder, pool: Pool, scores: PoolScores, indices: ArrayLike) -> list[str]:
+    """Text of the responses that some of a pool's scores are of, as their tokens read."""
     rows = answered_rows(pool, scores)
     chosen = [rows[index] for index in np.asarray(indices).tolist()]
-    return [encoder.text(row.tokens[row.prompt_length :]).strip() for row in chosen]
+    return [encoder.text(row.tokens[row.prompt_length :]) for row in chosen]
 
 
 def generated_texts(scores: PoolScores, encoder: Encoder) -> list[str]:

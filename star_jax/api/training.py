@@ -118,14 +118,14 @@ def evaluate(
     batch_size: int = 64,
     on_batch: OnBatch = unwatched,
 ) -> Evaluation:
-    """Answers the prompts of labelled examples greedily, and judges the answers.
+    """Answers the prompts of labelled examples, and judges the answers.
 
     Args:
       model: the base model.
       test: labelled examples.
       adapter: a LoRA on top; the base model alone is judged where None.
       limits: of tokens.
-      settings: what counts as confidence, and bins.
+      settings: what counts as an answer and as confidence, and bins; auto is a closed set where the task has one.
       batch_size: prompts that a device answers at once.
       on_batch: told the number of examples of each batch, twice over the examples.
 
@@ -143,16 +143,18 @@ def evaluate(
     if len(examples) < len(test):
         missing = next(name for name in test.ids if name not in test.labels)
         raise DataError(f"{len(test) - len(examples)} examples of the test set have no label, {missing} among them")
-    tokens = tokenize(model, test, limits, batch_size, closed=False)
+    settings = settings or EvaluationConfig()
+    closed = settings.judges_candidates("candidates" if test.task.candidates else "generated")
+    tokens = tokenize(model, test, limits, batch_size, closed=closed)
     known = tokenize_examples(tokens.encoder, examples)
     rows, sizes = [len(row.tokens) for row in known.rows], BatchSizes(batch_size, batch_size)
     shapes = choose_shapes([*map(len, known.prompts)], rows, max(rows), sizes)
-    prepared = prepare_test_set(test.task, tokens.encoder, known, shapes)
+    prepared = prepare_test_set(test.task, tokens.encoder, known, shapes, batch_size if closed else None)
     found = judge(
         model.weights,
         None if adapter is None else adapter.weights,
         prepared,
-        settings or EvaluationConfig(),
+        settings,
         base=np.zeros(len(examples)),
         on_batch=on_batch,
     )

@@ -109,7 +109,8 @@ def judge_file(
     tokens = tokenize_examples(encoder, examples, counted=True)
     prompts, rows = [*map(len, tokens.prompts)], [len(row.tokens) for row in tokens.rows]
     shapes = choose_shapes(prompts, rows, max(rows), BatchSizes(batch, config.scoring.batch_size))
-    test = prepare_test_set(task, encoder, tokens, shapes)
+    closed = config.scoring.batch_size if opened.answerer.closed else None
+    test = prepare_test_set(task, encoder, tokens, shapes, closed)
     with progress.task("evaluate", PASSES * len(examples), "examples") as tick:
         unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
         found, gold = evaluate_with_gold(

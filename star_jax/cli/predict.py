@@ -158,16 +158,17 @@ def _rest(opened: Opened, data: RunData | None) -> list[Prompt]:
 
 def _answers(opened: Opened, prompts: Sequence[Prompt], kept: PartialRows, progress: Progress) -> list[Answered]:
     """Answers to all prompts, some batches at a time; those that an interrupted command has given are taken over."""
-    from star_jax.evaluation.predictions import Answered, answer_prompts, answer_shapes, readable_answer
+    from star_jax.evaluation.predictions import Answered, answer_pool, answering_pool, readable_answer
 
     answerer, done = opened.answerer, len(kept.rows)
-    shapes = answer_shapes(answerer.encoder, [*map(len, answerer.encoder.prompts(prompts))], answerer.batch_size)
+    pool = answering_pool(answerer, prompts)
     if done:
         progress.log(f"goes on after {done} prompts that an interrupted command has answered")
     with progress.task("answer", len(prompts) - done, "prompts") as tick:
         for start in range(done, len(prompts), answerer.batch_size * BATCHES_KEPT):
-            part = prompts[start : start + answerer.batch_size * BATCHES_KEPT]
-            answered = answer_prompts(answerer, opened.adapter, part, shapes, tick)
+            stop = min(start + answerer.batch_size * BATCHES_KEPT, len(prompts))
+            part = {number: prompts[number] for number in range(start, stop)}
+            answered = answer_pool(answerer, opened.adapter, pool, part, tick)
             kept.add({"response": one.response, "confidence": one.confidence} for one in answered)
     return [
         Answered(prompt, row["response"], readable_answer(answerer.task, row["response"]), row["confidence"])

@@ -16,6 +16,7 @@ from star_jax.config.scoring import (
     Answers,
     EvaluationConfig,
     GenerationConfig,
+    JudgedAnswers,
     Reduction,
     ScoringConfig,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ExperimentConfig",
     "FormatConfig",
     "GenerationConfig",
+    "JudgedAnswers",
     "LabelsConfig",
     "LoopConfig",
     "LoraConfig",

@@ -8,6 +8,7 @@ from typing import Literal
 from star_jax.config.checks import require, require_finite
 
 Answers = Literal["generated", "candidates", "reference"]
+JudgedAnswers = Literal["auto", "generated", "candidates"]
 Reduction = Literal["sum", "mean", "max"]
 
 MOST_SAMPLES, MOST_BINS = 10_000, 10_000
@@ -96,6 +97,13 @@ class EvaluationConfig:
     """Probability read as confidence: of the whole response, or its geometric mean a token."""
     bins: int = 15
     """Bins of the expected calibration error."""
+    answers: JudgedAnswers = "generated"
+    """What is judged: the response that the model writes, or the most probable answer of a closed set, which takes no
+    generation; auto is what scoring.answers says, so that what is measured is what is scored."""
+
+    def judges_candidates(self, scored: Answers) -> bool:
+        """Whether answers are taken from a closed set, where the pool is scored on `scored` ones."""
+        return self.answers == "candidates" or (self.answers == "auto" and scored == "candidates")
 
     def __post_init__(self) -> None:
         require(self.bins >= 1, f"evaluation.bins is {self.bins}; it must be at least 1")

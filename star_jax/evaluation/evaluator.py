@@ -1,4 +1,4 @@
-"""Judges a model on the test set: greedy responses, exact match, calibration, and what its uncertainty knows.
+"""Judges a model on the test set: its answers, exact match, calibration, and what its uncertainty knows.
 
 Shapes: `N` test examples.
 """
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import PoolScores, generated_texts, score_pool
-from star_jax.acquisition.pools import GeneratedPool, ProposedPool, generated_pool, proposed_pool
+from star_jax.acquisition.pool_scoring import PoolScores, response_texts, score_pool
+from star_jax.acquisition.pools import CandidatePool, GeneratedPool, ProposedPool, generated_pool, proposed_pool
 from star_jax.acquisition.strategy import check_finite
 from star_jax.config import EvaluationConfig
 from star_jax.data.bucketing import Shapes
@@ -22,6 +22,7 @@ from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder
 from star_jax.evaluation.accuracy import accuracy, grouped_accuracy, judge
 from star_jax.evaluation.calibration import auroc, brier, expected_calibration_error
+from star_jax.evaluation.predictions import closed_pool
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 
@@ -40,7 +41,7 @@ class TestSet:
       task: parser and correctness.
       encoder: tokenizer.
       examples: with gold responses.
-      prompts: for generation.
+      prompts: to be answered by generation, or from a closed set.
       gold: the gold responses, for their NLL.
       readings: the gold responses as the model can write them; see `Encoder.readings`.
     """
@@ -50,7 +51,7 @@ class TestSet:
     task: Task
     encoder: Encoder
     examples: Sequence[Example]
-    prompts: GeneratedPool
+    prompts: GeneratedPool | CandidatePool
     gold: ProposedPool
     readings: Sequence[str]
 
@@ -82,10 +83,29 @@ class GoldLikelihood(NamedTuple):
     tokens: np.ndarray
 
 
-def prepare_test_set(task: Task, encoder: Encoder, test: TokenizedSet, shapes: Shapes) -> TestSet:
-    """Batches prompts and gold responses."""
+def prepare_test_set(
+    task: Task, encoder: Encoder, test: TokenizedSet, shapes: Shapes, closed: int | None = None
+) -> TestSet:
+    """Batches prompts and gold responses.
+
+    Args:
+      task: parser and correctness.
+      encoder: tokenizer.
+      test: examples.
+      shapes: of batches.
+      closed: prompts of a batch, where an answer is the most probable one of the task's closed set; None where it is
+        generated.
+
+    Raises:
+      ConfigError: `closed`, and the task has no closed set.
+    """
     gold = proposed_pool(test.rows, shapes.sequences)
-    prompts = generated_pool(encoder, test.prompts, shapes)
+    prompts: GeneratedPool | CandidatePool
+    if closed is None:
+        prompts = generated_pool(encoder, test.prompts, shapes)
+    else:
+        asked = [example.prompt for example in test.examples]
+        prompts = closed_pool(task, encoder, asked, closed)
     return TestSet(task, encoder, test.examples, prompts, gold, encoder.readings(test.examples))
 
 
@@ -98,14 +118,14 @@ def evaluate(
     base: np.ndarray,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Evaluation:
-    """Generates on every test prompt, and judges.
+    """Answers every test prompt, and judges.
 
     Args:
       model: decoder and frozen weights.
       adapter: the fine-tuned adapter; None judges the base model.
       test: the test set.
       config: confidence and bins.
-      base: `N`, the base model's `UNCERTAINTY` on its own greedy responses, nats, for `auroc_base`.
+      base: `N`, the base model's `UNCERTAINTY` on its own answers, nats, for `auroc_base`.
       on_batch: told the number of examples of each batch, in each of the `PASSES`.
 
     Raises:
@@ -128,7 +148,7 @@ def evaluate_with_gold(
     gold = score_pool(model, adapter, test.gold, on_batch=on_batch).measures
     for measures in (scores.measures, gold):
         check_finite(measures["sequence_nll"], [example.id for example in test.examples])
-    texts = generated_texts(scores, test.encoder)
+    texts = response_texts(test.encoder, test.prompts, scores, np.arange(test.prompts.size))
     correct = judge(test.task, texts, [example.response for example in test.examples], test.readings)
 
     suffix = "_mean" if config.confidence == "mean_token" else ""
@@ -167,11 +187,12 @@ def evaluate_with_gold(
 
 
 def accuracy_of_answers(test: TestSet, answers: PoolScores | None) -> float | None:
-    """Share of generated answers to the test prompts that are right, judged as `evaluate` does; None for no answers."""
+    """Share of answers to the test prompts that are right, judged as `evaluate` does; None for no answers."""
     if answers is None:
         return None
     references = [example.response for example in test.examples]
-    return accuracy(judge(test.task, generated_texts(answers, test.encoder), references))
+    texts = response_texts(test.encoder, test.prompts, answers, np.arange(test.prompts.size))
+    return accuracy(judge(test.task, texts, references))
 
 
 def _total(values: Any) -> float:

@@ -1,24 +1,33 @@
-"""What a model answers to prompts: its own greedy responses, what a task reads from them, and how sure it is.
+"""What a model answers to prompts, freely or from a closed set, what a task reads from it, and how sure the model is.
 
 Shapes: `N` prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import generated_texts, score_pool
-from star_jax.acquisition.pools import BatchSizes, GeneratedPool, choose_shapes, generated_pool
+from star_jax.acquisition.pool_scoring import response_texts, score_pool
+from star_jax.acquisition.pools import (
+    BatchSizes,
+    CandidatePool,
+    GeneratedPool,
+    Pool,
+    candidate_pool,
+    choose_shapes,
+    generated_pool,
+)
 from star_jax.acquisition.strategy import check_finite
 from star_jax.config import EvaluationConfig
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder
+from star_jax.errors import ConfigError
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 
@@ -33,6 +42,7 @@ class Answerer:
       encoder: tokenizer and limits.
       confidence: what counts as confidence, as in `EvaluationConfig`.
       batch_size: prompts that a device answers at once.
+      closed: whether an answer is the most probable one of the task's closed set, instead of what the model writes.
     """
 
     model: LanguageModel
@@ -40,6 +50,7 @@ class Answerer:
     encoder: Encoder
     confidence: str = EvaluationConfig.confidence
     batch_size: int = 64
+    closed: bool = False
 
 
 class Answered(NamedTuple):
@@ -47,9 +58,9 @@ class Answered(NamedTuple):
 
     Attributes:
       prompt: that was asked.
-      response: text that the model wrote.
+      response: text that the model wrote, or the most probable answer of a closed set.
       answer: what the task reads from it, as a person would write it; None where it can read none.
-      confidence: the model's own, in [0, 1]: the probability of its response.
+      confidence: the model's own, in [0, 1]: the probability of its response, in a closed set that beside the others.
     """
 
     prompt: Prompt
@@ -65,7 +76,7 @@ def answer_prompts(
     shapes: Shapes | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[Answered]:
-    """The model's greedy answers, in the order of the prompts.
+    """The model's answers, in the order of the prompts.
 
     Args:
       answerer: the model.
@@ -80,15 +91,61 @@ def answer_prompts(
     """
     if not prompts:
         return []
-    batches = prompt_pool(answerer.encoder, prompts, answerer.batch_size, shapes)
-    scores = score_pool(answerer.model, adapter, batches, on_batch=on_batch)
-    check_finite(scores.measures["sequence_nll"], [prompt.id for prompt in prompts])
-    nll = scores.measures["sequence_nll_mean" if answerer.confidence == "mean_token" else "sequence_nll"]
+    pool = answering_pool(answerer, prompts, shapes)
+    return answer_pool(answerer, adapter, pool, dict(enumerate(prompts)), on_batch)
+
+
+def answer_pool(
+    answerer: Answerer,
+    adapter: Adapter | None,
+    pool: Pool,
+    asked: Mapping[int, Prompt],
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> list[Answered]:
+    """The model's answers to some prompts of a pool.
+
+    Args:
+      answerer: the model.
+      adapter: a LoRA on top, or None.
+      pool: from `answering_pool`.
+      asked: number in the pool -> prompt, of those that are answered, at least one.
+      on_batch: told the number of prompts of each batch.
+
+    Raises:
+      ScoreError: a likelihood is not finite; the prompts are named.
+    """
+    numbers = np.asarray([*asked], np.int64)
+    scores = score_pool(answerer.model, adapter, pool, rows=numbers, on_batch=on_batch)
+    measures = {name: np.asarray(values)[numbers] for name, values in scores.measures.items()}
+    check_finite(measures["sequence_nll"], [prompt.id for prompt in asked.values()])
+    nll = measures["sequence_nll_mean" if answerer.confidence == "mean_token" else "sequence_nll"]
     confidence = np.exp(-np.asarray(nll, np.float64)).tolist()
+    texts = response_texts(answerer.encoder, pool, scores, numbers)
     return [
         Answered(prompt, text, readable_answer(answerer.task, text), sure)
-        for prompt, text, sure in zip(prompts, generated_texts(scores, answerer.encoder), confidence, strict=True)
+        for prompt, text, sure in zip(asked.values(), texts, confidence, strict=True)
     ]
+
+
+def answering_pool(answerer: Answerer, prompts: Sequence[Prompt], shapes: Shapes | None = None) -> Pool:
+    """Prompts in batches, to be answered as the answerer does; arguments and errors as those of `answer_prompts`."""
+    if answerer.closed:
+        return closed_pool(answerer.task, answerer.encoder, prompts, answerer.batch_size)
+    return prompt_pool(answerer.encoder, prompts, answerer.batch_size, shapes)
+
+
+def closed_pool(task: Task, encoder: Encoder, prompts: Sequence[Prompt], batch_size: int) -> CandidatePool:
+    """Prompts whose answer is the most probable one of the task's closed set.
+
+    Raises:
+      ConfigError: the task has none.
+      DataError: a prompt or an answer is over its limit.
+    """
+    if task.candidates is None:
+        raise ConfigError(
+            f"evaluation.answers is candidates, but task {task.name} has no closed answer set; choose generated"
+        )
+    return candidate_pool(encoder, prompts, task.candidates, batch_size)
 
 
 def prompt_pool(

@@ -60,7 +60,9 @@ def open_adapter(
     weights, _ = load_adapter(adapter, model.config)
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)
     encoder = Encoder(folder.tokenizer, task, limits, vocab_size=model.config.vocab_size, end_ids=folder.end_ids)
-    answerer = Answerer(model, task, encoder, config.evaluation.confidence, config.generation.batch_size)
+    closed = config.evaluation.judges_candidates(config.scoring.answers)
+    batch_size = config.scoring.batch_size if closed else config.generation.batch_size
+    answerer = Answerer(model, task, encoder, config.evaluation.confidence, batch_size, closed)
     return Opened(config, folder, answerer, weights, run)
 
 

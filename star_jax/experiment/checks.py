@@ -50,10 +50,11 @@ def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], t
         raise ConfigError(
             f"labels.skip is {config.labels.skip}, which is also one of format.answers; choose another text for it"
         )
-    if config.scoring.answers == "candidates" and task.candidates is None:
-        raise ConfigError(
-            f"scoring.answers is candidates, but task {task.name} has no closed answer set; choose generated"
-        )
+    for section, answers in (("scoring", config.scoring.answers), ("evaluation", config.evaluation.answers)):
+        if answers == "candidates" and task.candidates is None:
+            raise ConfigError(
+                f"{section}.answers is candidates, but task {task.name} has no closed answer set; choose generated"
+            )
 
 
 def check_model(config: ExperimentConfig, shape: TransformerConfig) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 from star_jax.acquisition.pool_scoring import score_pool
 from star_jax.acquisition.pools import Pool
 from star_jax.active.state import LoopState
+from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example
-from star_jax.data.run_data import tokenize_examples
+from star_jax.data.run_data import TokenizedSet, tokenize_examples
 from star_jax.evaluation.evaluator import (
     PASSES,
     UNCERTAINTY,
+    TestSet,
     accuracy_of_answers,
     evaluate,
     prepare_test_set,
@@ -26,6 +28,13 @@ from star_jax.inference.batched import Logs
 from star_jax.models.lora import Adapter
 from star_jax.runs.score_store import StoredScores, answers_of, with_answers
 from star_jax.tracking.observer import Timed
+
+
+def judged_set(context: ExperimentContext, tokens: TokenizedSet, shapes: Shapes) -> TestSet:
+    """Labelled examples in batches, with the kind of answer that is judged."""
+    config = context.config
+    closed = config.scoring.batch_size if config.evaluation.judges_candidates(config.scoring.answers) else None
+    return prepare_test_set(context.task, context.encoder, tokens, shapes, closed)
 
 
 def judge(run: Run, adapter: Adapter, timed: Timed) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -45,7 +54,7 @@ def validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: str
         return {}
     context, config = run.context, run.context.config.evaluation
     tokens = tokenize_examples(context.encoder, examples)
-    held_out = prepare_test_set(context.task, context.encoder, tokens, run.problem.shapes)
+    held_out = judged_set(context, tokens, run.problem.shapes)
     unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
     with context.progress.task(f"{title}: validate", PASSES * len(examples), "examples") as tick:
         figures, _ = evaluate(context.model, adapter, held_out, config, base=unasked, on_batch=tick)

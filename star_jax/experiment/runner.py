@@ -16,8 +16,8 @@ from star_jax.data.bucketing import Shapes
 from star_jax.data.run_data import RunData
 from star_jax.environment import memory_bytes
 from star_jax.errors import LabelsNeeded
-from star_jax.evaluation.evaluator import prepare_test_set
 from star_jax.experiment.checks import check_output_dir
+from star_jax.experiment.judging import judged_set
 from star_jax.experiment.one_run import Run, open_run_folder
 from star_jax.experiment.plan import chosen_strategies, named_strategies, said_of_labels
 from star_jax.experiment.resume import check_state, drop_unfinished, finished_since, labels_bought
@@ -139,7 +139,7 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
             drop_unfinished(folder, 0 if state is None else state.round)
             folder.record()
             problem = make_problem(context, data, shapes)
-            test = prepare_test_set(context.task, context.encoder, data.test, shapes)
+            test = judged_set(context, data.test, shapes)
             run = Run(context, strategy, seed, data, problem, test, folder, title)
             resumed = state is not None
             if state is None:

@@ -27,7 +27,7 @@ FINGERPRINTS = {
 NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "labels.skip", "labels.columns")
 """Configuration keys that do not change what one strategy and seed compute."""
 
-LATER = ("annotator", "acquisition.score_at_most")
+LATER = ("annotator", "acquisition.score_at_most", "evaluation.answers")
 """Configuration keys that the first release did not have."""
 
 FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise")

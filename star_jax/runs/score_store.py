@@ -50,7 +50,8 @@ StoredScores = dict[str, np.ndarray]
 """Measure -> `N`, one figure an example; and the answers that they were taken on, where those are kept."""
 
 _ANSWERS = ("answer_tokens", "answer_lengths")
-"""Names under which answers are kept beside the measures: their tokens, and how many of each count."""
+"""Names under which answers are kept beside the measures: their tokens, and how many of each count; of a closed set
+their numbers alone."""
 
 
 class BaseScores:
@@ -112,16 +113,15 @@ def pool_digest(origin: bytes, pool: Pool) -> str:
 
 
 def with_answers(scores: PoolScores) -> dict[str, Any]:
-    """The measures of a generated pool and its answers, to be kept together."""
-    return {**scores.measures, **dict(zip(_ANSWERS, (scores.responses, scores.lengths), strict=True))}
+    """The measures of a pool and its answers, to be kept together; those of a closed set have no lengths."""
+    answers = dict(zip(_ANSWERS, (scores.responses, scores.lengths), strict=True))
+    return {**scores.measures, **{name: values for name, values in answers.items() if values is not None}}
 
 
 def answers_of(stored: StoredScores) -> PoolScores | None:
     """The answers that were kept with the measures; None where they were kept without, as earlier versions did."""
-    if not all(name in stored for name in _ANSWERS):
-        return None
-    tokens, lengths = (jnp.asarray(stored[name]) for name in _ANSWERS)
-    return PoolScores({}, tokens, lengths)
+    tokens, lengths = (jnp.asarray(stored[name]) if name in stored else None for name in _ANSWERS)
+    return None if tokens is None else PoolScores({}, tokens, lengths)
 
 
 def scores_origin(config: ExperimentConfig, folder: Path) -> dict[str, Any]:

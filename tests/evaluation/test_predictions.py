@@ -9,7 +9,14 @@ from star_jax.config import FormatConfig
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
 from star_jax.data.tokenization import Encoder, Limits
-from star_jax.evaluation.predictions import Answerer, answer_prompts, answer_shapes, readable_answer
+from star_jax.evaluation.predictions import (
+    Answerer,
+    answer_pool,
+    answer_prompts,
+    answer_shapes,
+    answering_pool,
+    readable_answer,
+)
 
 TEXTS = ["rev 3 1 4 =", "max 3 9 4 1 =", "desc 2 7 5 =", "sort 9 1 5 5 2 ="]
 
@@ -62,3 +69,16 @@ def test_the_confidence_of_a_token_is_the_geometric_mean(answerer):
     ):
         tokens = len(whole.response.split()) + 1
         assert np.log(whole.confidence) == pytest.approx(tokens * np.log(mean.confidence), rel=1e-3, abs=1e-6)
+
+
+def test_answers_from_a_closed_set_do_not_depend_on_which_are_asked_for(answerer):
+    task = get_task("generic", FormatConfig("{{ prompt }} ", answers=("1", "2 3")))
+    encoder = Encoder(answerer.encoder.tokenizer, task, Limits(9, 6))
+    closed = Answerer(answerer.model, task, encoder, batch_size=2, closed=True)
+    prompts = [Prompt(f"q{i}", text + " ") for i, text in enumerate(TEXTS)]
+    whole = answer_prompts(closed, None, prompts)
+    assert {one.answer for one in whole} <= {"1", "2 3"}
+    assert all(0.5 <= one.confidence <= 1 for one in whole)  # The larger of two shares.
+    part = answer_pool(closed, None, answering_pool(closed, prompts), {1: prompts[1], 3: prompts[3]})
+    assert [one[:3] for one in part] == [whole[place][:3] for place in (1, 3)]
+    assert [one.confidence for one in part] == pytest.approx([whole[place].confidence for place in (1, 3)], rel=1e-4)
