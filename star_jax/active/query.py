@@ -33,8 +33,14 @@ def requests_of(problem: Problem, choice: Choice, strategy: str | None = None) -
 
 
 def _request(problem: Problem, choice: Choice, index: int, rank: int, strategy: str | None) -> Request:
-    score = None if choice.scores is None else float(np.asarray(choice.scores)[index])
-    return Request(problem.prompts[index], rank, score, strategy)
+    measure = choice.base if choice.full is None else choice.full
+    score, uncertainty = (
+        None if values is None else float(np.asarray(values)[index]) for values in (choice.scores, measure)
+    )
+    # The guesses are those at the picks; of what stands in for a skipped one, nothing is known.
+    guesses = choice.guesses or ()
+    guess = guesses[rank] if rank < len(guesses) else None
+    return Request(problem.prompts[index], rank, score, strategy, uncertainty, guess)
 
 
 def spare_requests(

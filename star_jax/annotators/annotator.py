@@ -30,6 +30,8 @@ class Request:
       rank: 0 for the one that was picked first.
       score: what it was picked by; None where the strategy has no scores.
       strategy: which strategy asks; None where nobody says.
+      uncertainty: the model's on it, in the unit of the strategy's first measure; None where it was not computed.
+      guess: what the model answers; None where it was not asked.
 
     Example:
       >>> Request(Prompt("a-1", "2 + 2 =")).id
@@ -40,6 +42,8 @@ class Request:
     rank: int = 0
     score: float | None = None
     strategy: str | None = None
+    uncertainty: float | None = None
+    guess: str | None = None
 
     @property
     def id(self) -> str:
