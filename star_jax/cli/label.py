@@ -103,7 +103,7 @@ def _pages(runs: WaitingRuns, given: LabelFlags, guidelines: str) -> Pages:
     skip = runs.config.labels.skip
     desk = Desk(LabelTable(runs.table), Scope(() if runs.whole else runs.strategies, skip))
     look = Look(runs.folder.resolve().name, skip, given.guess, given.cost_per_label, given.currency, guidelines)
-    going = Continuation(runs, desk.missing, desk.version, runs.folder / LOG, given.pause)
+    going = Continuation(runs, desk, runs.folder / LOG, given.pause)
     return Pages(desk, going, runs, look)
 
 

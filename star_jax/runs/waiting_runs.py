@@ -108,9 +108,8 @@ def find_waiting(place: str) -> WaitingRuns:
     if not path.is_dir():
         raise ConfigError(f"there is no folder {place}; name the output folder of a run that waits for labels")
     alone = (path / CONFIG_FILE).is_file()
-    folder = path.absolute().parents[1] if alone else path
-    if alone and path.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
+    path = path.resolve() if alone else path  # whose parents have the names of the strategy and the folder
+    folder = path.parents[1] if alone else path
     runs = [path] if alone else sorted(file.parent for file in path.glob(f"*/seed-*/{CONFIG_FILE}"))
     if not runs:
         raise ConfigError(

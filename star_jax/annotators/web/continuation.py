@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
@@ -76,14 +76,29 @@ class Runs(Protocol):
         ...
 
 
+class Table(Protocol):
+    """What is known of the table of labels: see `desk.Desk`."""
+
+    def missing(self) -> int:
+        """How many labels there are to give."""
+        ...
+
+    def names(self) -> Collection[str]:
+        """Ids of what was asked for."""
+        ...
+
+    def version(self) -> object:
+        """Another value whenever the table has changed."""
+        ...
+
+
 class Continuation:
     """Starts the run whenever all is labelled, and knows how it goes."""
 
     def __init__(
         self,
         runs: Runs,
-        missing: Callable[[], int],
-        version: Callable[[], object],
+        table: Table,
         log: Path,
         pause: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
@@ -92,15 +107,16 @@ class Continuation:
 
         Args:
           runs: that labels are for.
-          missing: how many labels there are to give.
-          version: another value whenever the table has changed.
+          table: that they are written into.
           log: file for the run's output.
           pause: seconds between the last label and the start of the run, in which it can be taken back.
           clock: seconds, never running backwards.
         """
-        self._runs, self._missing, self._version, self._log = runs, missing, version, log
+        self._runs, self._table, self._log = runs, table, log
         self._pause, self._clock = pause, clock
         self._child: subprocess.Popen[bytes] | None = None
+        self._begin = 0  # of what the present process has printed
+        self._asked: frozenset[str] = frozenset()  # before it was started
         self._full_since: float | None = None
         self._failed: tuple[str, object] | None = None
         self._lock = threading.RLock()
@@ -126,7 +142,7 @@ class Continuation:
         if self._child is not None:
             code = self._child.poll()
             if code is None:
-                return Status(Phase.RUNNING, last_line(self._log))
+                return Status(Phase.RUNNING, last_line(self._log, self._begin))
             self._child = None
             self._ended(code)
         if self._runs.busy():
@@ -134,11 +150,11 @@ class Continuation:
             return Status(Phase.RUNNING, "another process is at work on it")
         if self._runs.finished():
             return Status(Phase.FINISHED)
-        if self._failed is not None and self._failed[1] == self._version():
+        if self._failed is not None and self._failed[1] == self._table.version():
             return Status(Phase.FAILED, self._failed[0])
         self._failed = None
         try:
-            missing = self._missing()
+            missing = self._table.missing()
         except (ConfigError, DataError):
             missing = 1  # the page says what is wrong with the table
         if missing:
@@ -151,20 +167,35 @@ class Continuation:
         return self._start()
 
     def _start(self) -> Status:
-        self._full_since = None
+        self._full_since, self._asked = None, frozenset(self._table.names())
         with self._log.open("ab") as output:
+            self._begin = output.tell()
             self._child = _process(self._runs.command(), output)
         return Status(Phase.RUNNING)
 
     def _ended(self, code: int) -> None:
         """Remembers why the run did not go on, until somebody changes the table or says that it shall."""
-        said = last_line(self._log).removeprefix("star_jax: ").removeprefix("error: ")
+        said = last_line(self._log, self._begin).removeprefix("star_jax: ").removeprefix("error: ")
         if code == 0 or self._runs.busy() or IN_USE in said:
             return
         if code != NEEDS_LABELS:
-            self._failed = (said or f"the run has stopped with exit code {code}, see {self._log}", self._version())
-        elif not self._missing():
-            self._failed = (f"the run asks for labels that the table does not show, see {self._log}", self._version())
+            self._failed = (
+                said or f"the run has stopped with exit code {code}, see {self._log}",
+                self._table.version(),
+            )
+        elif self._asks_for_nothing():
+            said = f"the run asks for labels that the table does not show, see {self._log}"
+            self._failed = (said, self._table.version())
+
+    def _asks_for_nothing(self) -> bool:
+        """Whether starting the run again would change nothing.
+
+        That all is labelled does not say so: a run that has asked writes its report, and somebody may be quicker.
+        """
+        try:
+            return not self._table.missing() and self._asked >= set(self._table.names())
+        except (ConfigError, DataError):
+            return False  # the page says what is wrong with the table
 
     def stop(self) -> None:
         """Asks the run to stop after its step, and waits until it has."""
@@ -190,11 +221,11 @@ def _process(command: Sequence[str], output: IO[bytes]) -> subprocess.Popen[byte
     )
 
 
-def last_line(log: Path) -> str:
-    """The last line of a file that has more than blanks in it; empty where there is none."""
+def last_line(log: Path, begin: int = 0) -> str:
+    """The last line of a file, from a byte on, that has more than blanks in it; empty where there is none."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - LOG_BYTES))
+            file.seek(max(begin, log.stat().st_size - LOG_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""

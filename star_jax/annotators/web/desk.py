@@ -99,6 +99,10 @@ class Desk:
         """How many labels there are to give; errors as those of `sheet`."""
         return sum(not cell.text for cell in self.sheet().cells.values())
 
+    def names(self) -> list[str]:
+        """Ids of what was asked for; errors as those of `sheet`."""
+        return list(self.sheet().cells)
+
     def _fresh(self) -> Sheet:
         if not self.table.exists():
             raise DataError(f"{self.table.path} is gone; put it back, or run the experiment again for a new one")

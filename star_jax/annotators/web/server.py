@@ -138,6 +138,7 @@ def bind(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((LOOPBACK, port))
+        bound.listen()  # who comes before the server runs waits for it
     except OSError:
         bound.close()
         raise
