@@ -396,6 +396,33 @@ class LabelsConfig:
 
 
 @dataclass(frozen=True)
+class SimulatedConfig:
+    """What the annotator `simulated` does to the pool's own responses, for experiments.
+
+    Example:
+      >>> SimulatedConfig(error_rate=0.1, skip_rate=0.05).cost
+      1.0
+    """
+
+    error_rate: float = 0.0
+    """Share of the answers that are wrong: another of the answers, or that of another row of the pool."""
+    skip_rate: float = 0.0
+    """Share of the examples that the annotator says cannot be labelled."""
+    cost: float = 1.0
+    """Of an answer, a skip included, in a unit of yours."""
+    seed: int = 0
+    """Of the annotator. What it says of an example depends on the example's id and this alone."""
+
+    def __post_init__(self) -> None:
+        _require_finite("simulated", self)
+        for name in ("error_rate", "skip_rate"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"simulated.{name} is {value}; it must be in [0, 1]")
+        _require(self.cost >= 0, f"simulated.cost is {self.cost}; it must not be negative")
+        _require(0 <= self.seed < SEEDS, f"simulated.seed is {self.seed}; it must be from 0 to {SEEDS - 1}")
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """How the fine-tuned model is judged after each round."""
 
@@ -449,6 +476,7 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     format: FormatConfig = field(default_factory=FormatConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -465,6 +493,11 @@ class ExperimentConfig:
         for section in dataclasses.fields(self):
             if dataclasses.is_dataclass(getattr(self, section.name)):
                 _require_whole(section.name, getattr(self, section.name))
+        _require(
+            self.annotator == "simulated" or self.simulated == SimulatedConfig(),
+            f"simulated is the section of annotator simulated, and annotator is {self.annotator}; leave it out, or "
+            "change the annotator",
+        )
         check_format(self.data.task, self.format)
 
     def to_dict(self) -> dict[str, Any]:

@@ -83,20 +83,24 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     pages = _pages(runs, given, guidelines)
     pages.desk.sheet()  # a table that cannot be read is told of here
     bound = _bound(bind, given.port)
-    host, port = bound.getsockname()
     token = secrets.token_urlsafe(TOKEN_BYTES)
+    try:
+        _announce(bound, token, pages.desk.missing(), runs, given)
+        serve(pages, bound, token, given.annotator)
+    except KeyboardInterrupt:
+        print(f"closed; every answer is in {runs.table}, and the same command goes on")
+    return 0
+
+
+def _announce(bound: socket.socket, token: str, missing: int, runs: WaitingRuns, given: LabelFlags) -> None:
+    """Prints the address, and opens a browser at it."""
+    host, port = bound.getsockname()
     address = f"http://{host}:{port}/{token}/"
-    missing = pages.desk.missing()
     print(f"{missing} example{'s need a label' if missing != 1 else ' needs a label'}: {address}")
     print(f"answers go into {runs.table}, what the run prints into {runs.folder / LOG}; Ctrl-C closes the page")
     sys.stdout.flush()
     if given.browser and _has_screen():
         webbrowser.open(address)
-    try:
-        serve(pages, bound, token, given.annotator)
-    except KeyboardInterrupt:
-        print(f"closed; every answer is in {runs.table}, and the same command goes on")
-    return 0
 
 
 def _pages(runs: WaitingRuns, given: LabelFlags, guidelines: str) -> Pages:

@@ -6,6 +6,7 @@ can be read and continued, and a report may be built while a run is under way.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from star_jax.config import ExperimentConfig
+from star_jax.config import ExperimentConfig, SimulatedConfig
 from star_jax.config_file import without_former_settings
 from star_jax.documents import exists
 from star_jax.errors import ConfigError
@@ -76,7 +77,7 @@ FINGERPRINTS = {
 NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "labels.skip", "labels.columns")
 """Configuration keys that do not change what one strategy and seed compute."""
 
-LATER = ("annotator",)
+LATER = ("annotator", *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)))
 """Configuration keys that the first release did not have."""
 
 FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise")

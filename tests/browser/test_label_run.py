@@ -198,6 +198,7 @@ def test_two_rounds_with_reloads_and_kills(folder, server, page, shoot):
     page.goto(server.address)
     page.locator("#agreement a").first.click()
     page.locator(".opinions").wait_for()
+    assert page.locator("#response").input_value() == row["response"]
     shoot(page, "disagreement")
     page.locator("#response").fill(skills.solve(row["prompt"]))
     page.keyboard.press("Enter")

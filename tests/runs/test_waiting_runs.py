@@ -6,22 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from waiting import LOOP, make_run
 
 from star_jax.cli.run import parse_run
-from star_jax.config import ExperimentConfig, LoopConfig
 from star_jax.errors import ConfigError
-from star_jax.runs.files import write_yaml_atomic
 from star_jax.runs.waiting_runs import find_waiting
-
-LOOP = LoopConfig(initial_labels=4, labels_per_round=2, rounds=3)
-
-
-def make_run(root, strategy, seed, **settings):
-    run = root / strategy / f"seed-{seed}"
-    config = ExperimentConfig(output_dir=str(root), strategies=(strategy,), seeds=(seed,), loop=LOOP, **settings)
-    (run / "rounds").mkdir(parents=True)
-    write_yaml_atomic(run / "config.yaml", config.to_dict())
-    return run
 
 
 def finish_round(run, number, ids):

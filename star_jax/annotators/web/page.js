@@ -45,7 +45,7 @@ async function send(form, button) {
   sending = true;
   const fields = new URLSearchParams(new FormData(form));
   if (button && button.name) fields.set(button.name, button.value);
-  const draft = form.id === "answer" ? draftKey() : null;
+  const draft = form.matches("#answer") ? draftKey() : null; // `form.id` is the field of that name
   try {
     const answer = await fetch(form.action, { method: "POST", body: fields });
     if (!answer.ok && answer.status !== 422) throw new Error(answer.statusText);
