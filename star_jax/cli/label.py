@@ -22,6 +22,7 @@ from star_jax.annotators.web.view import Look
 from star_jax.cli import flags
 from star_jax.errors import ConfigError, DataError
 from star_jax.runs.waiting_runs import WaitingRuns, find_waiting
+from star_jax.tracking.interruption import asked
 
 PROGRAM = "star-jax label"
 WHEN_INTERRUPTED = "interrupted; every answer is kept, and the same command goes on"
@@ -86,9 +87,10 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     token = secrets.token_urlsafe(TOKEN_BYTES)
     try:
         _announce(bound, token, pages.desk.missing(), runs, given)
-        serve(pages, bound, token, given.annotator)
+        serve(pages, bound, token, given.annotator, asked)
     except KeyboardInterrupt:
-        print(f"closed; every answer is in {runs.table}, and the same command goes on")
+        pass  # how the page is closed
+    print(f"closed; every answer is in {runs.table}, and the same command goes on")
     return 0
 
 

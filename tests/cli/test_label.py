@@ -1,5 +1,6 @@
 """The command before it serves anything: what it refuses, and in which words."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -83,8 +84,10 @@ def test_ctrl_c_closes_the_page(waiting):
         line = page.stdout.readline()
         assert line.startswith("1 example needs a label: http://127.0.0.1:")
         page.stdout.readline()
-        page.send_signal(2)
-        assert (
-            page.stdout.read() == f"closed; every answer is in {waiting / 'labels.csv'}, and the same command goes on\n"
-        )
-        assert page.wait(60) == 0
+        page.send_signal(signal.SIGINT)
+        try:
+            assert page.wait(60) == 0
+        finally:
+            page.kill()
+        closed = f"closed; every answer is in {waiting / 'labels.csv'}, and the same command goes on\n"
+        assert page.stdout.read() == closed

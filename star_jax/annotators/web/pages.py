@@ -114,7 +114,7 @@ class Pages:
         return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
     def _said(self, status: Status) -> dict[str, Any]:
-        line = view.without_stamp(status.line)
+        line = view.readable(status.line)
         return {"phase": status.phase.value, "line": line, "seconds": math.ceil(status.seconds)}
 
     def _next(self, sheet: Sheet, chosen: Chosen, used: frozenset[str]) -> str | None:

@@ -145,7 +145,9 @@ def bind(port: int) -> socket.socket:
     return bound
 
 
-def serve(pages: Pages, bound: socket.socket, token: str, who: str = "") -> None:
+def serve(
+    pages: Pages, bound: socket.socket, token: str, who: str = "", stopped: Callable[[], bool] = lambda: False
+) -> None:
     """Serves until it is interrupted, looks all the time whether the run should go on, and stops the run at the end.
 
     Args:
@@ -153,22 +155,27 @@ def serve(pages: Pages, bound: socket.socket, token: str, who: str = "") -> None
       bound: as from `bind`.
       token: as in `make_app`.
       who: name of whoever has not said another one.
+      stopped: whether Ctrl-C was pressed, for an interrupt that some library has dropped.
     """
     app = make_app(pages, token)
     app.state.who = person(who)
     # What browsers keep open should not keep the command from ending.
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2)
     over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(pages, over), daemon=True)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=_watch, args=(pages, server, stopped, over), daemon=True)
     thread.start()
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        server.run(sockets=[bound])
     finally:
         over.set()
         thread.join()
         pages.continuation.stop()
 
 
-def _watch(pages: Pages, over: threading.Event) -> None:
+def _watch(pages: Pages, server: uvicorn.Server, stopped: Callable[[], bool], over: threading.Event) -> None:
     while not over.wait(LOOK_SECONDS):
+        if stopped():
+            server.should_exit = True
+            return
         pages.continuation.look()

@@ -24,6 +24,7 @@ KEYS = 9
 RECENT, SHORT = 6, 70
 """Labels that are listed, and characters of a prompt in the list."""
 
+_ROUND = re.compile(r"round (\d+)/(\d+)")
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 
 
@@ -69,7 +70,7 @@ def item(sheet: Sheet, name: str, look: Look, used: Collection[str] = (), blind:
         "columns": _columns(cell),
         "answers": [
             {
-                "key": str(place) if place <= KEYS else "",
+                "key": "" if len(answers) > KEYS else str(place),
                 "text": text,
                 "guess": text == guess,
                 "current": text == current,
@@ -109,16 +110,21 @@ def _reasons(sheet: Sheet, name: str, used: Collection[str]) -> list[str]:
         others = [sheet.why(other).get("uncertainty") for other in sheet.cells if other not in used]
         known = [value for value in others if value is not None]
         place = 1 + sum(value > why["uncertainty"] for value in known)
-        rank = f" ({_ordinal(place)} of {len(known)} in this round)" if name not in used and len(known) > 1 else ""
+        rank = (
+            f" ({_ordinal(place, len(known))} of {len(known)} in this round)"
+            if name not in used and len(known) > 1
+            else ""
+        )
         said.append(f"uncertainty {why['uncertainty']:.3g}{rank}")
     if "score" in why:
         said.append(f"score {why['score']:.3g}")
     return said
 
 
-def _ordinal(number: int) -> str:
-    if number == 1:
-        return "highest"
+def _ordinal(number: int, count: int) -> str:
+    """A place among so many, the highest being the first."""
+    if number in (1, count):
+        return "highest" if number == 1 else "lowest"
     ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending} highest"
 
@@ -133,6 +139,7 @@ def summary(sheet: Sheet, look: Look, used: Collection[str], who: str) -> dict[s
         "done": done,
         "skipped": skipped,
         "total": total,
+        "all": sum(bool(cell.text) for cell in cells.values()),
         "left": _left(total - done, seconds),
         "cost": _cost(cells, look, used, total - done),
         "agreement": None if not agreed.pairs else _agreement(agreed),
@@ -157,7 +164,7 @@ def _cost(cells: Mapping[str, Cell], look: Look, used: Collection[str], missing:
     amounts = (now, now + missing, opinions.answers_given(cells))
     this, whole, ever = (f"{count * look.cost_per_label:,.2f}" for count in amounts)
     unit = f" {look.currency}" if look.currency else ""
-    return f"{this} of {whole}{unit} this round, {ever} so far"
+    return f"{this} of {whole}{unit} this round, {ever} so far" if now + missing else f"{ever}{unit} so far"
 
 
 def _left(missing: int, seconds: float | None) -> str:
@@ -185,9 +192,9 @@ def _short(name: str, cell: Cell, who: str) -> dict[str, str]:
     return {"id": name, "prompt": prompt if len(prompt) <= SHORT else f"{prompt[:SHORT]} …", "text": text}
 
 
-def without_stamp(line: str) -> str:
-    """A line of a run's output without the time before it."""
-    return _STAMP.sub("", line)
+def readable(line: str) -> str:
+    """A line of a run's output without the time before it, its rounds counted from 1 as everywhere on the page."""
+    return _ROUND.sub(lambda found: f"round {int(found[1]) + 1} of {int(found[2]) + 1}", _STAMP.sub("", line))
 
 
 def named_in(message: str, cells: Mapping[str, Cell]) -> str | None:

@@ -123,7 +123,9 @@ def test_somebody_who_labels_before_the_run_has_ended_is_no_failure(desk, runs, 
     wait = f"while ! grep -q '\"sound\"' {table}; do sleep 0.01; done"
     runs.script = f"""printf '"d","fresh",""\\n' >> {table}; {wait}; exit 3"""
     going.go_on()
-    while not desk.missing():
+    for _ in range(2000):
+        if desk.missing():
+            break
         time.sleep(0.01)
     desk.answer("d", "sound", "ann")
     assert until(going, Phase.FULL, Phase.FAILED).phase is Phase.FULL

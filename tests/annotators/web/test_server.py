@@ -45,7 +45,7 @@ def test_the_next_example_is_shown_with_the_guess_and_why_it_was_picked(client):
     assert "is it light?" in said
     assert "the model answers sound" in said
     assert "picked as number 1 by star" in said
-    assert "uncertainty 2 (3rd highest of 3 in this round) score 0.5" in said
+    assert "uncertainty 2 (lowest of 3 in this round) score 0.5" in said
     assert "0 of 3 labelled" in said
     assert "round 1 of 2" in said
     assert re.search(r'value="sound" data-key="2">.*?<small>model</small>', page.text, re.DOTALL)
@@ -151,7 +151,7 @@ def test_the_guess_may_be_hidden_and_costs_and_guidelines_shown(make_client, mak
 
 def test_more_answers_than_keys_are_searched(make_client, make_table):
     page = make_client(make_table(answers=tuple(f"topic {n}" for n in range(12)))).get(BASE)
-    assert page.text.count('data-key="9"') == 1
+    assert page.text.count('data-key="9"') == 0
     assert 'id="search"' in page.text
     assert page.text.count('<button name="response"') == 12
 
@@ -207,8 +207,10 @@ def test_states_of_the_run_are_said(client, runs):
     said = text_of(client.get(BASE))
     assert "The model learns from your labels" in said
     assert "accuracy after round 1: 25.0 %" in said
-    runs.at_work, runs.over = False, True
-    assert "All rounds are done" in text_of(client.get(BASE))
+    runs.at_work, runs.over, runs.trained = False, True, frozenset("abc")
+    said = text_of(client.get(BASE))
+    assert "All rounds are done" in said
+    assert "3 labelled altogether" in said
 
 
 def test_a_run_that_names_an_example_leads_to_it(client, runs):
