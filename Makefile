@@ -3,6 +3,7 @@
 # make test    all tests but those against PyTorch, seeds pinned
 # make fuzz    the same with fresh seeds; what fails prints how to repeat it
 # make parity  the tests against PyTorch, Transformers and PEFT
+# make browser labels two rounds on the page of star-jax label in Chromium; screenshots in build/browser
 # make lint    ruff            make types   mypy          make clean    removes the environment and caches
 # make docs    the pages, in docs/_build/html             make notebooks    executes the notebooks and keeps their outputs
 # make package builds the wheel in dist/ and tries it in an environment of its own
@@ -21,9 +22,9 @@ python := $(VENV)/bin/python
 # What an installation needs is known from pyproject.toml alone: it is repeated when that file has changed.
 install = $(python) -m pip install --quiet --disable-pip-version-check --editable
 pytest = XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" \
-	$(python) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not parity"
+	$(python) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not parity and not browser"
 
-.PHONY: demo demo-llm test fuzz parity lint types docs notebooks package bench clean
+.PHONY: demo demo-llm test fuzz parity browser lint types docs notebooks package bench clean
 
 demo: $(VENV)/installed
 	$(python) -m star_jax.run
@@ -48,6 +49,10 @@ fuzz: $(VENV)/installed-test
 
 parity: $(VENV)/installed-test $(VENV)/installed-parity
 	$(python) -m pytest -m parity
+
+# CHROMIUM names another browser than the system's; tests/browser/conftest.py says where it is looked for.
+browser: $(VENV)/installed-browser
+	XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" $(python) -m pytest -m browser tests/browser
 
 lint: $(VENV)/installed-lint
 	$(python) -m ruff check .

@@ -152,7 +152,11 @@ TASKS = Registry(
 ANNOTATORS = Registry(
     "annotator",
     "star_jax.annotators",
-    {"oracle": "star_jax.annotators.oracle:oracle", "csv": "star_jax.annotators.csv_file:csv_file"},
+    {
+        "oracle": "star_jax.annotators.oracle:oracle",
+        "csv": "star_jax.annotators.csv_file:csv_file",
+        "simulated": "star_jax.annotators.simulated:simulated",
+    },
     reserved=("auto",),
 )
 """Name -> function of an `annotators.annotator.AnnotatorContext` that makes an `Annotator`."""

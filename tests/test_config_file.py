@@ -64,7 +64,7 @@ def random_config(rng):
             sections[name] = section(**values)
     sections["data"] = dataclasses.replace(sections["data"], task="generic")
     seeds = tuple(rng.sample(range(100), rng.randrange(1, 4)))
-    return ExperimentConfig("out", ("star", "random"), seeds, **sections)
+    return ExperimentConfig("out", ("star", "random"), seeds, annotator="simulated", **sections)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -308,3 +308,23 @@ def test_a_file_to_score_is_refused_before_the_model_is_loaded(tmp_path, capfd, 
     error = capfd.readouterr().err
     assert "pool.csv, line 3 (row 2 of the spreadsheet): field 'question' is empty" in error
     assert "(likewise line 5 (row 4 of the spreadsheet))" in error
+
+
+def test_a_simulated_annotator_errs_skips_and_costs(files, tmp_path):
+    noise = ("--annotator", "simulated", "--simulated.error-rate", "0.5", "--simulated.skip-rate", "0.2")
+    argv = flags(files, *noise, "--simulated.cost", "0.25", "--output-dir", str(tmp_path))
+    assert run.main(argv) == 0
+    folder = tmp_path / "random" / "seed-0"
+    with (files / "pool.csv").open() as file:
+        truth = {row["question"]: row["label"] for row in csv.DictReader(file)}
+    measured = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    wrong = 0
+    for row in measured:
+        queried = folder / "rounds" / f"{row['round']:03d}" / "queried.jsonl"
+        answers = [json.loads(line) for line in queried.read_text().splitlines()]
+        assert [one["cost"] for one in answers] == [0.25] * len(answers)
+        assert row["label_cost"] == 0.25 * len(answers)
+        assert sum(one["response"] is None for one in answers) == row.get("skipped", 0)
+        wrong += sum(one["response"] not in (None, f" {truth[one['prompt'].strip()]}") for one in answers)
+    assert [row["labelled"] for row in measured] == [8, 12]
+    assert 0 < wrong < 12

@@ -56,9 +56,18 @@ def requests_of(problem: Problem, choice: Choice, strategy: str | None = None) -
 
 
 def _request(problem: Problem, choice: Choice, index: int, rank: int, strategy: str | None) -> Request:
-    score = None if choice.scores is None else float(np.asarray(choice.scores)[index])
-    # What takes the place of a skipped example may be one that was not scored.
-    return Request(problem.prompts[index], rank, None if score is None or np.isnan(score) else score, strategy)
+    measure = choice.base if choice.full is None else choice.full
+    score, uncertainty = (_known(values, index) for values in (choice.scores, measure))
+    # The guesses are those at the picks; of what stands in for a skipped one, nothing is known.
+    guesses = choice.guesses or ()
+    guess = guesses[rank] if rank < len(guesses) else None
+    return Request(problem.prompts[index], rank, score, strategy, uncertainty, guess)
+
+
+def _known(values: Array | None, index: int) -> float | None:
+    """The figure of an example; None where it was not scored, as one may be that stands in for a skipped one."""
+    figure = np.nan if values is None else float(np.asarray(values)[index])
+    return None if np.isnan(figure) else figure
 
 
 def spare_requests(

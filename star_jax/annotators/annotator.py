@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from star_jax.config import SKIP
+from star_jax.config import SKIP, SimulatedConfig
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.skips import is_skip
 from star_jax.data.tasks.task import Task
@@ -30,6 +30,8 @@ class Request:
       rank: 0 for the one that was picked first.
       score: what it was picked by; None where the strategy has no scores.
       strategy: which strategy asks; None where nobody says.
+      uncertainty: the model's on it, in the unit of the strategy's first measure; None where it was not computed.
+      guess: what the model answers; None where it was not asked.
 
     Example:
       >>> Request(Prompt("a-1", "2 + 2 =")).id
@@ -40,6 +42,8 @@ class Request:
     rank: int = 0
     score: float | None = None
     strategy: str | None = None
+    uncertainty: float | None = None
+    guess: str | None = None
 
     @property
     def id(self) -> str:
@@ -66,6 +70,7 @@ class Answer:
       response: the label; None where the example was skipped.
       annotator: who gave it; None where nobody says.
       labelled_at: when, ISO 8601; None where nobody says.
+      cost: what it cost, in a unit of the annotator's; None where nobody says.
 
     Example:
       >>> Answer("a-1", None).skipped
@@ -76,6 +81,7 @@ class Answer:
     response: str | None
     annotator: str | None = None
     labelled_at: str | None = None
+    cost: float | None = None
 
     @property
     def skipped(self) -> bool:
@@ -136,6 +142,7 @@ class AnnotatorContext:
       skip: what is written where an example cannot be labelled.
       skipped: ids of the pool's rows that say so.
       columns: id -> other columns of its row that a person is to see.
+      simulated: settings of the annotator of that name.
     """
 
     labels: Mapping[str, str]
@@ -146,6 +153,7 @@ class AnnotatorContext:
     skip: str = SKIP
     skipped: Collection[str] = ()
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
 
 
 AnnotatorFactory = Callable[[AnnotatorContext], Annotator]

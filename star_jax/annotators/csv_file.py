@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from star_jax.annotators.annotator import AnnotatorContext, Answer, Request
-from star_jax.annotators.label_table import COLUMNS, Asked, Cell, LabelTable, as_text, asked_for, from_text, shown_hash
+from star_jax.annotators.label_table import COLUMNS, Asked, Cell, LabelTable, as_text, asked_for, reasons, shown_hash
 from star_jax.config import SKIP
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.faults import said_at_once
 from star_jax.data.skips import is_skip, refuse_near_skip
 from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError
@@ -98,7 +97,7 @@ class FileAnnotator:
 
     def instructions(self, open_requests: Sequence[Request]) -> str:
         """Where to write the labels, how many are missing in all, and which strategies ask."""
-        empty = [name for name, cell in self._read().items() if not cell.text]
+        empty = [name for name, cell in self._table.cells(self._ids).items() if not cell.text]
         asked = self._table.asked()
         names = dict.fromkeys(name for one in empty if one in asked for name in asked[one].strategies)
         closed = self._task.candidates or ()
@@ -127,7 +126,7 @@ class FileAnnotator:
         """
         cells, answers = self._answers([request.prompt for request in requests])
         emptied = [name for request in requests if (name := request.id) in cells and name not in answers]
-        self._refuse(
+        self._table.refuse(
             [
                 (
                     cells[name].place,
@@ -141,7 +140,7 @@ class FileAnnotator:
 
     def _answers(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Cell], dict[str, Answer]]:
         """The table, and the answers of pool and table, after a look at what the table has of the prompts."""
-        cells = self._read()
+        cells = self._table.cells(self._ids)
         answers: dict[str, Answer] = {}
         faults: list[tuple[str, str]] = []
         for name, cell in cells.items():
@@ -162,7 +161,7 @@ class FileAnnotator:
                         self._check(Example(prompt, answer.response))
                 except DataError as error:
                     faults.append((cells[prompt.id].place, _of(prompt.id, error)))
-        self._refuse(faults)
+        self._table.refuse(faults)
         return cells, answers | self._known
 
     def _answer(self, name: str, cell: Cell) -> dict[str, Answer]:
@@ -190,41 +189,18 @@ class FileAnnotator:
             return known is response
         return known.strip() == response.strip() or self._task.is_correct(response, known)
 
-    def _read(self) -> dict[str, Cell]:
-        """Id -> what the table has of it, in the table's order."""
-        cells: dict[str, Cell] = {}
-        faults: list[tuple[str, str]] = []
-        for place, written, cell in self._table.rows():
-            name = written if written in self._ids else from_text(written)
-            if isinstance(cell, DataError):
-                faults.append((place, str(cell)))
-            elif name not in self._ids:
-                faults.append(
-                    (
-                        place,
-                        f"no row of the pool has the id {written!r}; restore it (spreadsheets drop zeros at the "
-                        "beginning of a number), or take the row out",
-                    )
-                )
-            elif name in cells:
-                faults.append((place, f"id {name!r} is already that of {cells[name].place}; keep one of the two rows"))
-            else:
-                cells[name] = cell
-        self._refuse(faults)
-        return cells
-
-    def _refuse(self, faults: Sequence[tuple[str, str]]) -> None:
-        if faults:
-            raise DataError(f"{self._table.path}, {said_at_once(faults)}")
-
     def _add(self, cells: Mapping[str, Cell], fresh: Iterable[Request]) -> None:
         """Writes what is asked for behind what the table has."""
         asked = self._table.asked()
         rows = dict(cells)
         for request in fresh:
-            before = asked[request.id].strategies if request.id in asked else ()
-            names = dict.fromkeys([*before, *([request.strategy] if request.strategy else [])])
-            asked[request.id] = asked_for(request.prompt, list(names))
+            before = asked.get(request.id)
+            earlier = before.strategies if before is not None else ()
+            names = dict.fromkeys([*earlier, *([request.strategy] if request.strategy else [])])
+            # Where several ask, the reasons are those of the first.
+            others = before is not None and before.why and request.strategy not in earlier[:1]
+            why = before.why if before is not None and others else reasons(request, self._task.candidates)
+            asked[request.id] = asked_for(request.prompt, list(names), why)
             rows.setdefault(request.id, Cell(as_text(request.readable)))
         several = len({name for one in asked.values() for name in one.strategies}) > 1
         for name, cell in rows.items():

@@ -10,14 +10,17 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from star_jax.annotators.annotator import Request
 from star_jax.data.examples import Prompt
+from star_jax.data.faults import said_at_once
 from star_jax.data.readers import ShortRow, position, read_rows
 from star_jax.data.tables import TableStyle, table_style, write_table
 from star_jax.data.tasks.fields import field_names
@@ -54,11 +57,13 @@ class Asked(NamedTuple):
       prompt: hash of the prompt's text.
       shown: hash of what a person was shown of it, whatever its blanks.
       strategies: names of those that ask.
+      why: what the first of them knew of it, as `reasons` has it; empty where a former release wrote it down.
     """
 
     prompt: str
     shown: str
     strategies: tuple[str, ...] = ()
+    why: Mapping[str, Any] = MappingProxyType({})
 
 
 def as_text(text: str) -> str:
@@ -71,9 +76,28 @@ def from_text(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def asked_for(prompt: Prompt, strategies: Sequence[str] = ()) -> Asked:
+def asked_for(prompt: Prompt, strategies: Sequence[str] = (), why: Mapping[str, Any] = MappingProxyType({})) -> Asked:
     """What is remembered of a prompt."""
-    return Asked(_hash(prompt.text), _hash(" ".join(prompt.readable.split())), tuple(strategies))
+    return Asked(_hash(prompt.text), _hash(" ".join(prompt.readable.split())), tuple(strategies), why)
+
+
+def reasons(request: Request, answers: Sequence[str] | None) -> dict[str, Any]:
+    """What whoever labels a request may want to know; what is not known is left out.
+
+    Args:
+      request: for a label.
+      answers: response texts of a closed answer set.
+
+    Returns:
+      `rank`, `score`, `uncertainty` and `guess` of the request, and `answers`, as a person writes them.
+    """
+    known: dict[str, Any] = {"rank": request.rank, "score": request.score, "uncertainty": request.uncertainty}
+    known = {name: value for name, value in known.items() if value is not None and math.isfinite(value)}
+    if request.guess is not None:
+        known["guess"] = request.guess
+    if answers:
+        known["answers"] = [answer.strip() for answer in answers]
+    return known
 
 
 def shown_hash(cell: str) -> str:
@@ -148,6 +172,43 @@ class LabelTable:
             more = {column: cell for column, cell in row.items() if column not in COLUMNS}
             yield place, row["id"], Cell(row["prompt"], row["response"].strip(), place, more)
 
+    def cells(self, ids: Collection[str] | None = None) -> dict[str, Cell]:
+        """Id -> what the table has of it, in the table's order.
+
+        Args:
+          ids: those that there may be; any when None.
+
+        Raises:
+          DataError: a row cannot be read, has an id that there is not, or one that another row has; every place is
+            named.
+        """
+        known = self.asked() if ids is None else ids
+        cells: dict[str, Cell] = {}
+        faults: list[tuple[str, str]] = []
+        for place, written, cell in self.rows():
+            name = written if written in known else from_text(written)
+            if isinstance(cell, DataError):
+                faults.append((place, str(cell)))
+            elif ids is not None and name not in ids:
+                faults.append(
+                    (
+                        place,
+                        f"no row of the pool has the id {written!r}; restore it (spreadsheets drop zeros at the "
+                        "beginning of a number), or take the row out",
+                    )
+                )
+            elif name in cells:
+                faults.append((place, f"id {name!r} is already that of {cells[name].place}; keep one of the two rows"))
+            else:
+                cells[name] = cell
+        self.refuse(faults)
+        return cells
+
+    def refuse(self, faults: Sequence[tuple[str, str]]) -> None:
+        """Raises a `DataError` that names the table and every fault, a place and what is wrong there; none, nothing."""
+        if faults:
+            raise DataError(f"{self.path}, {said_at_once(faults)}")
+
     @staticmethod
     def _is_whole(cells: Mapping[str, str], asked: Mapping[str, Asked]) -> bool:
         """Whether only empty cells at the end are missing, which some spreadsheets do not save."""
@@ -158,13 +219,17 @@ class LabelTable:
         """Id -> what was asked for; what cannot be read counts for nothing, for then the cells themselves do."""
         try:
             entries = json.loads(self._record().read_text("utf-8")).items()
-            return {name: Asked(one[0], one[1], tuple(one[2])) for name, one in entries}
+            return {name: Asked(one[0], one[1], tuple(one[2]), *map(dict, one[3:4])) for name, one in entries}
         except (OSError, ValueError, AttributeError, TypeError, IndexError, RecursionError):
             return {}
 
     def write(self, cells: Mapping[str, Cell], asked: Mapping[str, Asked]) -> None:
         """Writes the table in the style that it has, and first the record."""
         write_json_atomic(self._record(), {name: list(one) for name, one in asked.items()})
+        self.write_cells(cells)
+
+    def write_cells(self, cells: Mapping[str, Cell]) -> None:
+        """Writes the table alone: what was asked for is the same as before."""
         added = list(dict.fromkeys(column for cell in cells.values() for column in cell.more))
         records = [
             [as_text(name), cell.prompt, cell.text, *(cell.more.get(column, "") for column in added)]

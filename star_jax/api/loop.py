@@ -295,7 +295,8 @@ class ActiveLoop:
                 for name, leaves in tree["layers"].items():
                     arrays |= {f"{kind}/{name}/{part}": np.asarray(leaf) for part, leaf in leaves.items()}
         np.savez(folder / _ARRAYS, **arrays)
-        asked = [{"id": one.id, "rank": one.rank, "score": one.score, "strategy": one.strategy} for one in state.open]
+        fields = ("id", "rank", "score", "strategy", "uncertainty", "guess")
+        asked = [{name: getattr(one, name) for name in fields} for one in state.open]
         numbers = {"round": state.loop.round, "asks": state.asks, "skipped": state.skipped}
         known = {"settings": self._config.to_dict(), "labels": self.labels, "open": asked}
         write_json_atomic(folder / _STATE, {**self._identity(), **numbers, **known})
@@ -329,7 +330,10 @@ def _read_state(path: Path, kept: Mapping[str, Any], problem: Problem) -> AskTel
         round=kept["round"], pool=pool, labels=dict(sorted(labels.items())), adapter=adapter, base=base_features(base)
     )
     asked = tuple(
-        Request(problem.prompts[place[one["id"]]], one["rank"], one["score"], one.get("strategy"))
+        Request(
+            problem.prompts[place[one["id"]]],
+            *(one.get(name) for name in ("rank", "score", "strategy", "uncertainty", "guess")),
+        )
         for one in kept["open"]
     )
     return AskTellState(loop, kept["asks"], asked, kept["skipped"])

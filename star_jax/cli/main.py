@@ -11,6 +11,7 @@ from star_jax.cli.guard import guarded_main
 
 COMMANDS = {
     "run": "run active-learning experiments: every strategy with every seed",
+    "label": "open a local page to label what a run waits for",
     "score": "write how uncertain a model is about each example of a file",
     "predict": "answer what nobody has labelled, and mark what a person should see",
     "evaluate": "judge an adapter on a labelled file",

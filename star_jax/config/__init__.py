@@ -5,9 +5,9 @@ experiment. Flags are read in `cli` alone, and environment variables for JAX's o
 `environment`. A value that makes no sense raises `ConfigError` with one sentence naming the field.
 """
 
-from star_jax.config.checks import WHOLE
+from star_jax.config.checks import SEEDS, WHOLE
 from star_jax.config.data import SKIP, DataConfig, FormatConfig, LabelsConfig, Match, OnBadRow, TooLong, check_format
-from star_jax.config.experiment import AUTO, SEEDS, ExperimentConfig, LoopConfig
+from star_jax.config.experiment import AUTO, ExperimentConfig, LoopConfig
 from star_jax.config.model import LEAST_DROPOUT, DropoutMode, LoraConfig, ModelConfig
 from star_jax.config.scoring import (
     MOST_BINS,
@@ -20,6 +20,7 @@ from star_jax.config.scoring import (
     Reduction,
     ScoringConfig,
 )
+from star_jax.config.simulated import SimulatedConfig
 from star_jax.config.training import MOST_EPOCHS, TrainingConfig
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "OnBadRow",
     "Reduction",
     "ScoringConfig",
+    "SimulatedConfig",
     "TooLong",
     "TrainingConfig",
     "check_format",

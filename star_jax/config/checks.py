@@ -8,6 +8,9 @@ from typing import Any
 
 from star_jax.errors import ConfigError
 
+SEEDS = 2**32
+"""Seeds are smaller than this: JAX's keys would be those of smaller ones again."""
+
 WHOLE = 2**31
 """Whole numbers of a configuration are smaller than this, for counts on devices have 32 bits."""
 

@@ -6,17 +6,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from star_jax.config.checks import require, require_whole
+from star_jax.config.checks import SEEDS, require, require_whole
 from star_jax.config.data import DataConfig, FormatConfig, LabelsConfig, check_format
 from star_jax.config.model import LoraConfig, ModelConfig
 from star_jax.config.scoring import AcquisitionConfig, EvaluationConfig, GenerationConfig, ScoringConfig
+from star_jax.config.simulated import SimulatedConfig
 from star_jax.config.training import TrainingConfig
 
 AUTO = "auto"
 """Of `strategies` and `annotator`: what fits the pool."""
-
-SEEDS = 2**32
-"""Seeds are smaller than this: JAX's keys would be those of smaller ones again."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     format: FormatConfig = field(default_factory=FormatConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -85,6 +84,11 @@ class ExperimentConfig:
         for section in dataclasses.fields(self):
             if dataclasses.is_dataclass(getattr(self, section.name)):
                 require_whole(section.name, getattr(self, section.name))
+        require(
+            self.annotator == "simulated" or self.simulated == SimulatedConfig(),
+            f"simulated is the section of annotator simulated, and annotator is {self.annotator}; leave it out, or "
+            "change the annotator",
+        )
         check_format(self.data.task, self.format)
 
     def to_dict(self) -> dict[str, Any]:

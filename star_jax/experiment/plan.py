@@ -50,7 +50,7 @@ def most_labels(config: ExperimentConfig, strategies: Sequence[str], data: Mappi
 
 def said_of_labels(config: ExperimentConfig, strategies: Sequence[str], data: Mapping[int, RunData]) -> str | None:
     """What a person should know before the first label; None where nobody is asked."""
-    if config.annotator == "oracle" or not any(one.unlabelled for one in data.values()):
+    if config.annotator in ("oracle", "simulated") or not any(one.unlabelled for one in data.values()):
         return None
     loop = config.loop
     each = f"{loop.initial_labels} + {loop.rounds - 1} x {loop.labels_per_round}"

@@ -89,6 +89,8 @@ def _play(run: Run, state: LoopState, key: jax.Array, origin: str, logs: Logs) -
     steps = sum(one.get("train_steps") or 0 for one in folder.metrics())
     row |= {"train_steps": len(info.losses)} | ({"skipped": skipped} if (skipped := info.skipped) else {})
     row |= {"corrected": len(changed)} if changed else {}
+    costs = [answer.cost for answer in info.answers if answer.cost is not None]
+    row |= {"label_cost": sum(costs)} if costs else {}
     with context.watch.phase("write"):
         folder.write_round(number, queried, predictions)
         if changed:

@@ -291,6 +291,7 @@ def make_annotator(context: Sources, data: RunData) -> Annotator:
         config.labels.skip,
         data.skipped,
         data.columns,
+        config.simulated,
     )
     annotator: Annotator = ANNOTATORS.get(name, "annotator")(known)
     return annotator

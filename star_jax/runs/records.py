@@ -29,7 +29,7 @@ def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[
       `base_uncertainty`, `full_uncertainty`   the first measure of each model that the strategy reads
       `score`, `rank`     the strategy's score, and its place among the picks, from 0
       `response`          the label, as it is trained on; None where the example was skipped
-      `skipped`, `annotator`, `labelled_at`    where that was said
+      `skipped`, `annotator`, `labelled_at`, `cost`    where that was said
 
     Files of former versions have neither `prompt`, `prediction` nor `uncertainty`.
     """
@@ -58,8 +58,13 @@ def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[
 
 
 def given_by(answer: Answer) -> dict[str, Any]:
-    """Whether an example was skipped, who labelled it and when, as far as that was said."""
-    said = {"skipped": answer.skipped or None, "annotator": answer.annotator, "labelled_at": answer.labelled_at}
+    """Whether an example was skipped, who labelled it, when and at what cost, as far as that was said."""
+    said = {
+        "skipped": answer.skipped or None,
+        "annotator": answer.annotator,
+        "labelled_at": answer.labelled_at,
+        "cost": answer.cost,
+    }
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from star_jax.config import ExperimentConfig
+from star_jax.config import ExperimentConfig, SimulatedConfig
 from star_jax.config_file import without_former_settings
 from star_jax.errors import ConfigError
 from star_jax.runs.files import JsonObject, plain
@@ -27,7 +28,10 @@ FINGERPRINTS = {
 NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "labels.skip", "labels.columns")
 """Configuration keys that do not change what one strategy and seed compute."""
 
-LATER = ("annotator", "acquisition.score_at_most", "evaluation.answers")
+LATER = (
+    *("annotator", "acquisition.score_at_most", "evaluation.answers"),
+    *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)),
+)
 """Configuration keys that the first release did not have."""
 
 FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise")

@@ -28,7 +28,7 @@ from star_jax.tracking.timing import PHASES
 
 _FIGURES = (
     *("accuracy", "nll", "brier", "ece", "ece_equal_mass", "auroc", "auroc_base", "aubc", "lora_b_norm"),
-    *("train_loss", "score_length_correlation", "validation_accuracy", "validation_nll", "base_accuracy"),
+    *("train_loss", "score_length_correlation", "validation_accuracy", "validation_nll", "base_accuracy", "label_cost"),
     *(f"{phase}_seconds" for phase in PHASES),
 )
 
@@ -54,7 +54,7 @@ QUERIED: dict[str, Kind] = {
     "id": TEXT,
     "response": TEXT.or_null(),
     "rank": COUNT,
-    **dict.fromkeys(("score", "uncertainty", "base_uncertainty", "full_uncertainty"), NUMBER.or_null()),
+    **dict.fromkeys(("score", "uncertainty", "base_uncertainty", "full_uncertainty", "cost"), NUMBER.or_null()),
     **dict.fromkeys(("prompt", "prediction", "group", "annotator", "labelled_at"), TEXT.or_null()),
 }
 """Of a row of queried.jsonl."""

@@ -13,6 +13,7 @@ from star_jax.benchmarks.skills import generator as skills
 from star_jax.cli.evaluate import EvaluateFlags
 from star_jax.cli.export import parse_export
 from star_jax.cli.flags import parse as read
+from star_jax.cli.label import LabelFlags
 from star_jax.cli.predict import PredictFlags
 from star_jax.cli.run import parse_run
 from star_jax.cli.score_flags import parse_score
@@ -89,6 +90,8 @@ def read_flags(name, argv):
     elif name in ("predict", "evaluate"):
         # Run folders and adapters of a page are the reader's own: the flags are read, and not what they name.
         read(name, PredictFlags if name == "predict" else EvaluateFlags, argv)
+    elif name == "label":
+        read(name, LabelFlags, argv)
     else:
         assert name in ("report", "--help", "--version"), name
 

@@ -1,0 +1,191 @@
+"""What the page answers to each request: the shell between a browser's forms and the table of labels.
+
+Knows nothing of sockets: `server` serves it. Whatever a form says is on disk before the answer to it is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jinja2
+
+from star_jax.annotators.web import opinions, view
+from star_jax.annotators.web.continuation import Continuation, Phase, Status
+from star_jax.annotators.web.desk import Desk, Sheet, clean_name
+from star_jax.annotators.web.view import Look
+from star_jax.errors import ConfigError, DataError
+
+HELD = 120.0
+"""Seconds for which an example that one person is shown is not shown to others, as long as there are more."""
+
+Form = Mapping[str, str]
+
+
+class Record(Protocol):
+    """What the runs have done so far: see `runs.waiting_runs.WaitingRuns`."""
+
+    def used(self) -> frozenset[str]:
+        """Ids of what trainings have used."""
+        ...
+
+    def rounds(self) -> tuple[int, int]:
+        """Finished rounds, and all."""
+        ...
+
+    def accuracy(self) -> float | None:
+        """After the last finished round."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a person's address asks for.
+
+    Attributes:
+      who: the person's name; empty where nobody says.
+      name: id of an example; what comes next when None.
+      second: whether examples are shown that others have labelled.
+      message: what to say on top.
+    """
+
+    who: str = ""
+    name: str | None = None
+    second: bool = False
+    message: str = ""
+
+
+@dataclass
+class Pages:
+    """The page of one table.
+
+    Attributes:
+      desk: the table.
+      continuation: goes on with the run.
+      record: what the runs have done.
+      look: what is shown.
+    """
+
+    desk: Desk
+    continuation: Continuation
+    record: Record
+    look: Look
+    _held: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def show(self, chosen: Chosen, base: str) -> str:
+        """The page as HTML.
+
+        Args:
+          chosen: what is to be seen.
+          base: path that every address of the page begins with.
+        """
+        status = self.continuation.look()
+        values: dict[str, Any] = {"base": base, "look": self.look, "who": chosen.who, "second": chosen.second}
+        values |= {"message": chosen.message, "item": None, "problem": "", "fix": None, "summary": None}
+        values |= {"again": False}
+        values |= {"round": 0, "rounds": 0, "accuracy": None}
+        try:
+            sheet, used = self.desk.sheet(), self.record.used()
+            values["round"], values["rounds"] = self.record.rounds()
+            values["accuracy"] = self.record.accuracy()
+            values["summary"] = view.summary(sheet, self.look, used, chosen.who)
+            name = self._next(sheet, chosen, used)
+            if name is not None:
+                blind = chosen.second and chosen.who not in opinions.opinions(sheet.cells[name])
+                values["item"] = view.item(sheet, name, self.look, used, blind)
+                values["again"] = bool(sheet.cells[name].text) and not chosen.second
+            if status.phase is Phase.FAILED:
+                values["fix"] = view.named_in(status.line, sheet.cells)
+        except (ConfigError, DataError) as error:
+            values["problem"] = str(error)
+        values["status"] = self._said(status)
+        values["version"] = self.version(status)
+        return _TEMPLATE.render(values)
+
+    def version(self, status: Status | None = None) -> str:
+        """Another text whenever the page would look different."""
+        status = status or self.continuation.look()
+        seen = (status.phase, status.line, math.ceil(status.seconds), self.desk.version())
+        return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+
+    def _said(self, status: Status) -> dict[str, Any]:
+        line = view.readable(status.line)
+        return {"phase": status.phase.value, "line": line, "seconds": math.ceil(status.seconds)}
+
+    def _next(self, sheet: Sheet, chosen: Chosen, used: frozenset[str]) -> str | None:
+        if chosen.name in sheet.cells:
+            return chosen.name
+        if chosen.second:
+            return opinions.next_unseen(sheet.cells, chosen.who, used)
+        now = time.monotonic()
+        others = {
+            name for who, (name, since) in self._held.items() if who != chosen.who and now - since < HELD and chosen.who
+        }
+        name = opinions.next_open(sheet.cells, others)
+        if name is not None:
+            self._held[chosen.who] = (name, now)
+        return name
+
+    def post(self, action: str, form: Form, who: str) -> Chosen | None:
+        """Does what a form says.
+
+        Args:
+          action: `answer`, `skip`, `undo` or `go-on`.
+          form: its fields.
+          who: the person's name.
+
+        Returns:
+          What to show then; None where there is no such action.
+        """
+        name, second = form.get("id", ""), form.get("second") == "1"
+        try:
+            if action == "answer":
+                decide = form.get("decide") == "1"
+                self.desk.answer(name, form.get("response", ""), who, form.get("seen"), decide)
+            elif action == "skip":
+                self.desk.skip(name, form.get("reason", ""), who, form.get("seen"))
+            elif action == "undo":
+                return self._undo(who)
+            elif action == "go-on":
+                self.continuation.go_on()
+            else:
+                return None
+        except (ConfigError, DataError) as error:
+            return Chosen(who, name, second, str(error))
+        except OSError as error:
+            return Chosen(who, name, second, f"not saved: {error.strerror or error}; try again")
+        self.continuation.look()
+        return Chosen(who, None, second)
+
+    def _undo(self, who: str) -> Chosen:
+        """The last answer is taken back; where a training may have it already, it is shown to be corrected instead."""
+        sheet, used = self.desk.sheet(), self.record.used()
+        name = next(iter(opinions.latest(sheet.cells, who)), None)
+        if name is None:
+            return Chosen(who, message="there is nothing to undo")
+        cell = sheet.cells[name]
+        second = opinions.is_second(cell, who)
+        if second or not (name in used or cell.more.get(opinions.DECIDED) or not self.continuation.may_take_back()):
+            self.desk.take_back(name, who)
+            return Chosen(who, name, second)
+        return Chosen(who, name)
+
+
+def person(name: str) -> str:
+    """A person's name as it is written into the table."""
+    return clean_name(name)
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    return environment.get_template("page.html.jinja")
+
+
+_TEMPLATE = _template()
