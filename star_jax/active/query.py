@@ -15,7 +15,7 @@ import numpy as np
 from star_jax.acquisition.needs import Feature, Measure
 from star_jax.acquisition.pool_scoring import answer_texts
 from star_jax.acquisition.selection import uniform
-from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, pick
+from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, get_strategy, pick
 from star_jax.active.features import Features, compute_features
 from star_jax.active.pool import available
 from star_jax.active.state import Choice, LoopState, Observer, Problem, Unobserved
@@ -24,6 +24,16 @@ from star_jax.config import ExperimentConfig
 from star_jax.data.examples import Prompt
 
 Array = jax.Array
+
+
+FIRST = {"typiclust": "typiclust", "k_center": "k_center", "base_uncertainty": "base_only"}
+"""`loop.initial` -> the strategy that picks the first labels; it needs the base model alone."""
+
+
+def first_strategy(config: ExperimentConfig) -> Strategy | None:
+    """What picks the first labels, before there is an adapter; None where they are drawn at random."""
+    name = FIRST.get(config.loop.initial)
+    return None if name is None else get_strategy(name, config.acquisition)
 
 
 def requests_of(problem: Problem, choice: Choice, strategy: str | None = None) -> list[Request]:
@@ -53,24 +63,25 @@ def spare_requests(
     somebody has said which others are to be skipped, and a run that was stopped in between asks for the same.
     """
     select_key, score_key, _ = round_keys(key, state)
-    unlabelled, features = available(state.pool), _features_of(strategy, choice)
+    asker, name = strategy if state.round else first_strategy(config), strategy.name
+    unlabelled, features = available(state.pool), None if asker is None else _features_of(asker, choice)
     asked, size, left = np.asarray(choice.picked).tolist(), len(choice.picked), int(np.sum(np.asarray(unlabelled)))
     rank = len(asked)
     while len(asked) < left:
         size = min(2 * size, left)
-        if state.round == 0:
+        if asker is None:
             found = np.asarray(_initial(select_key, unlabelled, count=size))
         else:
             if features is None:
-                computed = compute_features(config, strategy, problem, state, score_key, observer or Unobserved())
-                features = tuple(computed.arrays[need] for need in strategy.needs)
-            found = np.asarray(select(strategy, select_key, features, unlabelled, query_of(config, state, size))[0])
+                computed = compute_features(config, asker, problem, state, score_key, observer or Unobserved())
+                features = tuple(computed.arrays[need] for need in asker.needs)
+            found = np.asarray(select(asker, select_key, features, unlabelled, query_of(config, state, size))[0])
             check_picks(strategy, found, np.asarray(unlabelled))
         before = set(asked)
         fresh = [index for index in found.tolist() if index not in before]
         asked += fresh
         for index in fresh:
-            yield _request(problem, choice, index, rank, strategy.name)
+            yield _request(problem, choice, index, rank, name)
             rank += 1
 
 
@@ -84,8 +95,9 @@ def _features_of(strategy: Strategy, choice: Choice) -> tuple[Array, ...] | None
 
 
 def query_of(config: ExperimentConfig, state: LoopState, count: int) -> Query:
-    """Number t = r − 1 in round r."""
-    return Query(jnp.asarray(state.round - 1), config.loop.rounds - 1, count)
+    """Number t = r − 1 in round r; the first labels, which are no query, are picked as by the first one."""
+    # At least one query: schedules divide by their number.
+    return Query(jnp.asarray(max(state.round - 1, 0)), max(config.loop.rounds - 1, 1), count)
 
 
 def round_keys(key: Array, state: LoopState) -> Array:
@@ -113,7 +125,7 @@ def score_and_pick(
       config: the experiment.
       strategy: from the registry.
       problem: pool and model.
-      state: with the adapter of a training.
+      state: with the adapter of a training, unless the strategy needs the base model alone.
       keys: PRNG keys of the selection and of the dropout masks.
       query: which query this is.
       observer: told how far the scoring is.

@@ -19,6 +19,7 @@ from star_jax.acquisition.pool_scoring import Pool, score_pool
 from star_jax.acquisition.strategy import Strategy, get_strategy
 from star_jax.active.loop import choose, init, learn
 from star_jax.active.pool import available
+from star_jax.active.query import first_strategy
 from star_jax.active.state import LoopState, Problem
 from star_jax.annotators.annotator import Annotator, Rereadable
 from star_jax.checkpoints.companions import copy_companions, tokenizer_files
@@ -166,7 +167,7 @@ def _plan(config: ExperimentConfig, strategies: int) -> str:
     runs, rounds = strategies * len(config.seeds), config.loop.rounds
     return (
         f"{runs} run{'s' if runs > 1 else ''} of {rounds} round{'s' if rounds > 1 else ''}, counted from 0 as in their "
-        "folders; round 0 labels at random"
+        f"folders; round 0 labels {'at random' if config.loop.initial == 'random' else f'by {config.loop.initial}'}"
     )
 
 
@@ -351,8 +352,9 @@ def _validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: st
 
 def _with_base(run: Run, state: LoopState, title: str) -> LoopState:
     """The state with the base model's measures, where the coming query needs some that it does not have."""
-    needs = run.strategy.measures("base")
-    if state.round == 0 or all(need in state.base for need in needs):
+    asker = run.strategy if state.round else first_strategy(run.context.config)
+    needs = [] if asker is None else asker.measures("base")
+    if all(need in state.base for need in needs):
         return state
     with run.context.watch.phase("score"):
         measures = _base_measures(run.context, run.problem.pool, f"{title}: base model on the pool")

@@ -18,7 +18,7 @@ from star_jax.report import figures
 from star_jax.report.drawing import PHASE_COLOURS, SIGNS
 from star_jax.report.examples import example_tables
 from star_jax.report.places import CURVE, PAGE, check_places
-from star_jax.report.read import BASELINE, Run, by_strategy, compare, read_runs
+from star_jax.report.read import BASELINE, Run, by_strategy, compare, first_labels, read_runs
 from star_jax.report.tables import group_rows, headline, paired_row, time_rows
 from star_jax.report.words import facts, lead, next_steps, notes
 from star_jax.runs.files import write_bytes_atomic, write_text_atomic
@@ -105,7 +105,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
     if {"initial_labels", "labels_per_round", "rounds"} <= loop.keys():
         later = loop["rounds"] - 1
         then = f", then {later} round{'s' if later != 1 else ''} of {loop['labels_per_round']:,}" if later else ""
-        parts.append(f"{loop['initial_labels']:,} labels at random{then}")
+        parts.append(f"{loop['initial_labels']:,} labels {first_labels(config)}{then}")
     if config.get("model", {}).get("path"):
         parts.append(f"model {config['model']['path']}")
     return " · ".join(parts)
