@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
 from star_jax.cli.outputs import NOWHERE, check_output_file, check_output_folder
+from star_jax.cli.pool_flags import PoolFlags
+from star_jax.cli.pool_reading import open_reader
 from star_jax.cli.score_flags import PROGRAM, ScoreConfig, parse_score
 from star_jax.errors import ConfigError
 
@@ -78,29 +80,14 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
     from star_jax.acquisition.pool_scoring import Sampling, passes_over, score_pool
     from star_jax.acquisition.strategy import check_finite
     from star_jax.acquisition.uncertainty import MEASURES
-    from star_jax.checkpoints.hf_config import read_config
-    from star_jax.checkpoints.hub import end_tokens, load_tokenizer, resolve_folder
     from star_jax.checkpoints.huggingface import load_model
     from star_jax.checkpoints.peft import load_adapter
-    from star_jax.data.tasks import get_task
-    from star_jax.data.tokenization import Encoder, Limits
-    from star_jax.environment import memory_bytes
-    from star_jax.experiment.sizes import Demand, cache_bytes, refuse_what_does_not_fit, weight_bytes
 
-    tokenizer = load_tokenizer(config.model)
-    task = get_task(config.task, config.format, tokenizer)
-    limits = Limits(config.max_prompt_tokens, config.max_response_tokens, config.too_long)
-    longest = config.max_prompt_tokens + config.max_response_tokens
     # All that can be refused is refused before the weights are loaded.
-    shape = read_config(resolve_folder(config.model), config.dtype, longest, config.ignored_fields)
-    weights = Demand("--model", config.model, "its weights", weight_bytes(shape, config.quantization))
-    cache = cache_bytes(shape, 1, config.max_response_tokens)
-    response = Demand("--max-response-tokens", config.max_response_tokens, "keys and values of one response", cache)
-    refuse_what_does_not_fit([weights, response], memory_bytes())
-    encoder = Encoder(tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=end_tokens(config.model))
+    task, encoder, shape = open_reader(config)
     prompts, pool = _pool(config, task, encoder)
-    _refuse_large_batches(config, shape, pool)
-    _warn_of_length(pool, shape.max_position_embeddings)
+    refuse_large_batches(config, shape, pool)
+    warn_of_length(pool, shape.max_position_embeddings)
     adapter, sampling = None, None
     if config.adapter is not None:
         adapter, raw = load_adapter(Path(config.adapter), shape)
@@ -115,7 +102,7 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
         config.model,
         config.dtype,
         quantization=config.quantization,
-        longest=longest,
+        longest=config.max_prompt_tokens + config.max_response_tokens,
         ignored_fields=config.ignored_fields,
     )
     with progress.task("score", passes_over(pool, sampling) * len(prompts), "examples") as tick:
@@ -145,13 +132,13 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
         loaded = load_examples(task, config.data, "train", config.on_bad_row)
         examples = examples_within_limits(encoder, loaded)[0]
         prompts = [example.prompt for example in examples]
-        _require_some(prompts)
+        require_some(prompts)
         rows = encoder.examples(examples, counted=True)
         lengths = [len(row.tokens) for row in rows]
         shapes = choose_shapes([row.prompt_length for row in rows], lengths, max(lengths), sizes)
         return prompts, proposed_pool(rows, shapes.sequences)
     prompts = encoder.within_limits(load_prompts(task, config.data, "train", config.on_bad_row), labels={}).kept
-    _require_some(prompts)
+    require_some(prompts)
     if config.answers == "candidates":
         if task.candidates is None:
             raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
@@ -159,7 +146,7 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
     return prompts, prompt_pool(encoder, prompts, config.batch_size)
 
 
-def _refuse_large_batches(config: ScoreConfig, shape: TransformerConfig, pool: Pool) -> None:
+def refuse_large_batches(config: PoolFlags, shape: TransformerConfig, pool: Pool) -> None:
     """Refuses batches of which a device could not hold even one layer, or the keys and values of responses."""
     import jax
 
@@ -177,7 +164,7 @@ def _refuse_large_batches(config: ScoreConfig, shape: TransformerConfig, pool: P
     refuse_what_does_not_fit(demands, memory_bytes())
 
 
-def _warn_of_length(pool: Pool, most: int) -> None:
+def warn_of_length(pool: Pool, most: int) -> None:
     """Says so where sequences are longer than what the model was trained to read."""
     from star_jax.acquisition.pool_scoring import GeneratedPool
 
@@ -193,7 +180,8 @@ def _warn_of_length(pool: Pool, most: int) -> None:
         )
 
 
-def _require_some(prompts: Sequence[Prompt]) -> None:
+def require_some(prompts: Sequence[Prompt]) -> None:
+    """Refuses a file of which nothing is left."""
     if not prompts:
         raise ConfigError("no example is within --max-prompt-tokens; raise it, or set --too-long to truncate-left")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from star_jax import __version__
-from star_jax.cli import evaluate, export, main, predict, report, run, score
+from star_jax.cli import evaluate, export, main, predict, report, run, score, select
 from star_jax.cli.guard import guarded_main
 from star_jax.errors import ConfigError
 
@@ -42,11 +42,12 @@ def test_help_names_every_command_and_what_it_does(capsys, argv):
 def test_a_command_that_there_is_not_is_one_sentence(capsys, name):
     """Modules beside the commands are none."""
     assert main.main([name, "--help"]) == 2
-    said = f"star_jax: error: there is no command {name!r}; choose from run, score, predict, evaluate, export, report\n"
+    known = "run, score, select, predict, evaluate, export, report"
+    said = f"star_jax: error: there is no command {name!r}; choose from {known}\n"
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize("module", [run, score, predict, evaluate, export, report])
+@pytest.mark.parametrize("module", [run, score, select, predict, evaluate, export, report])
 def test_a_command_gets_what_stands_behind_its_name(monkeypatch, module):
     seen = []
 
