@@ -3,8 +3,9 @@
     python experiments/benchmarks/selection.py [--pool 100000] [--width 256] [--count 500] [--strategies NAME,NAME]
 
 The features are random, in clusters; making them for a real pool is not counted. A twentieth of the pool is labelled.
-Each strategy runs in a process of its own. Seconds are those of the second call, on the clock and of all cores together;
-the first call, which compiles, is in brackets. Peak memory is that of the process less what it had before the first call, features included.
+Each strategy runs in a process of its own. Seconds are those of the second call, on the clock and of all cores
+together; the first call, which compiles, is in brackets. Peak memory is that of the process less what it had before the
+first call, features included.
 """
 
 from __future__ import annotations

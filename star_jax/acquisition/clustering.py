@@ -70,6 +70,7 @@ def seeds(key: Array, vectors: Array, slots: Slots) -> Array:
 
     Arguments as `k_means`. A stratum with fewer different vectors than centres has one of them twice.
     """
+    vectors = vectors - vectors.mean(axis=0)
 
     def step(gap: Array, centre: tuple[Array, Array]) -> tuple[Array, Array]:
         number, owner = centre

@@ -95,8 +95,8 @@ def k_center(key: Array, points: Points, count: int) -> Picks:
     Returns:
       Picks; a score is the distance to the nearest one that was taken or picked before.
     """
-    vectors = points.vectors
-    from_middle = squared_to(vectors, vectors.mean(axis=0))
+    vectors = points.vectors - points.vectors.mean(axis=0)
+    from_middle = jnp.square(vectors).sum(axis=1)
 
     def gain(gap: Array) -> Array:
         return jnp.where(jnp.isinf(gap), -from_middle, gap)
@@ -163,8 +163,8 @@ def k_means_plus_plus(key: Array, points: Points, count: int) -> Picks:
     Returns:
       Picks; a score is the distance to the nearest pick before, of the first the vector's length.
     """
-    vectors = points.vectors
-    length = jnp.square(vectors).sum(axis=1)
+    vectors = points.vectors - points.vectors.mean(axis=0)
+    length = jnp.square(points.vectors).sum(axis=1)
 
     def value(state: tuple[Array, Array]) -> Array:
         return jnp.where(state[1] == 0, length, state[0])

@@ -47,11 +47,12 @@ class Figure:
     legend: list[tuple[str, str, str]]
 
 
-def build_report(directory: str | Path) -> Path:
+def build_report(directory: str | Path, target: float | None = None) -> Path:
     """Writes learning_curve.png and report.html into an output folder and returns the page's path.
 
     Args:
       directory: OUTPUT_DIR, the folder that holds STRATEGY/seed-N. Unfinished runs are shown and marked.
+      target: an accuracy whose number of labels is forecast; None for the accuracy with twice the labels.
 
     Raises:
       ConfigError: there is no run with a finished round, or the page or the figure there is somebody else's.
@@ -69,7 +70,7 @@ def build_report(directory: str | Path) -> Path:
     page = templates.get_template("report.html.jinja").render(
         subtitle=_subtitle(runs),
         lead=lead(runs),
-        facts=facts(runs),
+        facts=facts(runs, target),
         notes=notes(runs),
         headline=headline(runs) if any(run.rows for run in runs) else [],
         several_seeds=max(len(members) for members in by_strategy(runs).values()) > 1,
