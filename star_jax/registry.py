@@ -118,6 +118,7 @@ def _package(point: metadata.EntryPoint) -> str:
 
 
 _STRATEGIES = "star_jax.acquisition.strategies"
+_VECTOR_STRATEGIES = "star_jax.acquisition.vector_strategies"
 _TASKS = "star_jax.data.tasks"
 
 STRATEGIES = Registry(
@@ -128,6 +129,13 @@ STRATEGIES = Registry(
         for name in (
             *("random", "entropy", "pe", "entropy_subtract", "pe_subtract", "entropy_dynamic", "pe_dynamic"),
             *("star", "star_constant", "star_reversed", "base_only", "bald", "least_confidence", "margin"),
+        )
+    }
+    | {
+        name: f"{_VECTOR_STRATEGIES}:{name}"
+        for name in (
+            *("k_center", "typiclust", "facility_location", "log_det", "badge", "expected_gradient_length"),
+            *("huds", "task_diversity", "uncertain_then_diverse"),
         )
     },
     reserved=("auto",),

@@ -1,6 +1,6 @@
 """Greedy k-center (Sener & Savarese 2018, arXiv 1708.00489): a batch that leaves no part of the pool far away.
 
-star-jax run --plugins docs/examples/k_center.py --strategies k_center,random
+star-jax run --plugins docs/examples/k_center.py --strategies my_k_center,random
 """
 
 import jax
@@ -11,8 +11,8 @@ import star_jax as sj
 EMBEDDING = sj.Embedding(projection=64)
 
 
-@sj.register_strategy("k_center", needs=[EMBEDDING])
-def k_center(key, pool, query):
+@sj.register_strategy("my_k_center", needs=[EMBEDDING])
+def my_k_center(key, pool, query):
     """Always the prompt farthest from all that are labelled or picked; first the most central one if there is none."""
     points, labelled = pool[EMBEDDING], ~pool.unlabelled
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from star_jax.acquisition import dynamic, selection
-from star_jax.acquisition.needs import Feature, Measure
+from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Measure
 from star_jax.acquisition.strategy import Picks, PoolFeatures, Query
 
 
@@ -49,6 +49,22 @@ class Value:
     def __call__(self, pool: PoolFeatures, query: Query) -> Array:
         """The measure's array."""
         return pool[self.measure]
+
+
+@dataclass(frozen=True)
+class Length:
+    """The Euclidean length of a vector: of a gradient's sketch, how far the example would move the adapter."""
+
+    vector: Embedding | GradientSketch
+
+    @property
+    def needs(self) -> tuple[Feature, ...]:
+        """The vector."""
+        return (self.vector,)
+
+    def __call__(self, pool: PoolFeatures, query: Query) -> Array:
+        """The lengths."""
+        return jnp.sqrt(jnp.square(pool[self.vector]).sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -143,7 +159,7 @@ class ByScore:
         # 1. Which examples have numbers for everything that is read.
         finite = jnp.ones_like(pool.unlabelled)
         for need in self.score.needs:
-            finite &= jnp.isfinite(pool[need])
+            finite &= jnp.isfinite(pool[need]).reshape(pool.size, -1).all(axis=1)
         # 2. Scores over those, so that a scale is set by numbers alone.
         scores = self.score(replace(pool, unlabelled=pool.unlabelled & finite), query)
         scores = jnp.where(pool.unlabelled, jnp.where(finite, scores, jnp.nan), 0)

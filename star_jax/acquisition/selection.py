@@ -53,12 +53,12 @@ def power(key: Array, scores: Array, available: Array, count: int, power: float)
     lowest = jnp.where(available, scores, jnp.inf).min()
     positive = jnp.where(available, scores - jnp.minimum(lowest, 0), 0)
     log_weight = power * jnp.log(jnp.where(positive > 0, positive, 1))
-    return _highest(log_weight + _noise(key, jax.random.gumbel, scores.shape[0]), positive == 0, available, count)
+    return _highest(log_weight + noise(key, jax.random.gumbel, scores.shape[0]), positive == 0, available, count)
 
 
 def uniform(key: Array, available: Array, count: int) -> Array:
     """`count` available entries drawn uniformly without replacement, as int32 indices in random order."""
-    return top_k(_noise(key, jax.random.uniform, available.shape[0]), available, count)
+    return top_k(noise(key, jax.random.uniform, available.shape[0]), available, count)
 
 
 def _highest(scores: Array, last: Array, available: Array, count: int) -> Array:
@@ -74,6 +74,12 @@ def _highest(scores: Array, last: Array, available: Array, count: int) -> Array:
     return order[:count].astype(jnp.int32)
 
 
-def _noise(key: Array, draw: Callable[[Array], Array], size: int) -> Array:
-    """One draw an example, from a key of its own: `size`."""
+def noise(key: Array, draw: Callable[[Array], Array], size: int) -> Array:
+    """One draw an example, from a key of its own: `size`.
+
+    Args:
+      key: PRNG key.
+      draw: takes a key and gives a scalar, as `jax.random.gumbel` does.
+      size: number of examples.
+    """
     return jax.vmap(lambda index: draw(jax.random.fold_in(key, index)))(jnp.arange(size))

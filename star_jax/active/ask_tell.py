@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.strategy import Query, Strategy
+from star_jax.acquisition.strategy import Strategy
 from star_jax.active.loop import init, train
 from star_jax.active.pool import SKIPPED, available, label, skip
-from star_jax.active.query import QueryKeys, initial, requests_of, score_and_pick
+from star_jax.active.query import QueryKeys, first_strategy, initial, query_of, requests_of, score_and_pick
 from star_jax.active.state import LoopState, Observer, Problem
 from star_jax.annotators.annotator import Answer, Request
 from star_jax.config import ExperimentConfig
@@ -84,7 +84,7 @@ def ask(
     count: int,
     observer: Observer | None = None,
 ) -> tuple[AskTellState, list[Request]]:
-    """What to label next: at random before the first training, by the strategy afterwards.
+    """What to label next: as `loop.initial` says before the first training, by the strategy afterwards.
 
     Args:
       config: the experiment; `loop.rounds` is read by schedules that depend on it.
@@ -103,18 +103,18 @@ def ask(
     check_count(state, count)
     key = jax.random.fold_in(key, state.asks)
     keys = QueryKeys.of(key, *jax.random.split(key))
-    if state.loop.adapter is None:
+    asker = first_strategy(config) if state.loop.adapter is None else strategy
+    if asker is None:
         choice = initial(keys.select, state.loop, count)
     else:
         most = config.acquisition.score_at_most
-        if strategy.needs and most is not None and count > most:
+        if asker.needs and most is not None and count > most:
             raise ConfigError(
                 f"{count} examples were asked for and acquisition.score_at_most is {most}, which is all that a query "
                 f"may pick from; ask for at most {most}"
             )
-        # At least one query: schedules divide by their number.
-        query = Query(jnp.asarray(state.loop.round - 1), max(config.loop.rounds - 1, 1), count)
-        choice = score_and_pick(config, strategy, problem, state.loop, keys, query, observer)
+        query = query_of(config, state.loop, count)
+        choice = score_and_pick(config, asker, problem, state.loop, keys, query, observer)
     requests = requests_of(problem, choice, strategy.name)
     loop = state.loop._replace(base={**state.loop.base, **choice.base_features})
     return state._replace(loop=loop, asks=state.asks + 1, open=tuple(requests)), requests

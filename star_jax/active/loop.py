@@ -3,9 +3,9 @@
 `choose` scores the pool and picks; `learn` gets labels for what was picked and trains. A shell that has to wait for
 labels keeps what was chosen in between.
 
-Round 0 labels a random initial set. Round r ≥ 1 scores the pool with the model of round r − 1, so its query is
-number t = r − 1. Every key is folded from the run's key and the round, and the adapter is trained anew each
-round, so a run can be taken up after any round and goes on bit for bit.
+Round 0 labels an initial set, at random unless `loop.initial` says otherwise. Round r ≥ 1 scores the pool with the
+model of round r − 1, so its query is number t = r − 1. Every key is folded from the run's key and the round, and the
+adapter is trained anew each round, so a run can be taken up after any round and goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from star_jax.acquisition.strategy import Strategy
 from star_jax.active.pool import available, init_pool, label, skip
 from star_jax.active.query import (
+    first_strategy,
     initial,
     query_keys,
     query_of,
@@ -88,12 +89,14 @@ def choose(
     """
     keys = query_keys(key, state)
     left = int(np.sum(np.asarray(available(state.pool))))
-    if state.round == 0:
-        return initial(keys.select, state, min(config.loop.initial_labels, left))
+    asker = strategy if state.round else first_strategy(config)
+    count = min(config.loop.labels_per_round if state.round else config.loop.initial_labels, left)
+    if asker is None:
+        return initial(keys.select, state, count)
     if not left:
         return Choice(jnp.zeros(0, jnp.int32))
-    query = query_of(config, state, min(config.loop.labels_per_round, left))
-    return score_and_pick(config, strategy, problem, state, keys, query, observer)
+    query = query_of(config, state, count)
+    return score_and_pick(config, asker, problem, state, keys, query, observer)
 
 
 def learn(

@@ -16,7 +16,7 @@ import numpy as np
 from star_jax.acquisition.needs import Feature, Measure
 from star_jax.acquisition.pool_scoring import answer_texts
 from star_jax.acquisition.selection import uniform
-from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, pick
+from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, get_strategy, pick
 from star_jax.active.features import Features, Offer, compute_features
 from star_jax.active.pool import available
 from star_jax.active.state import Choice, LoopState, Observer, Problem, Unobserved
@@ -47,6 +47,16 @@ class QueryKeys(NamedTuple):
     def of(cls, key: Array, select: Array, score: Array) -> QueryKeys:
         """The two keys that were split off the query's `key`, with the third."""
         return cls(select, score, jax.random.fold_in(key, _SUBSET))
+
+
+FIRST = {"typiclust": "typiclust", "k_center": "k_center", "base_uncertainty": "base_only"}
+"""`loop.initial` -> the strategy that picks the first labels; it needs the base model alone."""
+
+
+def first_strategy(config: ExperimentConfig) -> Strategy | None:
+    """What picks the first labels, before there is an adapter; None where they are drawn at random."""
+    name = FIRST.get(config.loop.initial)
+    return None if name is None else get_strategy(name, config.acquisition)
 
 
 def requests_of(problem: Problem, choice: Choice, strategy: str | None = None) -> list[Request]:
@@ -86,31 +96,32 @@ def spare_requests(
     somebody has said which others are to be skipped, and a run that was stopped in between asks for the same. Where the
     query scored only some, the others come behind them, at random.
     """
-    keys, features = query_keys(key, state), _features_of(strategy, choice)
+    asker, name = strategy if state.round else first_strategy(config), strategy.name
+    keys, features = query_keys(key, state), None if asker is None else _features_of(asker, choice)
     unlabelled = available(state.pool)
-    offered = unlabelled if state.round == 0 else what_is_scored(config, strategy, unlabelled, keys)
+    offered = unlabelled if asker is None else what_is_scored(config, asker, unlabelled, keys)
     asked, size, left = np.asarray(choice.picked).tolist(), len(choice.picked), int(np.sum(np.asarray(offered)))
     rank = len(asked)
     while len(asked) < left:
         size = min(2 * size, left)
-        if state.round == 0:
+        if asker is None:
             found = np.asarray(_initial(keys.select, unlabelled, count=size))
         else:
             if features is None:
                 offer = Offer(offered, keys.score)
-                computed = compute_features(config, strategy, problem, state, offer, observer or Unobserved())
-                features = tuple(computed.arrays[need] for need in strategy.needs)
-            found = np.asarray(select(strategy, keys.select, features, offered, query_of(config, state, size))[0])
-            check_picks(strategy, found, np.asarray(offered))
+                computed = compute_features(config, asker, problem, state, offer, observer or Unobserved())
+                features = tuple(computed.arrays[need] for need in asker.needs)
+            found = np.asarray(select(asker, keys.select, features, offered, query_of(config, state, size))[0])
+            check_picks(asker, found, np.asarray(offered))
         before = set(asked)
         fresh = [index for index in found.tolist() if index not in before]
         asked += fresh
         for index in fresh:
-            yield _request(problem, choice, index, rank, strategy.name)
+            yield _request(problem, choice, index, rank, name)
             rank += 1
     rest = unlabelled & ~offered
     for index in np.asarray(uniform(keys.subset, rest, int(rest.sum()))).tolist():
-        yield _request(problem, choice, index, rank, strategy.name)
+        yield _request(problem, choice, index, rank, name)
         rank += 1
 
 
@@ -124,8 +135,9 @@ def _features_of(strategy: Strategy, choice: Choice) -> tuple[Array, ...] | None
 
 
 def query_of(config: ExperimentConfig, state: LoopState, count: int) -> Query:
-    """Number t = r − 1 in round r."""
-    return Query(jnp.asarray(state.round - 1), config.loop.rounds - 1, count)
+    """Number t = r − 1 in round r; the first labels, which are no query, are picked as by the first one."""
+    # At least one query: schedules divide by their number.
+    return Query(jnp.asarray(max(state.round - 1, 0)), max(config.loop.rounds - 1, 1), count)
 
 
 def round_keys(key: Array, state: LoopState) -> Array:
@@ -173,7 +185,7 @@ def score_and_pick(
       config: the experiment.
       strategy: from the registry.
       problem: pool and model.
-      state: with the adapter of a training.
+      state: with the adapter of a training, unless the strategy needs the base model alone.
       keys: PRNG keys.
       query: which query this is.
       observer: told how far the scoring is.

@@ -151,6 +151,7 @@ def describe_names(kind: Any) -> None:
         "strategies": _names(
             STRATEGIES, "Comma separated; auto is star and random, and star alone where somebody has to label. Or"
         ),
+        "strategy": _names(STRATEGIES, "How they are picked. One of"),
         "annotator": _names(
             ANNOTATORS,
             "Who labels what is picked: auto is the pool's own responses where it has all of them, and a table for a "

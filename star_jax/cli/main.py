@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "run active-learning experiments: every strategy with every seed",
     "label": "open a local page to label what a run waits for",
     "score": "write how uncertain a model is about each example of a file",
+    "select": "pick what to label from the base model alone, all at once",
     "predict": "answer what nobody has labelled, and mark what a person should see",
     "evaluate": "judge an adapter on a labelled file",
     "export": "merge an adapter into its base model, as a Hugging Face folder",

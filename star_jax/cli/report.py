@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from star_jax.cli.guard import guarded_main
+from star_jax.errors import ConfigError
 from star_jax.tracking.interruption import stop_if_asked
 
 PROGRAM = "star-jax report"
@@ -23,14 +25,29 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     parser.add_argument(
         "directories", metavar="DIR", nargs="+", help="folder that holds STRATEGY/seed-N (a run's --output-dir)"
     )
-    directories = parser.parse_args(argv).directories
+    parser.add_argument(
+        "--target",
+        metavar="ACCURACY",
+        type=float,
+        help="an accuracy between 0 and 1; how many labels it takes is forecast from the learning curves, printed, and "
+        "written into the report",
+    )
+    parsed = parser.parse_args(argv)
+    directories, target = parsed.directories, parsed.target
+    if target is not None and not 0 < target < 1:
+        raise ConfigError(f"--target is {target:g}; it must be an accuracy between 0 and 1, for example 0.8")
     # Imported after parsing: drawing takes a while to load.
     from star_jax.report.page import build_report
 
     pages = []
     for directory in directories:
         stop_if_asked()
-        pages.append(build_report(directory))
+        pages.append(build_report(directory, target))
+        if target is not None:
+            from star_jax.report.outlook import print_outlook
+            from star_jax.report.read import read_runs
+
+            print_outlook(read_runs(Path(directory)), target, f"{directory} " if len(directories) > 1 else "")
     if len(directories) > 1:
         from star_jax.report.compare import print_comparison
 

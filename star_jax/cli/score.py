@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
 from star_jax.cli.outputs import check_output_file, check_output_folder
+from star_jax.cli.pool_flags import PoolFlags
+from star_jax.cli.pool_reading import open_reader
 from star_jax.cli.score_flags import PROGRAM, ScoreConfig, parse_score
 from star_jax.cli.score_rows import ScoredRows
 from star_jax.errors import ConfigError
@@ -93,30 +95,15 @@ def score_file(config: ScoreConfig, progress: Progress, kept: Path | None = None
     from star_jax.acquisition.pool_scoring import Sampling, passes_over, score_pool
     from star_jax.acquisition.strategy import check_finite
     from star_jax.acquisition.uncertainty import MEASURES
-    from star_jax.checkpoints.hf_config import read_config
-    from star_jax.checkpoints.hub import end_tokens, load_tokenizer, resolve_folder
     from star_jax.checkpoints.huggingface import load_model
     from star_jax.checkpoints.peft import load_adapter
-    from star_jax.data.tasks import get_task
-    from star_jax.data.tokenization import Encoder, Limits
-    from star_jax.environment import memory_bytes
-    from star_jax.experiment.sizes import Demand, cache_bytes, refuse_what_does_not_fit, weight_bytes
     from star_jax.runs.partial_scores import PartialScores
 
-    tokenizer = load_tokenizer(config.model)
-    task = get_task(config.task, config.format, tokenizer)
-    limits = Limits(config.max_prompt_tokens, config.max_response_tokens, config.too_long)
-    longest = config.max_prompt_tokens + config.max_response_tokens
     # All that can be refused is refused before the weights are loaded.
-    shape = read_config(resolve_folder(config.model), config.dtype, longest, config.ignored_fields)
-    weights = Demand("--model", config.model, "its weights", weight_bytes(shape, config.quantization))
-    cache = cache_bytes(shape, 1, config.max_response_tokens)
-    response = Demand("--max-response-tokens", config.max_response_tokens, "keys and values of one response", cache)
-    refuse_what_does_not_fit([weights, response], memory_bytes())
-    encoder = Encoder(tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=end_tokens(config.model))
+    task, encoder, shape = open_reader(config)
     prompts, pool = _pool(config, task, encoder, kept)
-    _refuse_large_batches(config, shape, pool)
-    _warn_of_length(pool, shape.max_position_embeddings)
+    refuse_large_batches(config, shape, pool)
+    warn_of_length(pool, shape.max_position_embeddings)
     adapter, sampling = None, None
     if config.adapter is not None:
         adapter, raw = load_adapter(Path(config.adapter), shape)
@@ -131,7 +118,7 @@ def score_file(config: ScoreConfig, progress: Progress, kept: Path | None = None
         config.model,
         config.dtype,
         quantization=config.quantization,
-        longest=longest,
+        longest=config.max_prompt_tokens + config.max_response_tokens,
         ignored_fields=config.ignored_fields,
     )
     options: dict[str, Any] = {"key": jax.random.key(config.seed), "sampling": sampling}
@@ -169,7 +156,7 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder, kept: Path | None) 
         loaded = load_examples(task, config.data, "train", config.on_bad_row)
         examples = examples_within_limits(encoder, loaded)[0]
         prompts = [example.prompt for example in examples]
-        _require_some(prompts)
+        require_some(prompts)
         rows = encoder.examples(examples, counted=True)
         lengths = [len(row.tokens) for row in rows]
         shapes = choose_shapes([row.prompt_length for row in rows], lengths, max(lengths), sizes)
@@ -177,7 +164,7 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder, kept: Path | None) 
     every = load_prompts(task, config.data, "train", config.on_bad_row)
     fitting = encoder.within_limits(every, {}, _token_place(config, kept))
     prompts = fitting.kept
-    _require_some(prompts)
+    require_some(prompts)
     if config.answers == "candidates":
         if task.candidates is None:
             raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
@@ -198,7 +185,7 @@ def _token_place(config: ScoreConfig, kept: Path | None) -> TokenPlace | None:
     return TokenPlace(kept.with_name(f"{kept.name}-"), origin)
 
 
-def _refuse_large_batches(config: ScoreConfig, shape: TransformerConfig, pool: Pool) -> None:
+def refuse_large_batches(config: PoolFlags, shape: TransformerConfig, pool: Pool) -> None:
     """Refuses batches of which a device could not hold even one layer, or the keys and values of responses."""
     from star_jax.acquisition.pools import GeneratedPool
     from star_jax.environment import memory_bytes
@@ -213,7 +200,7 @@ def _refuse_large_batches(config: ScoreConfig, shape: TransformerConfig, pool: P
     refuse_what_does_not_fit(demands, memory_bytes())
 
 
-def _warn_of_length(pool: Pool, most: int) -> None:
+def warn_of_length(pool: Pool, most: int) -> None:
     """Says so where sequences are longer than what the model was trained to read."""
     from star_jax.acquisition.pools import GeneratedPool, longest_row
 
@@ -229,7 +216,8 @@ def _warn_of_length(pool: Pool, most: int) -> None:
         )
 
 
-def _require_some(prompts: Sequence[Prompt]) -> None:
+def require_some(prompts: Sequence[Prompt]) -> None:
+    """Refuses a file of which nothing is left."""
     if not prompts:
         raise ConfigError("no example is within --max-prompt-tokens; raise it, or set --too-long to truncate-left")
 

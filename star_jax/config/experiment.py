@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from star_jax.config.checks import SEEDS, require, require_whole
 from star_jax.config.data import DataConfig, FormatConfig, LabelsConfig, check_format
@@ -22,11 +22,14 @@ class LoopConfig:
     """The labelling budget: initial_labels + (rounds - 1) * labels_per_round."""
 
     initial_labels: int = 500
-    """Examples labelled at random before the first training."""
+    """Examples labelled before the first training."""
     labels_per_round: int = 500
     """Examples picked by the strategy before each later training."""
     rounds: int = 10
     """Number of trainings."""
+    initial: Literal["random", "typiclust", "k_center", "base_uncertainty"] = "random"
+    """How the examples that are labelled before the first training are chosen: at random, or by what the base model
+    makes of them."""
 
     def __post_init__(self) -> None:
         for name in ("initial_labels", "labels_per_round", "rounds"):

@@ -10,6 +10,7 @@ import numpy as np
 
 from star_jax.acquisition.pool_scoring import score_pool
 from star_jax.acquisition.pools import Pool
+from star_jax.active.query import first_strategy
 from star_jax.active.state import LoopState
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example
@@ -65,10 +66,11 @@ def validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: str
 
 def with_base(run: Run, state: LoopState, title: str) -> LoopState:
     """The state with the base model's measures, where the coming query needs some that it does not have."""
-    needs = run.strategy.measures("base")
+    asker = run.strategy if state.round else first_strategy(run.context.config)
+    needs = [] if asker is None else asker.measures("base")
     if run.context.config.acquisition.score_at_most is not None:
         return state  # they are computed for what a query scores
-    if state.round == 0 or all(need in state.base for need in needs):
+    if all(need in state.base for need in needs):
         return state
     with run.context.watch.phase("score"):
         measures = _base_measures(run.context, run.problem.pool, f"{title}: base model on the pool")

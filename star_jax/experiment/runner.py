@@ -106,7 +106,7 @@ def _plan(config: ExperimentConfig, strategies: int) -> str:
     runs, rounds = strategies * len(config.seeds), config.loop.rounds
     return (
         f"{runs} run{'s' if runs > 1 else ''} of {rounds} round{'s' if rounds > 1 else ''}, counted from 0 as in their "
-        "folders; round 0 labels at random"
+        f"folders; round 0 labels {'at random' if config.loop.initial == 'random' else f'by {config.loop.initial}'}"
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from star_jax.report.read import Run, by_strategy, settled
+from star_jax.report.read import Run, by_strategy, first_labels, settled
 
 HARDEST = 10
 MOST_ERRORS, MOST_PICKED = 200, 1000
@@ -136,9 +136,9 @@ def _picked(run: Run) -> ExampleTable | None:
     ]
     first = f"the first {MOST_PICKED:,} of " if len(rows) > MOST_PICKED else ""
     reading = (
-        f"What {_name(run)} had labelled ({first}{len(rows):,}), in the order in which it was picked. Round 0 is drawn "
-        "at random; later ones have the score they were picked by, and the uncertainty of the model of the round "
-        "before and of the base model, nats. Rows of every run are in its rounds/NNN/queried.jsonl."
+        f"What {_name(run)} had labelled ({first}{len(rows):,}), in the order in which it was picked. Round 0 is "
+        f"picked {first_labels(run.config)}; later ones have the score they were picked by, and the uncertainty of the "
+        "model of the round before and of the base model, nats. Rows of every run are in its rounds/NNN/queried.jsonl."
     )
     return _table("picked", "What was picked, one by one", reading, columns, rows[:MOST_PICKED], searched=True)
 

@@ -243,7 +243,7 @@ def _bars(
     for colour, heights in layers:
         axes.bar(rounds, heights, bottom=bottom, color=colour, width=0.85, edgecolor="white", linewidth=0.4)
         bottom = bottom + heights
-    axes.set(xlabel="round (0: at random)", ylabel="labels bought", ylim=(0, 1.03 * tallest))
+    axes.set(xlabel="round (0: the first labels)", ylabel="labels bought", ylim=(0, 1.03 * tallest))
     axes.grid(axis="x", visible=False)
     limit_rounds(axes, rounds)
     return figure

@@ -18,7 +18,7 @@ from star_jax.report import figures
 from star_jax.report.drawing import PHASE_COLOURS, SIGNS
 from star_jax.report.examples import example_tables
 from star_jax.report.places import CURVE, PAGE, check_places
-from star_jax.report.read import BASELINE, Run, by_strategy, compare, read_runs
+from star_jax.report.read import BASELINE, Run, by_strategy, compare, first_labels, read_runs
 from star_jax.report.tables import group_rows, headline, paired_row, time_rows
 from star_jax.report.words import facts, lead, next_steps, notes
 from star_jax.runs.files import write_bytes_atomic, write_text_atomic
@@ -47,11 +47,12 @@ class Figure:
     legend: list[tuple[str, str, str]]
 
 
-def build_report(directory: str | Path) -> Path:
+def build_report(directory: str | Path, target: float | None = None) -> Path:
     """Writes learning_curve.png and report.html into an output folder and returns the page's path.
 
     Args:
       directory: OUTPUT_DIR, the folder that holds STRATEGY/seed-N. Unfinished runs are shown and marked.
+      target: an accuracy whose number of labels is forecast; None for the accuracy with twice the labels.
 
     Raises:
       ConfigError: there is no run with a finished round, or the page or the figure there is somebody else's.
@@ -69,7 +70,7 @@ def build_report(directory: str | Path) -> Path:
     page = templates.get_template("report.html.jinja").render(
         subtitle=_subtitle(runs),
         lead=lead(runs),
-        facts=facts(runs),
+        facts=facts(runs, target),
         notes=notes(runs),
         headline=headline(runs) if any(run.rows for run in runs) else [],
         several_seeds=max(len(members) for members in by_strategy(runs).values()) > 1,
@@ -105,7 +106,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
     if {"initial_labels", "labels_per_round", "rounds"} <= loop.keys():
         later = loop["rounds"] - 1
         then = f", then {later} round{'s' if later != 1 else ''} of {loop['labels_per_round']:,}" if later else ""
-        parts.append(f"{loop['initial_labels']:,} labels at random{then}")
+        parts.append(f"{loop['initial_labels']:,} labels {first_labels(config)}{then}")
     if config.get("model", {}).get("path"):
         parts.append(f"model {config['model']['path']}")
     return " · ".join(parts)

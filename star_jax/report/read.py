@@ -29,6 +29,12 @@ FIRST = "star"
 """The strategy shown first."""
 
 
+def first_labels(config: Mapping[str, Any]) -> str:
+    """How a run's first labels were chosen, in words; in the configurations of earlier releases always at random."""
+    how = (config.get("loop") or {}).get("initial", "random")
+    return "at random" if how == "random" else f"by {how}"
+
+
 @dataclass(frozen=True)
 class Run:
     """One run folder.

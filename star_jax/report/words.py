@@ -19,6 +19,7 @@ from star_jax.report.findings import (
     said_trend,
     signed,
 )
+from star_jax.report.outlook import said_outlook
 from star_jax.report.read import BASELINE, FIRST, Run, by_strategy, compare, config_differences, settled
 from star_jax.report.rules import rule_of
 
@@ -95,8 +96,13 @@ def chosen_runs(runs: Sequence[Run]) -> tuple[str, list[Run]]:
     return names[0], groups[names[0]]
 
 
-def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What follows from the figures, each with what it is about: before training, labels saved, going on, the rule."""
+def facts(runs: Sequence[Run], target: float | None = None) -> list[tuple[str, str]]:
+    """What follows from the figures, each with what it is about: before training, labels saved, going on, the rule.
+
+    Args:
+      runs: of the report.
+      target: an accuracy whose number of labels is asked for, or None.
+    """
     found = []
     begun = [run for run in runs if run.rows]
     if begun:
@@ -107,6 +113,7 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
         if not _nothing_right(runs):
             found += [("Labels saved", said_saving(comparison))] if comparison else []
             found.append((f"Going on with {strategy}", said_trend(settled(members))))
+            found.append(("Forecast", said_outlook(settled(members), target)))
     rule = rule_of(runs[0].config)
     found.append(("What counts as right", f"{rule[0].upper()}{rule[1:]}."))
     return found

@@ -29,7 +29,7 @@ NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "labels
 """Configuration keys that do not change what one strategy and seed compute."""
 
 LATER = (
-    *("annotator", "acquisition.score_at_most", "evaluation.answers"),
+    *("annotator", "acquisition.score_at_most", "evaluation.answers", "loop.initial"),
     *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)),
 )
 """Configuration keys that the first release did not have."""

@@ -11,7 +11,7 @@ import pytest
 from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
 from star_jax.acquisition.pool_scoring import Sampling, generated_texts, score_pool
 from star_jax.acquisition.pools import BatchSizes, choose_shapes, generated_pool
-from star_jax.acquisition.strategy import Strategy, get_strategy, pick
+from star_jax.acquisition.strategy import Query, Strategy, get_strategy, pick
 from star_jax.active.loop import choose, init, learn, step
 from star_jax.active.pool import SKIPPED, available
 from star_jax.active.query import query_keys, query_of
@@ -622,3 +622,39 @@ def test_a_part_that_is_skipped_is_filled_up_from_what_was_not_scored(problem, e
     assert len(info.picked) == len(set(info.picked.tolist())) == 4 + 2
     (*_, last) = queried_rows(get_task("skills"), problem, info, after.labels)
     assert last["score"] is last["full_uncertainty"] is last["prediction"] is None
+
+
+def with_initial(initial):
+    return dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, initial=initial))
+
+
+@pytest.mark.parametrize("initial", ["typiclust", "k_center", "base_uncertainty"])
+def test_the_first_labels_are_those_of_a_strategy_on_the_base_model(problem, initial):
+    """On features that are computed here, of a pool in which nothing is labelled."""
+    key, state = jax.random.key(5), init(len(problem.prompts))
+    choice = choose(with_initial(initial), made("star"), problem, state, key)
+    if initial == "base_uncertainty":
+        entropy = np.asarray(score_pool(problem.model, None, problem.pool).measures["token_entropy"])
+        assert choice.picked.tolist() == sorted(range(30), key=lambda place: -entropy[place])[:8]
+        np.testing.assert_allclose(choice.scores, entropy, rtol=1e-5)
+    else:
+        vectors = embed_prompts(problem.model, None, problem.tokens, problem.shapes.prompts, [Readout("mean", 256)])
+        select_key = jax.random.split(jax.random.fold_in(key, 0), 3)[0]
+        query = Query(0, 2, 8)
+        want, _ = pick(get_strategy(initial), select_key, vectors, jnp.ones(30, bool), query)
+        assert choice.picked.tolist() == want.tolist()
+    assert all(need.model == "base" for need in choice.base_features)
+
+
+def test_first_labels_that_are_skipped_are_replaced_by_the_next_best(problem, examples):
+    """In the order of the base model's uncertainty, and the run goes on with the features that it has."""
+    config, entropy = with_initial("base_uncertainty"), score_pool(problem.model, None, problem.pool)
+    order = sorted(range(30), key=lambda place: -np.asarray(entropy.measures["token_entropy"])[place])
+    skipped = {examples[order[2]].id, examples[order[8]].id}
+    known = {name: label for name, label in responses(examples).items() if name not in skipped}
+    asked = dataclasses.replace(problem, annotator=SimulatedOracle(known, skipped))
+    state, info = step(config, made("base_only"), asked, init(30), jax.random.key(0))
+    assert info.picked.tolist() == [*order[:8], *order[8:10]]
+    assert info.labelled == 8
+    state, info = step(config, made("base_only"), asked, state, jax.random.key(0))
+    assert info.picked.tolist() == order[10:14]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from star_jax import __version__
-from star_jax.cli import evaluate, export, label, main, predict, report, run, score
+from star_jax.cli import evaluate, export, label, main, predict, report, run, score, select
 from star_jax.cli.guard import guarded_main
 from star_jax.errors import ConfigError
 
@@ -42,12 +42,12 @@ def test_help_names_every_command_and_what_it_does(capsys, argv):
 def test_a_command_that_there_is_not_is_one_sentence(capsys, name):
     """Modules beside the commands are none."""
     assert main.main([name, "--help"]) == 2
-    names = "run, label, score, predict, evaluate, export, report"
-    said = f"star_jax: error: there is no command {name!r}; choose from {names}\n"
+    known = "run, label, score, select, predict, evaluate, export, report"
+    said = f"star_jax: error: there is no command {name!r}; choose from {known}\n"
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize("module", [run, label, score, predict, evaluate, export, report])
+@pytest.mark.parametrize("module", [run, label, score, select, predict, evaluate, export, report])
 def test_a_command_gets_what_stands_behind_its_name(monkeypatch, module):
     seen = []
 
@@ -127,5 +127,5 @@ def test_strategies_of_plugins_are_named_where_one_is_not_found(tmp_path, regist
     assert guarded_main(run.main, [*argv, "--strategies", "hardest_of_each"]) == 2
     error = capsys.readouterr().err
     assert "strategies names hardest_of_each, which does not exist (did you mean hardest_of_each_topic?)" in error
-    assert error.endswith(", margin, hardest_of_each_topic\n")
+    assert error.endswith(", uncertain_then_diverse, hardest_of_each_topic\n")
     assert not (tmp_path / "out").exists()

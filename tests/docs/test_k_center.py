@@ -20,7 +20,7 @@ PLUGIN = Path(__file__).parents[2] / "docs" / "examples" / "k_center.py"
 @pytest.fixture
 def strategy():
     load_plugins([str(PLUGIN)])
-    return get_strategy("k_center")
+    return get_strategy("my_k_center")
 
 
 def greedy(points, unlabelled, count):
@@ -67,7 +67,7 @@ def test_it_is_as_short_as_the_pages_say():
 def test_it_runs_as_a_plugin(tmp_path):
     flags = {
         "plugins": PLUGIN,
-        "strategies": "k_center",
+        "strategies": "my_k_center",
         "output-dir": tmp_path,
         "lora.targets": "v_proj",
         "lora.rank": 2,
@@ -82,7 +82,7 @@ def test_it_runs_as_a_plugin(tmp_path):
     }
     argv = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     assert guarded_main(main, argv) == 0
-    folder = tmp_path / "k_center" / "seed-0"
+    folder = tmp_path / "my_k_center" / "seed-0"
     rows = [json.loads(line) for line in (folder / "rounds" / "001" / "queried.jsonl").read_text().splitlines()]
     assert len(rows) == 4
     assert all(row["score"] is None for row in rows)

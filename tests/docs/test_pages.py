@@ -17,6 +17,7 @@ from star_jax.cli.label import LabelFlags
 from star_jax.cli.predict import PredictFlags
 from star_jax.cli.run import parse_run
 from star_jax.cli.score_flags import parse_score
+from star_jax.cli.select_flags import parse_select
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.registry import ANNOTATORS, STRATEGIES, TRACKERS, load_plugins
 
@@ -83,8 +84,8 @@ def read_flags(name, argv):
         assert config.strategies == ("auto",) or all(one in STRATEGIES for one in config.strategies), argv
         assert all(one in TRACKERS for one in config.track), argv
         assert config.annotator == "auto" or config.annotator in ANNOTATORS, argv
-    elif name == "score":
-        parse_score(argv)
+    elif name in ("score", "select"):
+        (parse_score if name == "score" else parse_select)(argv)
     elif name == "export":
         parse_export(argv)
     elif name in ("predict", "evaluate"):
