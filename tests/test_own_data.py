@@ -13,13 +13,16 @@ from star_jax.checkpoints import huggingface
 from star_jax.cli import run, score
 from star_jax.cli.guard import guarded_main
 from star_jax.experiment import setup
+from star_jax.report import page
 
 CONFIG = Path(__file__).parent.parent / "configs" / "own_data.yaml"
 
 
 @pytest.fixture(autouse=True)
-def _one_shape(monkeypatch):
+def _quick(monkeypatch):
+    """One shape of each kind of batch, and no report, which is drawn twenty times here and looked at elsewhere."""
     have_one_shape(monkeypatch)
+    monkeypatch.setattr(page, "build_report", lambda folder: Path(folder) / "report.html")
 
 
 def write(path, examples, labelled):

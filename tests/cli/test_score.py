@@ -56,7 +56,7 @@ def test_unlabelled_prompts_are_scored_on_the_models_own_answer(files):
 
 
 def test_monte_carlo_samples_differ_by_seed_and_repeat_by_seed(files, adapter):
-    flags = ("--adapter", adapter, "--mc-samples", "2")
+    flags = ("--adapter", adapter, "--mc-samples", "4")
     first, again, other = scored(files, *flags), scored(files, *flags), scored(files, *flags, "--seed", "1")
     assert first == again
     assert first != other
