@@ -2,8 +2,8 @@
 
 For pools of several sizes, of distinct prompts with the lengths of GSM8K's, cut to what the embedded model takes:
 examples a second, the most memory of the process (VmHWM, reading included), and seconds before the first batch, each in
-a process of its own. Then the largest again: killed in the middle (SIGKILL), started again, and its output compared byte
-for byte.
+a process of its own. Then the largest again: killed in the middle (SIGKILL), started again, and its output compared
+byte for byte.
 """
 
 from __future__ import annotations
