@@ -1,9 +1,9 @@
 """What the size of a pool costs `star-jax score`: python experiments/benchmarks/pool_size.py
 
 For pools of several sizes, of distinct prompts with the lengths of GSM8K's, cut to what the embedded model takes:
-examples a second, the most memory of the process (VmHWM, reading included), and seconds before the first batch, each in
-a process of its own. Then the largest again: killed in the middle (SIGKILL), started again, and its output compared
-byte for byte.
+examples a second (compiling apart), the most memory of the process (VmHWM, reading included), and seconds before the
+first batch, each in a process of its own. Then the largest again: killed in the middle (SIGKILL), started again, and
+its output compared byte for byte.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ def child(model: str, data: str, out: Path, longest: int) -> None:
     from star_jax.runs.files import write_jsonl_atomic
     from star_jax.runs.partial_scores import PartialPass, PartialScores
     from star_jax.tracking.console import Progress
+    from star_jax.tracking.timing import compile_seconds
 
     began = float(os.environ["POOL_SIZE_BEGAN"])
     ticks: list[float] = []
+    compiled: list[float] = []
     counts = {"done": 0, "kept": 0}
     take = PartialPass.take
 
@@ -68,12 +70,15 @@ def child(model: str, data: str, out: Path, longest: int) -> None:
         def task(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[Callable[[int], None]]:
             def tick(count: int) -> None:
                 counts["done"] += count
+                if not ticks:
+                    compiled.append(compile_seconds())
                 if not ticks or time.time() - ticks[-1] > SAY_EVERY:
                     print(json.dumps({"done": counts["done"]}), flush=True)
                     ticks.append(time.time())
 
             yield tick
             ticks.append(time.time())
+            compiled.append(compile_seconds())
 
     def counted(self: Any, batch: Any) -> Any:
         found = take(self, batch)
@@ -97,7 +102,7 @@ def child(model: str, data: str, out: Path, longest: int) -> None:
     PartialScores(kept, "").remove()
     figures = {
         "examples": len(rows),
-        "examples_per_s": (len(rows) - counts["kept"]) / (ticks[-1] - ticks[0]),
+        "examples_per_s": (len(rows) - counts["kept"]) / (ticks[-1] - ticks[0] - (compiled[-1] - compiled[0])),
         "first_batch_s": ticks[0] - began,
         "whole_s": time.time() - began,
         "peak_mib": peak_mib(),
