@@ -77,9 +77,13 @@ def base_name(source: Source, split: str) -> str:
     """What rows without an id of their own are named after: the file's name, or that of the data set and its split."""
     if not isinstance(source, str):
         return "row"
-    is_file = Path(source).suffix.lower() in _READERS
-    match = None if is_file else _HUB_NAME.fullmatch(source)
+    match = None if is_file_name(source) else _HUB_NAME.fullmatch(source)
     return Path(source).stem if match is None else f"{Path(match['name']).name}-{match['split'] or split}"
+
+
+def is_file_name(source: str) -> bool:
+    """Whether a source is a file's name, by its ending, and not that of a data set on the hub."""
+    return Path(source).suffix.lower() in _READERS
 
 
 def unit(source: Source) -> str:

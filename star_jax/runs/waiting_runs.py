@@ -15,6 +15,7 @@ from pathlib import Path
 from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.config import AUTO, ExperimentConfig
 from star_jax.config_file import config_from_mapping, load_yaml
+from star_jax.data.readers import is_file_name
 from star_jax.errors import ConfigError
 from star_jax.runs.files import read_jsonl
 from star_jax.runs.run_settings import FIT_TO_MEMORY, differences
@@ -120,6 +121,7 @@ def find_waiting(place: str) -> WaitingRuns:
     if not going:
         raise ConfigError(f"every run in {place} is finished; there is nothing to label")
     config = _shared_config(going)
+    _refuse_another_place(config)
     if not (folder / LABELS_FILE).exists():
         raise ConfigError(f"nobody is asked for labels in {folder}: {_why_not(config)}")
     return WaitingRuns(folder, tuple(going), config, whole=not alone)
@@ -141,6 +143,21 @@ def _shared_config(runs: Sequence[Path]) -> ExperimentConfig:
                 "after the other"
             )
     return first
+
+
+def _refuse_another_place(config: ExperimentConfig) -> None:
+    """Refuses to go on in another working folder than the run was started in, where its files have relative names.
+
+    Raises:
+      ConfigError: naming one that is not there.
+    """
+    named = {"data.train": config.data.train, "data.test": config.data.test, "training.replay": config.training.replay}
+    for setting, source in named.items():
+        if source is not None and is_file_name(source) and not Path(source).expanduser().exists():
+            raise ConfigError(
+                f"{setting} of the run is {source}, and there is no such file; call star-jax label in the folder that "
+                "the run was started in"
+            )
 
 
 def _why_not(config: ExperimentConfig) -> str:

@@ -14,7 +14,7 @@ from star_jax.acquisition.pools import BatchSizes, choose_shapes, generated_pool
 from star_jax.acquisition.strategy import Query, Strategy, get_strategy, pick
 from star_jax.active.loop import choose, init, learn, step
 from star_jax.active.pool import SKIPPED, available
-from star_jax.active.query import query_keys, query_of
+from star_jax.active.query import query_keys, query_of, requests_of
 from star_jax.active.state import Problem
 from star_jax.annotators.annotator import Answer
 from star_jax.annotators.oracle import SimulatedOracle
@@ -114,6 +114,14 @@ def test_picks_come_with_what_the_model_guessed_before_it_was_told(problem, play
         scores = score_pool(problem.model, state.adapter, problem.pool)
         texts = generated_texts(scores, problem.encoder)
         assert info.guesses == [texts[index].strip() for index in info.picked]
+    # Whoever labels is told the same.
+    choice = choose(CONFIG, made("star"), problem, state, jax.random.key(0))
+    requests = requests_of(problem, choice, "star")
+    assert [request.guess for request in requests] == list(choice.guesses)
+    measured = np.asarray(choice.full)[np.asarray(choice.picked)]
+    np.testing.assert_array_equal(np.asarray([request.uncertainty for request in requests], np.float32), measured)
+    first = requests_of(problem, choose(CONFIG, made("star"), problem, init(len(problem.prompts)), jax.random.key(0)))
+    assert {(request.guess, request.uncertainty, request.score) for request in first} == {(None, None, None)}
     assert play(problem, "random", rounds=2)[1][1].guesses is None
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from star_jax.annotators import label_table
 from star_jax.annotators.annotator import AnnotatorContext, Answer, Request, collect
 from star_jax.annotators.csv_file import SKIP, FileAnnotator, TableOptions, csv_file
-from star_jax.annotators.label_table import COLUMNS
+from star_jax.annotators.label_table import COLUMNS, LabelTable
 from star_jax.config import FormatConfig
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
@@ -418,6 +419,29 @@ def test_columns_of_the_pool_are_shown_where_that_is_asked_for(tmp_path):
     table_of(table, [*COLUMNS, "topic", "note"], *want)
     person.annotate([Request(Prompt("d", "new"))])
     assert raw(table)[1:] == [*want, ["d", "new", "", "late", ""]]
+
+
+def test_why_each_was_asked_for_is_kept_beside_the_table(tmp_path):
+    table = tmp_path / "labels.csv"
+    person = annotator(table, "generic", answers=("yes", "no"))
+    person.annotate([Request(PROMPTS[1], 3, 0.5, "star", 2.5, "yes"), Request(PROMPTS[0], 0, float("-inf"))])
+    why = {"rank": 3, "score": 0.5, "uncertainty": 2.5, "guess": "yes", "answers": ["yes", "no"]}
+    assert LabelTable(table).asked()["a"].why == why
+    assert LabelTable(table).asked()["b"].why == {"rank": 0, "answers": ["yes", "no"]}
+    person.annotate([Request(PROMPTS[1], 9, 0.1, "random", 7.0, "no")])
+    asked = LabelTable(table).asked()["a"]
+    assert (asked.why, asked.strategies) == (why, ("star", "random"))  # the reasons of the first
+    person.annotate([Request(PROMPTS[1], 4, 0.6, "star", 2.6, "no")])
+    assert LabelTable(table).asked()["a"].why == why | {"rank": 4, "score": 0.6, "uncertainty": 2.6, "guess": "no"}
+
+
+def test_a_record_of_a_former_release_has_no_reasons_and_gets_them(tmp_path):
+    table, person = asked_table(tmp_path, strategy="star")
+    record = tmp_path / ".labels.csv.asked.json"
+    record.write_text(json.dumps({name: one[:3] for name, one in json.loads(record.read_text()).items()}))
+    assert [one.why for one in LabelTable(table).asked().values()] == [{}, {}]
+    person.annotate([Request(PROMPTS[1], 1, None, "star")])
+    assert LabelTable(table).asked()["a"].why == {"rank": 1}
 
 
 def test_it_is_said_which_strategies_ask(tmp_path):

@@ -389,6 +389,7 @@ def test_loops_are_kept_at_every_stage(make, trained, tmp_path, monkeypatch):
     trained.save("~/loop")
     again = make().load("~/loop")
     assert again.requests == requests
+    assert all(request.guess is not None and request.uncertainty is not None for request in requests)
     assert bits(again.adapter) == bits(trained.adapter)
     assert ids(again.ask(4)) == ids(trained.ask(4))
     assert [request.score for request in again.requests] == [request.score for request in trained.requests]

@@ -15,6 +15,8 @@ from star_jax.config import FormatConfig
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
 
+pytestmark = pytest.mark.browser
+
 TOPICS = ("delivery", "refund", "size", "payment", "broken item", "praise")
 MESSAGES = (
     "Hi, my parcel was supposed to arrive on Tuesday and the tracking page has said 'in transit' ever since. "

@@ -14,6 +14,8 @@ import pytest
 
 from star_jax.benchmarks.skills import generator as skills
 
+pytestmark = pytest.mark.browser
+
 CONFIG = """
 output_dir: out
 strategies: [entropy]

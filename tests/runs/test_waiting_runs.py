@@ -4,11 +4,13 @@ import fcntl
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from waiting import LOOP, make_run
 
 from star_jax.cli.run import parse_run
+from star_jax.config import DataConfig
 from star_jax.errors import ConfigError
 from star_jax.runs.waiting_runs import find_waiting
 
@@ -101,6 +103,18 @@ def test_runs_of_different_settings_are_labelled_for_one_after_the_other(root):
     make_run(root, "bald", 0, annotator="csv")
     assert "differ in annotator; name one of the two" in refusal(root)
     assert find_waiting(str(root / "bald" / "seed-0")).config.annotator == "csv"
+
+
+def test_another_working_folder_than_that_of_the_run_is_told_of(tmp_path, monkeypatch):
+    make_run(tmp_path / "out", "star", 0, data=DataConfig(task="generic", train="pool.csv", test="owner/name"))
+    (tmp_path / "out" / "labels.csv").write_text("id,prompt,response\n")
+    monkeypatch.chdir(tmp_path / "out")
+    assert "data.train of the run is pool.csv, and there is no such file; call star-jax label in the" in refusal(
+        tmp_path / "out"
+    )
+    (tmp_path / "pool.csv").write_text("question\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_waiting("out").folder == Path("out")
 
 
 def test_looking_on_takes_neither_jax_nor_a_device():
