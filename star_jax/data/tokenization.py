@@ -14,6 +14,7 @@ import numpy as np
 
 from star_jax.config import TooLong
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.over_limit import OverLimit
 from star_jax.data.spelling import Joint, Reader, blanks_at_end, loses_text, response_tokens
 from star_jax.data.tasks.chat import end_of_turn
 from star_jax.data.tasks.fields import short
@@ -21,9 +22,6 @@ from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError
 
 _log = logging.getLogger(__name__)
-
-LONG_NAMED = 5
-"""Examples over a limit that a message names; it counts the others."""
 
 
 class TokenizedExample(NamedTuple):
@@ -329,7 +327,7 @@ class Encoder:
         limit = self.limits.prompt
         if len(ids) > limit:
             if self.limits.too_long not in cut_where:
-                raise DataError(_said_of_long("prompt", [(prompt.id, len(ids))], 1, limit))
+                self._refuse_long("prompt", [prompt], [len(ids)])
             # The left is cut, but not the mark of the beginning, which a model is never without.
             start = list(ids[:1]) if ids[0] == self.tokenizer.bos_token_id else []
             ids = start + list(ids[len(ids) - limit + len(start) :])
@@ -339,24 +337,10 @@ class Encoder:
         self, part: Literal["prompt", "response"], whose: Sequence[Prompt | Example], lengths: Sequence[int]
     ) -> None:
         """Refuses all prompts, or all responses, that are over their limit at once; `lengths` in tokens."""
-        limit = getattr(self.limits, part)
-        long = [(one.id, length) for one, length in zip(whose, lengths, strict=True) if length > limit]
-        if long:
-            raise DataError(_said_of_long(part, long, len(lengths), limit))
-
-
-def _said_of_long(part: str, long: Sequence[tuple[str, int]], of: int, limit: int) -> str:
-    advice = f"raise max_{part}_tokens, or set too_long to drop or truncate-left"
-    if len(long) == 1:
-        name, length = long[0]
-        return f"example {name}: the {part} has {length} tokens, over the limit of {limit}; {advice}"
-    named = ", ".join(f"{name} with {length}" for name, length in long[:LONG_NAMED])
-    more = f" and {len(long) - LONG_NAMED} more" if len(long) > LONG_NAMED else ""
-    longest = max(length for _, length in long)
-    return (
-        f"{len(long)} of {of} {part}s are over the limit of {limit} tokens ({named}{more}), the longest has {longest}; "
-        f"{advice}"
-    )
+        over = OverLimit(part, getattr(self.limits, part))
+        for one, length in zip(whose, lengths, strict=True):
+            over.add(one.id, length)
+        over.refuse()
 
 
 def _row(prompt: np.ndarray, response: Sequence[int]) -> TokenizedExample:
