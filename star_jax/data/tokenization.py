@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from star_jax.config import TooLong
 from star_jax.data import store
 from star_jax.data.examples import Example, Prompt
-from star_jax.data.limits import Limits, Overlong
+from star_jax.data.over_limit import OverLimit
 from star_jax.data.spelling import Joint, Reader, blanks_at_end, loses_text, response_tokens
 from star_jax.data.store import TokenPlace, TokenStore
 from star_jax.data.tasks.chat import end_of_turn
@@ -36,6 +37,15 @@ class TokenizedExample(NamedTuple):
 
     tokens: np.ndarray
     prompt_length: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Longest prompt and response in tokens, and what to do with longer ones."""
+
+    prompt: int
+    response: int
+    too_long: TooLong = "error"
 
 
 class Fitting(NamedTuple):
@@ -247,11 +257,11 @@ class Encoder:
         Raises:
           DataError: behind the last one, where those over the limit are refused.
         """
-        overlong = Overlong("prompt", self.limits.prompt)
+        over = OverLimit("prompt", self.limits.prompt)
         for prompt, text in zip(prompts, self._asked(prompts), strict=True):
-            yield self._fit_prompt(prompt, text.ids, EVERYWHERE), overlong.add(prompt.id, len(text.ids))
+            yield self._fit_prompt(prompt, text.ids, EVERYWHERE), over.add(prompt.id, len(text.ids))
         if refused:
-            overlong.refuse(len(prompts))
+            over.refuse()
 
     def _fitting_responses(
         self, examples: Sequence[Example], parts: Iterable[tuple[np.ndarray, list[int]]]
@@ -261,12 +271,12 @@ class Encoder:
         Raises:
           DataError: behind the last one, where those over the limit are refused.
         """
-        overlong = Overlong("response", self.limits.response)
+        over = OverLimit("response", self.limits.response)
         for example, part in zip(examples, parts, strict=True):
-            overlong.add(example.id, len(part[1]))
+            over.add(example.id, len(part[1]))
             yield example, part, part[1][: self.limits.response]
         if self.limits.too_long == "error":
-            overlong.refuse(len(examples))
+            over.refuse()
 
     def _split(self, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, list[int]]]:
         """Tokens of each prompt, within the limit, and of its response, whatever its length; a part at a time."""
@@ -388,7 +398,9 @@ class Encoder:
         limit = self.limits.prompt
         if len(ids) > limit:
             if self.limits.too_long not in cut_where:
-                Overlong("prompt", limit, [(prompt.id, len(ids))]).refuse(1)
+                over = OverLimit("prompt", limit)
+                over.add(prompt.id, len(ids))
+                over.refuse()
             # The left is cut, but not the mark of the beginning, which a model is never without.
             start = list(ids[:1]) if ids[0] == self.tokenizer.bos_token_id else []
             ids = start + list(ids[len(ids) - limit + len(start) :])

@@ -72,6 +72,8 @@ def test_it_runs_as_a_plugin(tmp_path):
         "lora.targets": "v_proj",
         "lora.rank": 2,
         "training.epochs": 1,
+        "training.replay": "none",
+        "training.replay-rows": 0,
         "loop.initial-labels": 6,
         "loop.labels-per-round": 4,
         "loop.rounds": 2,
