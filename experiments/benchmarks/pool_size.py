@@ -1,9 +1,9 @@
 """What the size of a pool costs `star-jax score`: python experiments/benchmarks/pool_size.py
 
-For pools of several sizes, of distinct prompts with the lengths of GSM8K's, cut to what the embedded model takes:
-examples a second (compiling apart), the most memory of the process (VmHWM, reading included), and seconds before the
-first batch, each in a process of its own. Then the largest again: killed in the middle (SIGKILL), started again, and
-its output compared byte for byte.
+For pools of several sizes, of distinct prompts with the lengths of GSM8K's, cut to what the embedded model takes, each
+in a process of its own: examples a second and a second of the processors, without batches that waited for a compilation
+(the second is for a machine that others use too); the most memory (VmHWM, reading included); seconds before the first
+batch. Then the largest again: killed in the middle (SIGKILL), started again, and its output compared byte for byte.
 """
 
 from __future__ import annotations
@@ -48,6 +48,34 @@ def peak_mib() -> float:
     return int(found[1]) / 1024
 
 
+class Pace:
+    """How quick batches come, without those before which something was compiled.
+
+    Attributes:
+      first: when the first one came.
+      examples, seconds, cpu_seconds: of those that count.
+    """
+
+    def __init__(self, compiled: Callable[[], float]) -> None:
+        self.first, self.done, self.examples, self.seconds, self.cpu_seconds = 0.0, 0, 0, 0.0, 0.0
+        self._compiled, self._said, self._before = compiled, 0.0, (0.0, 0.0, 0.0)
+
+    def tick(self, count: int) -> None:
+        """A batch has come."""
+        now = (time.time(), time.process_time(), self._compiled())
+        self.done += count
+        if not self.first:
+            self.first = now[0]
+        elif now[2] == self._before[2]:
+            self.examples += count
+            self.seconds += now[0] - self._before[0]
+            self.cpu_seconds += now[1] - self._before[1]
+        self._before = now
+        if now[0] - self._said > SAY_EVERY:
+            print(json.dumps({"done": self.done}), flush=True)
+            self._said = now[0]
+
+
 def child(model: str, data: str, out: Path, longest: int) -> None:
     """Scores a file as the command does, and prints what it cost."""
     from star_jax.cli.score import score_file
@@ -59,30 +87,19 @@ def child(model: str, data: str, out: Path, longest: int) -> None:
     from star_jax.tracking.console import Progress
     from star_jax.tracking.timing import compile_seconds
 
-    began = float(os.environ["POOL_SIZE_BEGAN"])
-    ticks: list[float] = []
-    compiled: list[float] = []
-    counts = {"done": 0, "kept": 0}
+    began, pace = float(os.environ["POOL_SIZE_BEGAN"]), Pace(compile_seconds)
+    kept_examples = 0
     take = PartialPass.take
 
     class Watched(Progress):
         @contextmanager
         def task(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[Callable[[int], None]]:
-            def tick(count: int) -> None:
-                counts["done"] += count
-                if not ticks:
-                    compiled.append(compile_seconds())
-                if not ticks or time.time() - ticks[-1] > SAY_EVERY:
-                    print(json.dumps({"done": counts["done"]}), flush=True)
-                    ticks.append(time.time())
-
-            yield tick
-            ticks.append(time.time())
-            compiled.append(compile_seconds())
+            yield pace.tick
 
     def counted(self: Any, batch: Any) -> Any:
+        nonlocal kept_examples
         found = take(self, batch)
-        counts["kept"] += 0 if found is None else int(batch.row_mask.sum())
+        kept_examples += 0 if found is None else int(batch.row_mask.sum())
         return found
 
     PartialPass.take = counted  # type: ignore[method-assign]
@@ -102,11 +119,13 @@ def child(model: str, data: str, out: Path, longest: int) -> None:
     PartialScores(kept, "").remove()
     figures = {
         "examples": len(rows),
-        "examples_per_s": (len(rows) - counts["kept"]) / (ticks[-1] - ticks[0] - (compiled[-1] - compiled[0])),
-        "first_batch_s": ticks[0] - began,
+        # Of a pass that goes on, the first batches are read.
+        "examples_per_s": None if kept_examples else pace.examples / pace.seconds,
+        "examples_per_cpu_s": None if kept_examples else pace.examples / pace.cpu_seconds,
+        "first_batch_s": pace.first - began,
         "whole_s": time.time() - began,
         "peak_mib": peak_mib(),
-        "kept": counts["kept"],
+        "kept": kept_examples,
     }
     print(json.dumps(figures), flush=True)
 
