@@ -45,6 +45,12 @@ def accelerator() -> str | None:
     return device.device_kind if device.platform == "gpu" else None
 
 
+def most_bytes() -> int | None:
+    """The most memory that arrays and programs of this process have taken on the GPU; None on a CPU."""
+    stats = jax.devices()[0].memory_stats() if accelerator() else None
+    return stats.get("peak_bytes_in_use") if stats else None
+
+
 class Bench:
     """The tasks in one dtype, with their model and batches."""
 

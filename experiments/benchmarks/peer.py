@@ -48,6 +48,11 @@ def accelerator() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
+def most_bytes() -> int | None:
+    """The most memory that tensors of this process have taken on the GPU; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
 class Bench:
     """The tasks in one dtype, with their model and batches."""
 

@@ -153,7 +153,10 @@ def _peak_lines(peaks: Sequence[Mapping[str, Any]], dtype: str) -> Iterator[str]
     for process in dict.fromkeys(one["side"] for one in peaks):
         values = [one["flops_per_second"] for one in peaks if (one["side"], one["dtype"]) == (process, dtype)]
         spread = f"{min(values) / 1e9:,.0f} to {max(values) / 1e9:,.0f}"
-        yield f"  peak of {PROCESSES[process]}: {median(values) / 1e9:,.0f} GFLOP/s ({spread})"
+        # Each peak is taken before its alternation; the memory is that of all that came before the last.
+        most = max((one.get("most_bytes") or 0 for one in peaks if one["side"] == process), default=0)
+        memory = f", at most {most / 1e9:.1f} GB in use" if most else ""
+        yield f"  peak of {PROCESSES[process]}: {median(values) / 1e9:,.0f} GFLOP/s ({spread}){memory}"
 
 
 def _block(title: str, peer: str, rows: Sequence[Mapping[str, Any]], units: Mapping[str, str]) -> Iterator[str]:
