@@ -7,7 +7,7 @@
 # make lint    ruff            make types   mypy          make clean    removes the environment and caches
 # make docs    the pages, in docs/_build/html             make notebooks    executes the notebooks and keeps their outputs
 # make package builds the wheel in dist/ and tries it in an environment of its own
-# make bench   speed beside Transformers and PEFT, about 40 minutes; experiments/benchmarks/bench.py has flags
+# make bench   speed beside Transformers and PEFT, of a random model and of SmolLM2-135M, about an hour; bench.py has flags
 #
 # Needs Python 3.11 or newer with its venv module, and make. Another Python beside it:
 #   make test PYTHON=python3.12 VENV=.venv-3.12
@@ -74,8 +74,9 @@ package: | $(python)
 	$(python) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	.ci/try_wheel $(python) dist/star_jax-*.whl
 
-bench: $(VENV)/installed-parity
+bench: $(VENV)/installed-parity $(model)/config.json
 	$(python) experiments/benchmarks/bench.py
+	$(python) experiments/benchmarks/bench.py --model $(model)
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.checkpoints.peft import load_adapter
 
@@ -22,9 +23,12 @@ FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
 # The folder's files import one another by their bare names, as scripts do.
 sys.path.insert(0, FOLDER)
 try:
-    bench, flops, pool_size, random_folders, sides, table, workers, workload = (
+    bench, flops, pool_size, random_folders, real_folder, sides, table, workers, workload = (
         importlib.import_module(name)
-        for name in ("bench", "flops", "pool_size", "random_folders", "sides", "table", "workers", "workload")
+        for name in (
+            *("bench", "flops", "pool_size", "random_folders", "real_folder"),
+            *("sides", "table", "workers", "workload"),
+        )
     )
 finally:
     sys.path.remove(FOLDER)
@@ -109,7 +113,7 @@ def test_work_of_the_tasks(rng):
     assert flops.work_of("train", one, merged=(True, True)).tokens == once.tokens
 
     picked = [7, 0, 2]
-    whole = flops.work_of("round", one, merged=(True, False), picked=picked)
+    whole = flops.work_of("round", one, merged=(True, False), check={"picked": picked})
     answers = sum(len(prompt) + one.new_tokens - 1 for prompt in one.test_prompts())
     assert whole.units == 8
     assert whole.tokens == (1 + 3) * sum(tokens[:8]) + sum(tokens[i] for i in picked) + answers
@@ -144,6 +148,67 @@ def test_random_folders_are_read_by_the_package(tmp_path):
     assert len(adapter.weights["layers"]) == 7
     assert adapter.scale["layers"]["q_proj"]["scale"].tolist() == pytest.approx([16 / 3, 16 / 3])
     assert float(np.std(adapter.weights["layers"]["up_proj"]["b"])) == pytest.approx(0.02, rel=0.3)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder as of a real model: random weights, the tokenizer that ships with the package."""
+    path = tmp_path_factory.mktemp("real") / "llama"
+    tokenizer = load_tokenizer("embedded:skills")
+    shape = workload.Shape(8, 1, 2, 1, 12, len(tokenizer))
+    random_folders.write_folders(dataclasses.replace(bench.DEFAULTS["cpu"], shape=shape, rank=2), path)
+    tokenizer.save_pretrained(path / "model")
+    return path / "model", shape
+
+
+def write_rows(path, count):
+    path.write_text("".join(f'{{"question": "rev {n % 9} 3 =", "answer": "3 {n % 9}"}}\n' for n in range(count)))
+    return real_folder.Rows(str(path), "{{ question }}", "{{ answer }}", 8, 6)
+
+
+def test_a_real_model_comes_with_rows_of_text_that_both_sides_read(llama, tmp_path):
+    path, shape = llama
+    rows = write_rows(tmp_path / "rows.jsonl", 30)
+    (tmp_path / "out").mkdir()
+    one = real_folder.write_real_folder(sizes(workload.Shape(1, 1, 1, 1, 1, 1)), str(path), rows, tmp_path / "out")
+    assert (one.shape, one.real) == (shape, "model")
+    assert one.ends
+    back = workload.Workload.from_dict(json.loads(json.dumps(one.to_dict())))
+    assert back == one
+    sequences = back.sequences()
+    assert len(sequences) == 30
+    tokenizer = load_tokenizer("embedded:skills")
+    for sequence in sequences:
+        # The prompt, and behind it the digits of the response and its end.
+        texts = [tokenizer.decode(part) for part in np.split(sequence.tokens, [sequence.prompt_length])]
+        assert texts[0].split()[0] == "rev"
+        assert texts[0].split()[1] in texts[1]
+        assert sequence.tokens[-1] in one.ends
+    model = load_model(str(tmp_path / "out" / "model"), "float32")
+    adapter = load_adapter(tmp_path / "out" / "adapter", model.config)[0]
+    assert all(not pair["b"].any() for pair in adapter.weights["layers"].values())
+
+
+def test_real_models_and_rows_that_cannot_be_used_are_refused(llama, tmp_path):
+    path, _ = llama
+    few = write_rows(tmp_path / "few.jsonl", 3)
+    one = sizes(workload.Shape(1, 1, 1, 1, 1, 1))
+    with pytest.raises(workload.BenchError, match=r"few\.jsonl has 3 rows, and 10 are needed"):
+        real_folder.write_real_folder(one, str(path), few, tmp_path)
+    with pytest.raises(workload.BenchError, match="nowhere"):
+        real_folder.write_real_folder(one, str(path), few._replace(path="nowhere.jsonl"), tmp_path)
+    with pytest.raises(workload.BenchError, match="no_model"):
+        real_folder.write_real_folder(one, str(tmp_path / "no_model"), few, tmp_path)
+
+
+def test_answers_that_end_by_themselves_are_counted_as_they_are(rng):
+    shape = random_shape(rng)
+    one = sizes(shape, prompts=2, ends=(2,))
+    work = flops.work_of("generate", one, (True, False), {"tokens": [5, 2, 0, 0, 7, 7, 7, 7]})
+    lengths = [sequence.prompt_length for sequence in one.sequences()[:2]]
+    assert (work.units, work.tokens) == (2, lengths[0] + 1 + lengths[1] + 3)
+    read = [(lengths[0] + 1, 2), (lengths[1] + 3, 4)]
+    assert work.flops == sum(sum(flops.forward(shape, 0, *pair)) for pair in read)
 
 
 def test_a_workload_survives_the_pipe():
@@ -264,6 +329,9 @@ def test_agreement_in_words():
         (["--picks", "33"], "--picks is 33, and --pool only 32"),
         (["--pool", "500"], "--pool and --test together"),
         (["--new-tokens", "0"], "--new-tokens is 0"),
+        (["--model", "folder", "--width", "8"], "--width: with --model, the shape is that of the model"),
+        (["--model", "folder", "--in-memory-weights"], "--in-memory-weights: with --model"),
+        (["--rows", "rows.jsonl"], "--rows: rows of text go with --model"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message):

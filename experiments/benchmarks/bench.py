@@ -2,10 +2,14 @@
 
     make bench
     python experiments/benchmarks/bench.py --device gpu
+    python experiments/benchmarks/bench.py --model models/smollm2
+    python experiments/benchmarks/bench.py --model models/smollm2 --tasks generate --rows gsm8k.jsonl \\
+        --prompt '{{ question }}' --response '{{ answer }}' --prompt-limit 128 --response-limit 128
 
 starts a process with JAX and one with torch and asks them in turn, so that whatever else the machine does falls on
-all alike. Transformers + PEFT is timed in two ways, as guides show it and tuned. Prints tables and writes every single
-timing as JSON.
+all alike. The model is a random Llama on random tokens in the lengths of GSM8K, or a real one on rows of text, whose
+answers end by themselves. Transformers + PEFT is timed in two ways, as guides show it and tuned. Prints tables and
+writes every single timing as JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any
 
 from flops import work_of
 from random_folders import write_folders
+from real_folder import SHORT_ROWS, Rows, write_real_folder
 from sides import PEERS, PROCESSES, SIDES
 from table import agreement, summary, tables
 from workers import Worker, busy_seconds, machine
@@ -37,6 +42,12 @@ DEFAULTS = {
     "gpu": Workload(Shape(4096, 32, 32, 32, 11008, 32000), "gpu", None, 128, 64, 128, 64, 64, 8192),
 }
 """Sizes where no flag says otherwise."""
+
+REAL_TASKS = ("train", "generate")
+"""What is timed of a real model where no flag says otherwise."""
+
+REAL_SIZES = {"examples": 96, "prompts": 32, "pool": 64, "picks": 16, "test": 16, "rank": 16}
+"""Sizes with a real model where no flag says otherwise: it is larger than the random one of a CPU."""
 
 DTYPES = {"cpu": ("float32", "bfloat16"), "gpu": ("bfloat16",)}
 
@@ -92,7 +103,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--alternations", type=int, default=5, help="timed runs of each task on each side (5)")
-    parser.add_argument("--tasks", type=_names, default=TASKS, help=f"comma separated, of {','.join(TASKS)} (all)")
+    parser.add_argument(
+        "--tasks",
+        type=_names,
+        help=f"comma separated, of {','.join(TASKS)} (all; of a real model {','.join(REAL_TASKS)})",
+    )
     parser.add_argument("--peers", type=_names, default=PEERS, help=f"comma separated, of {','.join(PEERS)} (both)")
     parser.add_argument("--dtypes", type=_names, help="comma separated, float32 and bfloat16 (on a GPU bfloat16)")
     parser.add_argument("--out", type=Path, help="JSON file (runs/benchmarks/DEVICE-TIME.json)")
@@ -106,8 +121,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         for name in flags:
             values = [getattr(one.shape if flags is SHAPE_FLAGS else one, name) for one in DEFAULTS.values()]
             parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"({values[0]}; {values[1]} on a GPU)")
+    parser.add_argument("--model", help="folder of a real Llama, on rows of text; random weights and tokens without")
+    for name, value in SHORT_ROWS._asdict().items():
+        flag = "rows" if name == "path" else name.replace("_", "-")
+        parser.add_argument(f"--{flag}", type=type(value), help=f"with --model ({value!r})".replace("%", "%%"))
     args = parser.parse_args(arguments)
-    args.dtypes = args.dtypes or DTYPES[args.device]
+    args.dtypes = args.dtypes or (DTYPES[args.device] if args.model is None else ("float32",))
+    args.tasks = args.tasks or (TASKS if args.model is None else REAL_TASKS)
     args.command = shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if arguments is None else arguments)])
     return args
 
@@ -126,6 +146,15 @@ def workload_of(args: argparse.Namespace) -> Workload:
     given = {name: value for name, value in vars(args).items() if value is not None}
     shape = replace(default.shape, **{name: given[name] for name in SHAPE_FLAGS if name in given})
     sizes = {name: given[name] for name in (*SIZE_FLAGS, *BATCH_FLAGS) if name in given}
+    named = [name for name in ("rows", *Rows._fields[1:]) if name in given]
+    _require(
+        args.model is not None or not named, f"--{'/'.join(named)}".replace("_", "-") + ": rows of text go with --model"
+    )
+    if args.model is not None:
+        named = [f"--{name.replace('_', '-')}" for name in SHAPE_FLAGS if name in given]
+        _require(not named, f"{', '.join(named)}: with --model, the shape is that of the model; leave it out")
+        _require(not args.in_memory_weights, "--in-memory-weights: with --model, weights are read; leave it out")
+        sizes = REAL_SIZES | sizes
     workload = replace(
         default, shape=shape, **sizes, scoring_dropout=args.scoring_dropout, training_dropout=args.training_dropout
     )
@@ -159,7 +188,10 @@ def run(workload: Workload, args: argparse.Namespace, out: Path) -> dict[str, An
     """Starts both processes, warms up the sides, times them in turn; the file is written after each alternation."""
     with ExitStack() as stack:
         workers = {one: stack.enter_context(Worker(one, name, args.device)) for one, name in PROCESSES.items()}
-        if args.device == "cpu" and not args.in_memory_weights:
+        if args.model is not None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            workload = write_real_folder(workload, args.model, rows_of(args), Path(folder))
+        elif args.device == "cpu" and not args.in_memory_weights:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             write_folders(workload, Path(folder))
             workload = replace(workload, folder=folder)
@@ -172,7 +204,7 @@ def run(workload: Workload, args: argparse.Namespace, out: Path) -> dict[str, An
             "versions": {name: number for one in started.values() for name, number in one["versions"].items()},
             "imported": {name: one["imported"] for name, one in started.items()},
             # Where the random weights lie for the time of a run is of no interest; that they came from a folder is.
-            "workload": workload.to_dict() | {"folder": "random" if workload.folder else None},
+            "workload": workload.to_dict() | {"folder": workload.real or ("random" if workload.folder else None)},
             **{name: [] for name in ("warm_up", "agreement", "runs", "peaks")},
         }
         _warm_up(workers, workload, args, record)
@@ -181,6 +213,12 @@ def run(workload: Workload, args: argparse.Namespace, out: Path) -> dict[str, An
             record["summary"] = summary(record)
             write_text_atomic(out, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def rows_of(args: argparse.Namespace) -> Rows:
+    """The rows of text that the flags name."""
+    given = {"path": args.rows} | {name: getattr(args, name) for name in Rows._fields[1:]}
+    return SHORT_ROWS._replace(**{name: value for name, value in given.items() if value is not None})
 
 
 def _check_devices(device: str, started: dict[str, dict[str, Any]]) -> None:
@@ -236,7 +274,7 @@ def _alternate(
                 outcome = _ask(workers, side, "run", dtype=dtype, task=task)
                 after = {name: worker.cpu_seconds() for name, worker in workers.items()}, busy_seconds()
                 merged = outcome["merged"], outcome["merged_samples"]
-                work = work_of(task, workload, merged, outcome.pop("check").get("picked"))
+                work = work_of(task, workload, merged, outcome.pop("check"))
                 entry = {"alternation": number, "dtype": dtype, "task": task, "side": side, "first": not seconds}
                 use = _cpu_use(SIDES[side].process, before, after)
                 record["runs"].append(entry | outcome | work._asdict() | use)

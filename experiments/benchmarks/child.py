@@ -70,14 +70,15 @@ class Server:
         return self.benches[dtype].run(task, **way)._asdict()
 
     def peak(self, dtype: str) -> dict[str, Any]:
-        """Rate of a large matrix product, operations a second."""
+        """Rate of a large matrix product, operations a second, and the most memory of a GPU in use so far."""
         multiply, size = self.benches[dtype].multiply, self.benches[dtype].workload.peak_size
         multiply(1)
         began, done = time.perf_counter(), 0
         while time.perf_counter() - began < PEAK_SECONDS:
             multiply(4)
             done += 4
-        return {"flops_per_second": 2.0 * size**3 * done / (time.perf_counter() - began)}
+        rate = 2.0 * size**3 * done / (time.perf_counter() - began)
+        return {"flops_per_second": rate, "most_bytes": self.module.most_bytes()}
 
     def cpu(self) -> dict[str, Any]:
         """CPU time of this process so far, all threads together."""

@@ -15,9 +15,11 @@ is computed again in the backward pass is not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 from workload import Sequence as Tokens
 from workload import Shape, Workload
 
@@ -80,15 +82,31 @@ def training_work(workload: Workload, rows: Sequence[Tokens]) -> Work:
     return Work(len(rows), _tokens(rows), flops)
 
 
-def generation_work(workload: Workload, prompt_lengths: Iterable[int], lora: bool) -> Work:
-    """Prefill and decoding; the last new token is written and never read."""
-    rank, new = workload.rank if lora else 0, workload.new_tokens
-    lengths = list(prompt_lengths)
-    flops = sum(sum(forward(workload.shape, rank, length + new - 1, new)) for length in lengths)
-    return Work(len(lengths) * new, sum(length + new - 1 for length in lengths), flops)
+def generation_work(
+    workload: Workload, prompt_lengths: Iterable[int], lora: bool, written: Sequence[int] | None = None
+) -> Work:
+    """Prefill and decoding; the last new token is written and never read.
+
+    Args:
+      workload: sizes.
+      prompt_lengths: tokens of each prompt.
+      lora: whether the adapter is a product of its own.
+      written: tokens of each answer, where they end by themselves: then it is prompts that are counted. Those of all
+        have the workload's length where it is None.
+    """
+    rank, lengths = workload.rank if lora else 0, list(prompt_lengths)
+    new = [workload.new_tokens] * len(lengths) if written is None else written
+    read = [length + more - 1 for length, more in zip(lengths, new, strict=True)]
+    flops = sum(sum(forward(workload.shape, rank, *pair)) for pair in zip(read, new, strict=True))
+    return Work(sum(new) if written is None else len(lengths), sum(read), flops)
 
 
-def work_of(task: str, workload: Workload, merged: tuple[bool, bool], picked: Sequence[int] | None = None) -> Work:
+def work_of(
+    task: str,
+    workload: Workload,
+    merged: tuple[bool, bool],
+    check: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> Work:
     """What one run of a task does.
 
     Args:
@@ -96,7 +114,7 @@ def work_of(task: str, workload: Workload, merged: tuple[bool, bool], picked: Se
       workload: sizes.
       merged: whether LoRA was merged into the weights for what has no dropout, and for each Monte-Carlo sample, which
         saves its products; the merging itself is not counted.
-      picked: what the round picked from its pool.
+      check: results of the run: what the round `picked` from its pool, `tokens` that were written.
 
     Raises:
       ValueError: no such task.
@@ -111,14 +129,17 @@ def work_of(task: str, workload: Workload, merged: tuple[bool, bool], picked: Se
         return training_work(workload, rows)
     if task == "generate":
         lengths = [row.prompt_length for row in sequences[: workload.prompts]]
-        return generation_work(workload, lengths, lora=not merged[0])
+        answers = np.reshape(check["tokens"], (-1, workload.new_tokens)) if workload.ends else None
+        written = None if answers is None else np.count_nonzero(answers, axis=1).tolist()
+        return generation_work(workload, lengths, lora=not merged[0], written=written)
+    picked = check.get("picked")
     if task != "round" or picked is None:
         raise ValueError(f"no work is known of the task {task!r}")
     pool = workload.pool_sequences()
     parts = (
         scoring_work(workload, pool, 1, lora=False),
         scoring_work(workload, pool, workload.samples, lora=not merged[1]),
-        training_work(workload, [pool[i] for i in picked]),
+        training_work(workload, [pool[int(i)] for i in picked]),
         generation_work(workload, map(len, workload.test_prompts()), lora=not merged[0]),
     )
     total = sum(parts[1:], start=parts[0])

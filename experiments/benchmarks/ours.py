@@ -45,6 +45,12 @@ def accelerator() -> str | None:
     return device.device_kind if device.platform == "gpu" else None
 
 
+def most_bytes() -> int | None:
+    """The most memory that arrays and programs of this process have taken on the GPU; None on a CPU."""
+    stats = jax.devices()[0].memory_stats() if accelerator() else None
+    return stats.get("peak_bytes_in_use") if stats else None
+
+
 class Bench:
     """The tasks in one dtype, with their model and batches."""
 
@@ -141,10 +147,10 @@ class Bench:
 
     def _answers(self, batches: list[Batch], count: int, adapter: Adapter) -> np.ndarray:
         """Greedy answers `count×new_tokens`, in the order of the prompts."""
-        width = self.workload.new_tokens
+        width, ends = self.workload.new_tokens, self.workload.ends or NEVER
         model, rest = merge_adapter(self.model, replicated(adapter))
         results = [
-            _generate(model, rest, (batch.tokens, batch.lengths, batch.row_mask), capacity=batch.capacity, width=width)
+            _generate(model, rest, (batch.tokens, batch.lengths, batch.row_mask), batch.capacity, width, ends)
             for batch in batches
         ]
         answers = np.zeros((count, width), np.int32)
@@ -219,12 +225,14 @@ def _measures(measures: dict[str, Array]) -> dict[str, list[float]]:
     return {"nll": host["sequence_nll"].tolist(), "entropy": host["token_entropy"].tolist()}
 
 
-@partial(jax.jit, static_argnames=("capacity", "width"))
-def _generate(model: LanguageModel, adapter: Adapter | None, rows: Any, *, capacity: int, width: int) -> Array:
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _generate(
+    model: LanguageModel, adapter: Adapter | None, rows: Any, capacity: int, width: int, ends: tuple[int, ...]
+) -> Array:
     def answers(shared: Any, rows: Any) -> Array:
         prompts, lengths, row_mask = rows
         batch = PromptBatch(prompts, lengths, row_mask)
-        return generate(*shared, batch, Stop(width, NEVER), capacity=capacity).tokens
+        return generate(*shared, batch, Stop(width, ends), capacity=capacity).tokens
 
     return by_rows(answers, (model, adapter), rows)
 

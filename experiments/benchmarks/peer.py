@@ -48,6 +48,11 @@ def accelerator() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
+def most_bytes() -> int | None:
+    """The most memory that tensors of this process have taken on the GPU; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
 class Bench:
     """The tasks in one dtype, with their model and batches."""
 
@@ -227,14 +232,16 @@ class Bench:
             max_new_tokens=width,
             do_sample=False,
             pad_token_id=0,
+            eos_token_id=list(self.workload.ends) or None,
             cache_implementation="static" if cache == "static" else None,
         )
         answers: dict[int, list[int]] = {}
         for tokens, mask, numbers in batches:
             written = self.model.causal.generate(input_ids=tokens, attention_mask=mask, generation_config=config)
             written = written[:, tokens.shape[1] :]
-            if written.shape[1] != width:
+            if written.shape[1] != width and not self.workload.ends:
                 raise RuntimeError(f"generate wrote {written.shape[1]} tokens instead of {width}")
+            written = nn.functional.pad(written, (0, width - written.shape[1]))  # what follows an end is 0, as ours
             answers |= dict(zip(numbers, written.tolist(), strict=True))
         return answers
 

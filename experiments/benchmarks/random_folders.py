@@ -18,7 +18,7 @@ def write_folders(workload: Workload, folder: Path) -> None:
     """
     rng = np.random.default_rng(SEED)
     _write_model(rng, workload, folder / "model")
-    _write_adapter(rng, workload, folder / "adapter")
+    write_adapter(rng, workload, folder / "adapter", LORA_SPREAD)
 
 
 def _normal(rng: np.random.Generator, spread: float, *shape: int) -> np.ndarray:
@@ -43,7 +43,8 @@ def _write_model(rng: np.random.Generator, workload: Workload, folder: Path) -> 
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def _write_adapter(rng: np.random.Generator, workload: Workload, folder: Path) -> None:
+def write_adapter(rng: np.random.Generator, workload: Workload, folder: Path, spread: float) -> None:
+    """Writes a LoRA on all projections whose B is N(0, spread²)."""
     shape, rank = workload.shape, workload.rank
     tensors = {}
     for layer in range(shape.layers):
@@ -51,7 +52,7 @@ def _write_adapter(rng: np.random.Generator, workload: Workload, folder: Path) -
             path = f"base_model.model.model.layers.{layer}.{name}"
             bound = fan_in**-0.5
             tensors[f"{path}.lora_A.weight"] = rng.uniform(-bound, bound, (rank, fan_in)).astype(np.float32)
-            tensors[f"{path}.lora_B.weight"] = _normal(rng, LORA_SPREAD, features, rank)
+            tensors[f"{path}.lora_B.weight"] = _normal(rng, spread, features, rank)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

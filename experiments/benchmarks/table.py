@@ -21,6 +21,9 @@ from workload import TASKS
 UNITS = {"generate": "new tokens/s"}
 """What the rate of a task counts, where that is not examples a second; a round counts those of its pool."""
 
+REAL_UNITS = {"generate": "prompts/s"}
+"""The same with a real model, whose answers end by themselves."""
+
 
 class Comparison(NamedTuple):
     """star_jax and a peer on one task.
@@ -123,15 +126,20 @@ def agreement(task: str, ours: Mapping[str, Sequence[float]], peer: Mapping[str,
 def tables(record: Mapping[str, Any]) -> Iterator[str]:
     """The lines to print."""
     rows, peers = summary(record), peers_of(record["runs"])
+    real = record.get("workload", {}).get("real")
+    units = UNITS if real is None else REAL_UNITS
+    if real is not None:
+        yield f"{real}, rows of text"
+        yield ""
     single, best = ([row for row in rows if row["best"] == flag] for flag in (False, True))
     for dtype in dict.fromkeys(row["ours_dtype"] for row in single):
         for peer in peers:
-            yield from _block(dtype, peer, [row for row in single if row["ours_dtype"] == dtype])
+            yield from _block(dtype, peer, [row for row in single if row["ours_dtype"] == dtype], units)
             yield ""
         yield from _peak_lines(record["peaks"], dtype)
         yield ""
     for peer in peers if best else ():
-        yield from _block("best dtype against best dtype", peer, best)
+        yield from _block("best dtype against best dtype", peer, best, units)
         yield ""
     for warm in record["warm_up"]:
         if warm["tried"]:
@@ -145,10 +153,13 @@ def _peak_lines(peaks: Sequence[Mapping[str, Any]], dtype: str) -> Iterator[str]
     for process in dict.fromkeys(one["side"] for one in peaks):
         values = [one["flops_per_second"] for one in peaks if (one["side"], one["dtype"]) == (process, dtype)]
         spread = f"{min(values) / 1e9:,.0f} to {max(values) / 1e9:,.0f}"
-        yield f"  peak of {PROCESSES[process]}: {median(values) / 1e9:,.0f} GFLOP/s ({spread})"
+        # Each peak is taken before its alternation; the memory is that of all that came before the last.
+        most = max((one.get("most_bytes") or 0 for one in peaks if one["side"] == process), default=0)
+        memory = f", at most {most / 1e9:.1f} GB in use" if most else ""
+        yield f"  peak of {PROCESSES[process]}: {median(values) / 1e9:,.0f} GFLOP/s ({spread}){memory}"
 
 
-def _block(title: str, peer: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _block(title: str, peer: str, rows: Sequence[Mapping[str, Any]], units: Mapping[str, str]) -> Iterator[str]:
     """The rows of one peer; what sets it apart stands in the title."""
     rows = [row for row in rows if row["against"] == peer]
     words = f" ({side_of(peer).words})" if side_of(peer).words else ""
@@ -164,7 +175,7 @@ def _block(title: str, peer: str, rows: Sequence[Mapping[str, Any]]) -> Iterator
         flops = f"{row['ours_flops'] / 1e9:,.0f} / {row['peer_flops'] / 1e9:,.0f}"
         fraction = f"{row['ours_fraction']:.2f} / {row['peer_fraction']:.2f}"
         yield (
-            f"  {row['task']:<10}{rate:>21} {UNITS.get(row['task'], 'examples/s'):<14}{row['ratio']:>6.2f}  "
+            f"  {row['task']:<10}{rate:>21} {units.get(row['task'], 'examples/s'):<14}{row['ratio']:>6.2f}  "
             f"{spread:<14}{tokens:>17}{flops:>17}{fraction:>13}"
             + (f"  {row['ours_dtype']} / {row['peer_dtype']}" if row["best"] else "")
         )

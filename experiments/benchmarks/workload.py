@@ -14,6 +14,9 @@ TASKS = ("score-k1", "score-k3", "train", "generate", "round")
 
 LENGTHS_FILE = Path(__file__).with_name("gsm8k_lengths.json")
 
+ROWS_FILE = "rows.json"
+"""Beside a real model: its rows of text as tokens, and how many of each are the prompt."""
+
 SPECIAL_TOKENS = 3
 """Numbers below are padding, beginning and end of a sequence, which random sequences do not hold."""
 
@@ -34,6 +37,12 @@ class Shape:
     kv_heads: int
     mlp: int
     vocab: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Shape:
+        """That of a Llama's config.json."""
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        return cls(*(config[name] for name in (*names, "intermediate_size", "vocab_size")))
 
     @property
     def head_dim(self) -> int:
@@ -100,6 +109,8 @@ class Workload:
       shape: of the model.
       device: `cpu` or `gpu`.
       folder: where `model/` and `adapter/` lie; None to make random weights in memory.
+      real: name of a real model that the folder holds, with rows of text; None for random weights and tokens.
+      ends: tokens that end an answer; none where every answer has its full length.
       rank, alpha, dropout: of the LoRA on all seven projections.
       samples: K, dropout passes.
       examples: sequences that are scored and trained on.
@@ -135,6 +146,8 @@ class Workload:
     learning_rate: float = 1.5e-4
     decay_b: float = 0.5
     gradient_clip: float = 1.0
+    real: str | None = None
+    ends: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a pipe."""
@@ -143,10 +156,13 @@ class Workload:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Workload:
         """The inverse of `to_dict`."""
-        return cls(**(raw | {"shape": Shape(**raw["shape"])}))
+        return cls(**(raw | {"shape": Shape(**raw["shape"]), "ends": tuple(raw["ends"])}))
 
     def sequences(self) -> list[Sequence]:
         """All that any side sees: tasks take theirs from the front, the round its test prompts from the end."""
+        if self.real is not None:
+            assert self.folder is not None
+            return read_rows(Path(self.folder) / ROWS_FILE)
         return random_sequences(read_lengths(), self.shape.vocab)
 
     def pool_sequences(self) -> list[Sequence]:
@@ -180,6 +196,12 @@ class Outcome(NamedTuple):
 def read_lengths() -> list[tuple[int, int]]:
     """(prompt, response) lengths of real examples, tokens."""
     return [(prompt, response) for prompt, response in json.loads(LENGTHS_FILE.read_text())["lengths"]]
+
+
+def read_rows(path: Path) -> list[Sequence]:
+    """The rows that go with a real model."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [Sequence(np.asarray(tokens, np.int32), prompt_length) for tokens, prompt_length in rows]
 
 
 def random_sequences(lengths: list[tuple[int, int]], vocab: int) -> list[Sequence]:
