@@ -2,7 +2,7 @@
 
 import pytest
 
-from star_jax.config import AcquisitionConfig, ExperimentConfig, LoopConfig
+from star_jax.config import AcquisitionConfig, EvaluationConfig, ExperimentConfig, LoopConfig
 from star_jax.data.tasks import get_task
 from star_jax.errors import ConfigError
 from star_jax.experiment.checks import check_experiment
@@ -16,3 +16,32 @@ def test_a_query_scores_at_least_what_it_picks():
         check_experiment(ExperimentConfig(acquisition=AcquisitionConfig(score_at_most=19), loop=loop), [], task)
     with pytest.raises(ConfigError, match=r"^acquisition\.score_at_most is 0; it must be at least 1, or none$"):
         AcquisitionConfig(score_at_most=0)
+
+
+def test_only_a_closed_set_is_judged_as_one():
+    task = get_task("skills")
+    for answers in ("auto", "generated"):
+        check_experiment(ExperimentConfig(evaluation=EvaluationConfig(answers=answers)), [], task)
+    with pytest.raises(
+        ConfigError, match=r"^evaluation\.answers is candidates, but task skills has no closed answer set"
+    ):
+        check_experiment(ExperimentConfig(evaluation=EvaluationConfig(answers="candidates")), [], task)
+
+
+@pytest.mark.parametrize(
+    ("asked", "scored", "closed"),
+    [
+        ("generated", "candidates", False),
+        ("candidates", "generated", True),
+        ("auto", "candidates", True),
+        ("auto", "generated", False),
+        ("auto", "reference", False),
+    ],
+)
+def test_auto_judges_what_is_scored(asked, scored, closed):
+    assert EvaluationConfig(answers=asked).judges_candidates(scored) == closed
+
+
+def test_runs_of_before_go_on_as_they_began():
+    """A setting that a run's config.yaml lacks counts as its default."""
+    assert EvaluationConfig().answers == "generated"
