@@ -2,8 +2,8 @@
 
     python experiments/forecast_coverage.py
 
-A power law is fitted to the first rounds of each run, or of the mean of five runs, and its 95 % interval is compared with
-the accuracy that later rounds had. All runs share one test set, so that its chance is the same for all of them.
+A power law is fitted to the first rounds of each run, or of the mean of five runs, and its 95 % interval is compared
+with the accuracy that later rounds had. All runs share one test set, so that its chance is the same for all of them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def row(name: str, seen: int, labels: int, found: Sequence[Outcome]) -> str:
     held = sum(one.held for one in found)
     low, high = wilson_interval(held / len(found), len(found))
     width, above = (float(np.mean([getattr(one, part) for one in found])) for part in ("width", "above"))
-    return f"| {name} | {seen} | {labels} | {held} of {len(found)} | {low:.2f} to {high:.2f} | {width:.3f} | {above:+.3f} |"
+    share = f"{held} of {len(found)} | {low:.2f} to {high:.2f}"
+    return f"| {name} | {seen} | {labels} | {share} | {width:.3f} | {above:+.3f} |"
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class PowerLaw(NamedTuple):
 def fit_power_law(labels: ArrayLike, curves: ArrayLike) -> PowerLaw:
     """The law of least squares through each curve, with 0 ≤ b and a ≤ 1.
 
+    Point j of P counts with the weight j/P, as in Figueroa et al.: what comes next is more like the last points.
+
     Args:
       labels: `P` increasing numbers of labels, at least 1.
       curves: `…×P` accuracies.
@@ -70,15 +72,15 @@ def fit_power_law(labels: ArrayLike, curves: ArrayLike) -> PowerLaw:
         raise ValueError(f"a power law needs three points with increasing labels, got {x.tolist()} and {y.shape}")
     # 1. For each c, a line through (n^-c, y): in units of the first n, so that powers stay moderate.
     powers = (x / x[0]) ** -EXPONENTS[:, None]
-    centred = powers - powers.mean(axis=1, keepdims=True)
-    mean = y.mean(axis=-1, keepdims=True)
-    b = np.maximum(-(y @ centred.T) / np.square(centred).sum(axis=1), 0)
-    a = mean + b * powers.mean(axis=1)
+    weights = np.arange(1, x.size + 1) / x.size
+    centred = powers - np.average(powers, axis=1, weights=weights)[:, None]
+    b = np.maximum(-(y @ (weights * centred).T) / (np.square(centred) @ weights), 0)
+    a = np.average(y, axis=-1, weights=weights)[..., None] + b * np.average(powers, axis=1, weights=weights)
     # 2. Where it would level off above 1, the best line that levels off there.
-    bound = np.maximum((1 - y) @ powers.T / np.square(powers).sum(axis=1), 0)
+    bound = np.maximum((1 - y) @ (weights * powers).T / (np.square(powers) @ weights), 0)
     a, b = np.minimum(a, 1), np.where(a > 1, bound, b)
     # 3. The c with the least squares.
-    errors = np.square(y[..., None, :] - a[..., None] + b[..., None] * powers).sum(axis=-1)
+    errors = np.square(y[..., None, :] - a[..., None] + b[..., None] * powers) @ weights
     best = errors.argmin(axis=-1)
     c = EXPONENTS[best]
     a, b = (np.take_along_axis(values, best[..., None], axis=-1)[..., 0] for values in (a, b))
@@ -129,8 +131,8 @@ def forecast(
     Each draw adds noise to the points of the law through the mean curve, and fits again (Efron & Tibshirani 1993,
     section 9.5). The noise is that of the runs' own points around a law of their own, over √C, and at least that of
     counting right answers in a test set; it is taken for normal, equal in all rounds, and independent from one to the
-    next. What the intervals do not know is whether the curve goes on as a power law: on recorded runs they held less than
-    they are meant to (experiments/results/README.md).
+    next. What the intervals do not know is whether the curve goes on as a power law: on recorded runs they held less
+    often than they are meant to (experiments/results/README.md).
 
     Args:
       labels: `P` increasing numbers of labels.

@@ -26,7 +26,7 @@ def said_outlook(runs: Sequence[Run], target: float | None = None) -> str:
     if not longest:
         return f"Too few rounds yet to say where accuracy is going; that takes {WORDS[FEWEST_POINTS]}."
     # Curves with the same numbers of labels have a mean; of rounds that bought nothing, the last one counts.
-    places = {row["labelled"]: place for place, row in enumerate(longest[0].rows)}
+    places = dict(sorted((row["labelled"], place) for place, row in enumerate(longest[0].rows) if row["labelled"] > 0))
     same = [run for run in longest if run.column("labelled") == longest[0].column("labelled")]
     labels, curves = list(places), np.asarray([run.column("accuracy") for run in same], float)[:, [*places.values()]]
     if target is not None and (reached := labels_needed(labels, curves.mean(axis=0), target)) is not None:

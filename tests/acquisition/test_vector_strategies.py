@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_distances import largest
 
 from star_jax.acquisition import vector_strategies
 from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
 from star_jax.acquisition.scores import ByScore, Length, Power
-from star_jax.acquisition.strategy import Query, get_strategy, pick
+from star_jax.acquisition.strategy import Query, get_strategy, pick, shape_of
 from star_jax.config import AcquisitionConfig
 from star_jax.registry import STRATEGIES
 from star_jax.testing import check_strategy
@@ -48,6 +49,21 @@ def test_entries_hang_together(name):
     assert strategy.description
     assert get_strategy(name) is strategy
     assert strategy.needs == NEEDS[name]
+
+
+@every_strategy
+def test_no_array_holds_all_pairs_of_a_large_pool(name):
+    """The largest is the vectors, or the vectors with what fills up their last block."""
+    size, strategy = 20_000, get_strategy(name)
+    features = [jax.ShapeDtypeStruct(shape_of(need, size), jnp.float32) for need in strategy.needs]
+    unlabelled = jax.ShapeDtypeStruct((size,), bool)
+
+    def program(features, unlabelled):
+        return pick(strategy, jax.random.key(0), features, unlabelled, Query(0, 1, 500))
+
+    most = max(np.prod(feature.shape) for feature in features)
+    assert most < size * size / 20
+    assert largest(jax.make_jaxpr(program)(features, unlabelled).jaxpr) <= 1.1 * most
 
 
 @pytest.mark.parametrize("name", ["k_center", "typiclust", "facility_location", "log_det"])

@@ -9,6 +9,7 @@ import pytest
 
 import star_jax as sj
 from star_jax.acquisition.needs import Measure
+from star_jax.acquisition.pool_scoring import score_pool
 from star_jax.acquisition.strategy import get_strategy
 from star_jax.active import ask_tell
 from star_jax.active.ask_tell import ask, start, tell
@@ -62,6 +63,17 @@ def bits(state):
 
 def places(state, value):
     return np.flatnonzero(np.asarray(state.loop.pool.labelled_in) == value).tolist()
+
+
+def test_the_first_requests_may_be_what_the_base_model_is_least_sure_of(problem, labelled):
+    """Before the first training, whatever the strategy; later it is the strategy that asks."""
+    first = dataclasses.replace(CONFIG, loop=LoopConfig(rounds=3, initial="base_uncertainty"))
+    entropy = np.asarray(score_pool(problem.model, None, problem.pool).measures["token_entropy"])
+    order = sorted(range(SIZE), key=lambda place: -entropy[place])
+    requests = asked(problem, start(SIZE), 4, strategy="random", config=first)[1]
+    assert [request.id for request in requests] == [problem.prompts[place].id for place in order[:4]]
+    assert [request.score for request in requests] == pytest.approx(entropy[order[:4]].tolist(), rel=1e-5)
+    assert asked(problem, labelled, 3, strategy="random", config=first)[1][0].score is None
 
 
 @pytest.mark.parametrize("strategy", ["entropy", "random", "entropy_dynamic", "bald"])

@@ -15,7 +15,7 @@ def law(a=0.9, b=2.0, c=0.4):
 
 def squares(parameters, y, c):
     a, b = parameters
-    return np.square(y - a + b * np.asarray(LABELS, float) ** -c).sum()
+    return sum(j / 6 * (y[j - 1] - a + b * LABELS[j - 1] ** -c) ** 2 for j in range(1, 7))
 
 
 @pytest.mark.parametrize("c", EXPONENTS[[0, 20, 40]])

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from test_findings import a_run
+from test_report import write_run
 
+from star_jax.cli import main
 from star_jax.report.outlook import print_outlook, said_outlook
 
 LABELS = [60, 140, 220, 300, 380, 460]
@@ -70,3 +72,23 @@ def test_a_line_a_strategy(capsys):
     print_outlook([*runs_of(power(0.9, 0.5)), *runs_of(power(0.8, 0.5), "random")], 0.5, "here ")
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["here star", "here random"]
+
+
+def test_the_command_prints_it_and_writes_it_into_the_report(tmp_path, capsys):
+    for strategy in ("star", "random"):
+        write_run(tmp_path, strategy, 0, [0.4, 0.5, 0.56, 0.6, 0.62])
+    assert main.main(["report", str(tmp_path), "--target", "0.55"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = "55.0 % was reached with about 152 labels (one seed)."
+    assert lines == [f"star: {said}", f"random: {said}", str(tmp_path / "report.html")]
+    assert said in (tmp_path / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert main.main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "report.html")]
+    assert "with twice as many, 520" in (tmp_path / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.mark.parametrize("target", ["0", "1", "80", "nan"])
+def test_a_target_that_is_no_accuracy_is_refused(tmp_path, capsys, target):
+    assert main.main(["report", str(tmp_path), "--target", target]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"star_jax: error: --target is {target}; it must be an accuracy between 0 and 1")
