@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from star_jax.annotators.label_table import LabelTable
-from star_jax.annotators.web.continuation import Continuation
+from star_jax.annotators.web.continuation import Continuation, Phase
 from star_jax.annotators.web.desk import Desk, Scope
 from star_jax.annotators.web.pages import Pages
 from star_jax.annotators.web.view import Look
@@ -90,6 +90,9 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
         serve(pages, bound, token, given.annotator, asked)
     except KeyboardInterrupt:
         pass  # how the page is closed
+    if pages.continuation.status.phase is Phase.RUNNING:
+        print("the run stops after its step; Ctrl-C again does not wait for it", flush=True)
+    pages.continuation.stop()
     print(f"closed; every answer is in {runs.table}, and the same command goes on")
     return 0
 

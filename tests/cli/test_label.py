@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from waiting import make_run
@@ -91,3 +92,24 @@ def test_ctrl_c_closes_the_page(waiting):
             page.kill()
         closed = f"closed; every answer is in {waiting / 'labels.csv'}, and the same command goes on\n"
         assert page.stdout.read() == closed
+
+
+def test_ctrl_c_stops_the_run_too_and_says_so(waiting):
+    """A run that trains is asked to stop, once; here it is one that does not come to that."""
+    (waiting / "labels.csv").write_text("id,prompt,response\na,what?,this\n")
+    command = [sys.executable, "-m", "star_jax", "label", str(waiting), "--port", "0", "--browser", "false"]
+    log = waiting / "labelling.log"
+    with subprocess.Popen([*command, "--pause", "0"], stdout=subprocess.PIPE, text=True) as page:
+        try:
+            assert page.stdout.readline().startswith("0 examples need a label: ")
+            for _ in range(600):
+                if log.exists():
+                    break
+                time.sleep(0.05)
+            page.send_signal(signal.SIGINT)
+            assert page.wait(120) == 0
+        finally:
+            page.kill()
+        said = page.stdout.read().splitlines()
+        assert said[-1].startswith("closed; ")
+        assert "the run stops after its step; Ctrl-C again does not wait for it" in said

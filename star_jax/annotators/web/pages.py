@@ -85,27 +85,27 @@ class Pages:
           base: path that every address of the page begins with.
         """
         status = self.continuation.look()
-        values: dict[str, Any] = {"base": base, "look": self.look, "who": chosen.who, "second": chosen.second}
-        values |= {"message": chosen.message, "item": None, "problem": "", "fix": None, "summary": None}
-        values |= {"again": False}
-        values |= {"round": 0, "rounds": 0, "accuracy": None}
+        values = {"base": base, "look": self.look, "who": chosen.who, "second": chosen.second}
+        values |= {"message": chosen.message, "problem": "", "status": self._said(status)}
+        values |= {"version": self.version(status)}
         try:
-            sheet, used = self.desk.sheet(), self.record.used()
-            values["round"], values["rounds"] = self.record.rounds()
-            values["accuracy"] = self.record.accuracy()
-            values["summary"] = view.summary(sheet, self.look, used, chosen.who)
-            name = self._next(sheet, chosen, used)
-            if name is not None:
-                blind = chosen.second and chosen.who not in opinions.opinions(sheet.cells[name])
-                values["item"] = view.item(sheet, name, self.look, used, blind)
-                values["again"] = bool(sheet.cells[name].text) and not chosen.second
-            if status.phase is Phase.FAILED:
-                values["fix"] = view.named_in(status.line, sheet.cells)
+            values |= self._state(chosen, status)
         except (ConfigError, DataError) as error:
-            values["problem"] = str(error)
-        values["status"] = self._said(status)
-        values["version"] = self.version(status)
+            values |= {"problem": str(error), "rounds": 0, "accuracy": None, "summary": None, "item": None}
         return _TEMPLATE.render(values)
+
+    def _state(self, chosen: Chosen, status: Status) -> dict[str, Any]:
+        """What the table and the runs say; errors as those of `Desk.sheet`."""
+        sheet, used = self.desk.sheet(), self.record.used()
+        done, rounds = self.record.rounds()
+        values: dict[str, Any] = {"round": done, "rounds": rounds, "accuracy": self.record.accuracy()}
+        values |= {"summary": view.summary(sheet, self.look, used, chosen.who), "item": None, "again": False}
+        name = self._next(sheet, chosen, used)
+        if name is not None:
+            blind = chosen.second and chosen.who not in opinions.opinions(sheet.cells[name])
+            values["item"] = view.item(sheet, name, self.look, used, blind)
+            values["again"] = bool(sheet.cells[name].text) and not chosen.second
+        return values | {"fix": view.named_in(status.line, sheet.cells) if status.phase is Phase.FAILED else None}
 
     def version(self, status: Status | None = None) -> str:
         """Another text whenever the page would look different."""
@@ -123,9 +123,8 @@ class Pages:
         if chosen.second:
             return opinions.next_unseen(sheet.cells, chosen.who, used)
         now = time.monotonic()
-        others = {
-            name for who, (name, since) in self._held.items() if who != chosen.who and now - since < HELD and chosen.who
-        }
+        held = self._held.items() if chosen.who else ()  # who has no name cannot be told from others
+        others = {name for who, (name, since) in held if who != chosen.who and now - since < HELD}
         name = opinions.next_open(sheet.cells, others)
         if name is not None:
             self._held[chosen.who] = (name, now)

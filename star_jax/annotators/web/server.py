@@ -148,7 +148,7 @@ def bind(port: int) -> socket.socket:
 def serve(
     pages: Pages, bound: socket.socket, token: str, who: str = "", stopped: Callable[[], bool] = lambda: False
 ) -> None:
-    """Serves until it is interrupted, looks all the time whether the run should go on, and stops the run at the end.
+    """Serves until it is interrupted, and looks all the time whether the run should go on.
 
     Args:
       pages: what is served.
@@ -170,7 +170,6 @@ def serve(
     finally:
         over.set()
         thread.join()
-        pages.continuation.stop()
 
 
 def _watch(pages: Pages, server: uvicorn.Server, stopped: Callable[[], bool], over: threading.Event) -> None:

@@ -133,13 +133,14 @@ def summary(sheet: Sheet, look: Look, used: Collection[str], who: str) -> dict[s
     """How far the round is, what it costs, how far people agree, and what this one has labelled last."""
     cells = sheet.cells
     done, skipped, total = opinions.progress(cells, used, look.skip)
+    ever = opinions.progress(cells, (), look.skip)
     agreed = opinions.agreement(cells)
     seconds = opinions.pace(cells, _seconds(cells))
     return {
         "done": done,
         "skipped": skipped,
         "total": total,
-        "all": sum(bool(cell.text) for cell in cells.values()),
+        "ever": {"labelled": ever.done - ever.skipped, "skipped": ever.skipped},
         "left": _left(total - done, seconds),
         "cost": _cost(cells, look, used, total - done),
         "agreement": None if not agreed.pairs else _agreement(agreed),
