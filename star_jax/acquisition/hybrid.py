@@ -44,7 +44,7 @@ class BySpread:
 
     def __call__(self, key: Array, pool: PoolFeatures, query: Query) -> Picks:
         """The picks; what is labelled counts as taken."""
-        points = Points(pool[self.vector], ~pool.unlabelled, pool.unlabelled)
+        points = Points(pool[self.vector], pool.labelled, pool.unlabelled)
         return _masked(self.spread(key, points, query.count), pool)
 
 
@@ -76,9 +76,9 @@ class UncertainThenDiverse:
         """The picks, with the scores of the uncertainty."""
         kept = min(self.factor * query.count, pool.size)
         first = ByScore(self.score, TopK())(key, pool, replace(query, count=kept))
-        # Where fewer are unlabelled than are kept, the others behind them are labelled ones.
+        # Where fewer are unlabelled than are kept, the others behind them cannot be picked.
         free = jnp.zeros_like(pool.unlabelled).at[first.indices].set(True) & pool.unlabelled
-        found = self.spread(key, Points(pool[self.vector], ~pool.unlabelled, free), query.count)
+        found = self.spread(key, Points(pool[self.vector], pool.labelled, free), query.count)
         return Picks(found.indices, first.scores)
 
 
@@ -98,7 +98,7 @@ class Huds:
     def __call__(self, key: Array, pool: PoolFeatures, query: Query) -> Picks:
         """The highest hybrid scores."""
         uncertainty = jnp.where(pool.unlabelled, self.score(pool, query), 0)
-        points = Points(pool[self.vector], ~pool.unlabelled, pool.unlabelled)
+        points = Points(pool[self.vector], pool.labelled, pool.unlabelled)
         scores = huds(key, uncertainty, points, self.weight)
         return Picks(selection.top_k(scores, pool.unlabelled, query.count), scores)
 
@@ -154,11 +154,12 @@ class TaskDiversity:
         most = min(TASKS, pool.size)
         tasks, _ = k_means(cluster_key, pool[self.vector], one_stratum(pool.size, most, most))
         uncertainty = jnp.where(pool.unlabelled, self.score(pool, query), 0)
-        return by_task(draw_key, 1 - uncertainty, tasks, pool.unlabelled, query.count)
+        points = Points(pool[self.vector], pool.labelled, pool.unlabelled)
+        return by_task(draw_key, 1 - uncertainty, tasks, points, query.count)
 
 
 @partial(jax.jit, static_argnames=("count",))
-def by_task(key: Array, confidence: Array, tasks: Array, free: Array, count: int) -> Picks:
+def by_task(key: Array, confidence: Array, tasks: Array, points: Points, count: int) -> Picks:
     """Labels spread over tasks with weights 1/confidence, at random within a task.
 
     The inverse confidence weighting of Arabelly et al. 2025 (arXiv 2507.21482). A task's confidence is the mean over
@@ -170,14 +171,14 @@ def by_task(key: Array, confidence: Array, tasks: Array, free: Array, count: int
       key: PRNG key.
       confidence: `N` in [0, 1]; where not free it is not looked at.
       tasks: `N` int32 in [0, N).
-      free: `N` bool.
+      points: the pool; `vectors` are not looked at.
       count: k, static.
 
     Returns:
       Picks; a score is the weight over the number of labels that the example's task has with it.
     """
-    size = free.shape[0]
-    sizes, labelled = (jnp.bincount(tasks, mask.astype(jnp.int32), length=size) for mask in (free, ~free))
+    free, size = points.free, points.free.shape[0]
+    sizes, labelled = (jnp.bincount(tasks, mask.astype(jnp.int32), length=size) for mask in (free, points.taken))
     total = jax.ops.segment_sum(jnp.where(free, confidence, 0), tasks, size)
     weight = 1 / jnp.maximum(total / jnp.maximum(sizes, 1), 1e-6)
     # 1. A random turn for each free example within its task.

@@ -39,10 +39,13 @@ class PoolFeatures:
       unlabelled: `N` bool, True where an example may be picked. Measures elsewhere mean nothing, and may be NaN;
         embeddings and sketches are there for all.
       features: an array for each feature of the strategy's `needs`.
+      settled: `N` bool, True where an example has a label or has been skipped; None where that is all that is not
+        unlabelled. A query that scores a part of the pool offers that part as `unlabelled`.
     """
 
     unlabelled: Array
     features: Mapping[Feature, Array]
+    settled: Array | None = None
 
     def __getitem__(self, feature: Any) -> Array:
         """The array of a feature.
@@ -53,6 +56,11 @@ class PoolFeatures:
         if feature not in self.features:
             raise ConfigError(f"a strategy reads {feature}, which is not among its needs; add it there")
         return self.features[feature]
+
+    @property
+    def labelled(self) -> Array:
+        """`N` bool, True where an example has a label or has been skipped: what a batch need not cover again."""
+        return ~self.unlabelled if self.settled is None else self.settled
 
     @property
     def size(self) -> int:
@@ -181,7 +189,12 @@ def _made(factory: StrategyFactory, options: AcquisitionConfig) -> Strategy:
 
 
 def pick(
-    strategy: Strategy, key: Array, features: Sequence[Array], unlabelled: Array, query: Query
+    strategy: Strategy,
+    key: Array,
+    features: Sequence[Array],
+    unlabelled: Array,
+    query: Query,
+    labelled: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """The strategy's picks. Pure; jit with `strategy`, `query.total` and `query.count` static.
 
@@ -189,8 +202,9 @@ def pick(
       strategy: from `get_strategy`.
       key: PRNG key.
       features: the arrays of `strategy.needs`, in that order.
-      unlabelled: `N` bool.
+      unlabelled: `N` bool, what may be picked.
       query: which query this is.
+      labelled: `N` bool; None where that is all that may not be picked.
 
     Returns:
       `k` int32 indices and `N` scores, or None.
@@ -200,7 +214,7 @@ def pick(
     """
     if len(features) != len(strategy.needs):
         raise ValueError(f"strategy {strategy.name} needs {len(strategy.needs)} features, not {len(features)}")
-    pool = PoolFeatures(unlabelled, dict(zip(strategy.needs, features, strict=True)))
+    pool = PoolFeatures(unlabelled, dict(zip(strategy.needs, features, strict=True)), labelled)
     try:
         found = strategy.pick(key, pool, query)
     except ConfigError:

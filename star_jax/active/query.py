@@ -111,7 +111,8 @@ def spare_requests(
                 offer = Offer(offered, keys.score)
                 computed = compute_features(config, asker, problem, state, offer, observer or Unobserved())
                 features = tuple(computed.arrays[need] for need in asker.needs)
-            found = np.asarray(select(asker, keys.select, features, offered, query_of(config, state, size))[0])
+            query = query_of(config, state, size)
+            found = np.asarray(select(asker, keys.select, features, offered, query, ~unlabelled)[0])
             check_picks(asker, found, np.asarray(offered))
         before = set(asked)
         fresh = [index for index in found.tolist() if index not in before]
@@ -198,7 +199,7 @@ def score_and_pick(
     offer = Offer(offered, keys.score)
     computed = compute_features(config, strategy, problem, state, offer, observer or Unobserved())
     features = tuple(computed.arrays[need] for need in strategy.needs)
-    picked, scores = select(strategy, keys.select, features, offered, query)
+    picked, scores = select(strategy, keys.select, features, offered, query, ~unlabelled)
     check(strategy, problem.prompts, computed, np.asarray(offered), picked)
     if not strategy.needs:
         return Choice(picked)
@@ -215,10 +216,10 @@ def score_and_pick(
 
 @partial(jax.jit, static_argnames=("strategy",))
 def select(
-    strategy: Strategy, key: Array, features: tuple[Array, ...], unlabelled: Array, query: Query
+    strategy: Strategy, key: Array, features: tuple[Array, ...], unlabelled: Array, query: Query, labelled: Array
 ) -> tuple[Array, Array | None]:
     """The strategy's picks by one program; arguments and errors as those of `acquisition.strategy.pick`."""
-    return pick(strategy, key, features, unlabelled, query)
+    return pick(strategy, key, features, unlabelled, query, labelled)
 
 
 def check(

@@ -195,6 +195,7 @@ def select_batch(
         features,
         jnp.asarray(unlabelled),
         Query(jnp.asarray(query), queries, count),
+        jnp.asarray(~unlabelled),
     )
     picked = np.asarray(indices)
     check_picks(chosen, picked, unlabelled)

@@ -76,13 +76,16 @@ def test_huds_scores(rng, monkeypatch, weight):
 
 
 def test_tasks_get_labels_in_inverse_proportion_to_confidence(rng):
-    """One label after the other, each to the task with the largest weight over its labels with it."""
+    """One label after the other, each to the task with the largest weight over its labels with it. Some of what is not
+    free has no label either: a query may score a part of the pool."""
     tasks = np.repeat([0, 1, 2, 5], [30, 20, 4, 6])
-    free = rng.random(60) < 0.8
+    free, drawn = rng.random(60) < 0.7, rng.random(60) < 0.5
+    taken = ~free & drawn
     confidence = np.where(free, rng.uniform(0.2, 0.9, 60), np.nan).astype(np.float32)
-    got = by_task(jax.random.key(0), *map(jnp.asarray, (confidence, tasks, free)), 12)
+    points = Points(jnp.zeros((60, 1)), *map(jnp.asarray, (taken, free)))
+    got = by_task(jax.random.key(0), *map(jnp.asarray, (confidence, tasks)), points, 12)
     weights = {task: 1 / confidence[(tasks == task) & free].mean() for task in set(tasks.tolist())}
-    labels = {task: int((~free[tasks == task]).sum()) for task in weights}
+    labels = {task: int(taken[tasks == task].sum()) for task in weights}
     left = {task: int(free[tasks == task].sum()) for task in weights}
     want = []
     for _ in range(12):
@@ -98,9 +101,10 @@ def test_tasks_get_labels_in_inverse_proportion_to_confidence(rng):
 def test_within_a_task_picks_are_uniform():
     """Over many keys; each share is a binomial one, within 5 of its standard deviations."""
     free, draws = jnp.asarray([True, True, False, True, True]), 2000
+    points = Points(jnp.zeros((5, 1)), ~free, free)
 
     def first(key):
-        return by_task(key, jnp.full(5, 0.5), jnp.zeros(5, jnp.int32), free, 1).indices[0]
+        return by_task(key, jnp.full(5, 0.5), jnp.zeros(5, jnp.int32), points, 1).indices[0]
 
     drawn = np.asarray(jax.jit(jax.vmap(first))(jax.random.split(jax.random.key(0), draws)))
     found = np.bincount(drawn, minlength=5) / draws

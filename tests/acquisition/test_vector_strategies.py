@@ -95,3 +95,19 @@ def test_the_longest_gradients_come_first(rng):
     lengths = np.linalg.norm(sketches, axis=1)
     assert picks.tolist() == sorted(left, key=lambda place: -lengths[place])[:4]
     np.testing.assert_allclose(np.asarray(scores)[left], lengths[left], rtol=1e-5)
+
+
+def test_what_a_query_does_not_offer_is_not_labelled(rng):
+    """From a part of a pool, k-center picks as if there were nothing but that part and what is labelled."""
+    strategy, query = get_strategy("k_center"), Query(jnp.asarray(1), 4, 5)
+    vectors, labelled = rng.normal(size=(40, 256)).astype(np.float32), np.arange(40) < 4
+    offered = ~labelled & (rng.random(40) < 0.6)
+
+    def picks(places, taken):
+        unlabelled, known = (jnp.asarray(mask[places]) for mask in (offered, taken))
+        return np.asarray(pick(strategy, jax.random.key(0), [vectors[places]], unlabelled, query, known)[0])
+
+    everything, part = np.arange(40), np.flatnonzero(offered | labelled)
+    got = picks(everything, labelled)
+    np.testing.assert_array_equal(got, part[picks(part, labelled)])
+    assert set(got.tolist()) != set(picks(everything, ~offered).tolist())
