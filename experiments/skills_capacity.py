@@ -13,7 +13,8 @@ import time
 import jax
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, score_pool
+from star_jax.acquisition.pool_scoring import score_pool
+from star_jax.acquisition.pools import BatchSizes, choose_shapes
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import open_folder
 from star_jax.cli.run import parse_experiment

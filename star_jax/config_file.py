@@ -1,7 +1,7 @@
 """An experiment from a YAML file: reading, typed construction, and errors that name file, line and field.
 
 Belongs here: what turns text into an `ExperimentConfig`. What the fields are and which values they take is
-`config.py`; flags are `cli`.
+`config`; flags are `cli`.
 """
 
 from __future__ import annotations

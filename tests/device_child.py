@@ -13,15 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import (
-    BatchSizes,
-    Pool,
-    Sampling,
-    candidate_pool,
-    generated_pool,
-    proposed_pool,
-    score_pool,
-)
+from star_jax.acquisition.pool_scoring import Sampling, score_pool
+from star_jax.acquisition.pools import BatchSizes, Pool, candidate_pool, generated_pool, proposed_pool
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import load_tokenizer, resolve_folder
 from star_jax.checkpoints.huggingface import load_model

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from random_models import random_model
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import branched_scoring, pool_scoring, pools
 from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import save_model
 from star_jax.config import (
@@ -27,6 +27,7 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.experiment import rounds as one_round
 from star_jax.experiment import runner as experiment
 from star_jax.models.architecture import TransformerConfig
 from star_jax.tracking.console import Progress
@@ -35,6 +36,7 @@ from star_jax.training import trainer
 MOST_PROGRAMS = 12
 PROGRAMS = {
     pool_scoring: ("_answer", "_score_proposed", "_score_candidates"),
+    branched_scoring: ("_score_branched",),
     trainer: ("train_step",),
 }
 """Everything that runs the model."""
@@ -172,13 +174,13 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     model_folder, tmp_path, rng, monkeypatch, compilations, answers
 ):
     """Star and random with everything there is: base scores, samples, training, test answers, likelihoods of gold."""
-    write = experiment.save_state
+    write = one_round.save_state
 
     def at_the_end_of_a_round(folder, state):
         write(folder, state)
         compilations.cut()
 
-    monkeypatch.setattr(experiment, "save_state", at_the_end_of_a_round)
+    monkeypatch.setattr(one_round, "save_state", at_the_end_of_a_round)
     config = settings(model_folder, tmp_path, rng, answers)
     experiment.run_experiment(config, Progress("silent"))
     print(answers, *compilations.of_models, sep="\n")
@@ -187,10 +189,10 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     # Each is compiled once a shape and kind of pass, and lengths like these need several shapes.
     assert len(set(compilations.of_models)) == len(compilations.of_models)
     grown = Counter(name for name, *_ in compilations.of_models)
-    assert 1 < grown["_answer"] <= pool_scoring.PROMPT_SHAPES
-    assert KINDS[answers] < grown["_score_proposed"] <= KINDS[answers] * (pool_scoring.SEQUENCE_SHAPES + 1)
+    assert 1 < grown["_answer"] <= pools.PROMPT_SHAPES
+    assert KINDS[answers] < grown["_score_proposed"] <= KINDS[answers] * (pools.SEQUENCE_SHAPES + 1)
     assert 1 < grown["train_step"] <= trainer.STEP_SHAPES + 1
-    of_candidates = [shape for name, *shape, _ in compilations.of_models if name == "_score_candidates"]
+    of_candidates = [shape for name, *shape, _ in compilations.of_models if name == "_score_branched"]
     assert (len(of_candidates) > 2) == (answers == "candidates")
     assert set(Counter(map(str, of_candidates)).values()) <= {2}  # the base model, and samples
     assert {f"jit({name})": count for name, count in grown.items()} == {
@@ -217,10 +219,10 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
 
     compiled = len(compilations.names)
     config = dataclasses.replace(config, output_dir=str(tmp_path / "second"), strategies=("star",))
-    monkeypatch.setattr(experiment, "save_state", stopped)
+    monkeypatch.setattr(one_round, "save_state", stopped)
     with pytest.raises(KeyboardInterrupt):
         experiment.run_experiment(config, Progress("silent"))
-    monkeypatch.setattr(experiment, "save_state", write)
+    monkeypatch.setattr(one_round, "save_state", write)
     experiment.run_experiment(config, Progress("silent"))
     # What a checkpoint is read with may be new, programs of a single operation; the model's are not.
     models = {"jit(_merged)", *(f"jit({name})" for name in NAMES)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from seeds import seed_of
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import pools
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints import huggingface
 from star_jax.cli import run, score
@@ -22,7 +22,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "own_data.yaml"
 def _one_shape(monkeypatch):
     """Of each kind of batch, which is a program less to compile in every run; several are for other tests of runs."""
     for name in ("PROMPT_SHAPES", "SEQUENCE_SHAPES", "CANDIDATE_SHAPES"):
-        monkeypatch.setattr(pool_scoring, name, 1)
+        monkeypatch.setattr(pools, name, 1)
     monkeypatch.setattr(trainer, "STEP_SHAPES", 1)
 
 

@@ -12,14 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from workload import LORA_SPREAD, SEED, WEIGHT_SPREAD, Outcome, Workload, prompts_of
 
-from star_jax.acquisition.pool_scoring import (
-    BatchSizes,
-    ProposedPool,
-    Sampling,
-    choose_shapes,
-    proposed_pool,
-    score_pool,
-)
+from star_jax.acquisition.pool_scoring import Sampling, score_pool
+from star_jax.acquisition.pools import BatchSizes, ProposedPool, choose_shapes, proposed_pool
 from star_jax.acquisition.strategy import Query, get_strategy, pick
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.checkpoints.peft import load_adapter

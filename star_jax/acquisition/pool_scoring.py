@@ -1,8 +1,6 @@
 """A whole pool through the model: answers, token statistics, measures. One jitted program a shape and kind of pass.
 
-Results stay on the device until every batch has been dispatched. What the scorer is given has no gold response: an
-answer is the model's own, one of a closed set, or proposed by the caller, and only the last can hold one (the
-`reference` oracle).
+Another kind of pool is a class in `pools`, a branch in `score_pool` and one in `answered_rows`.
 
 Shapes: `N` pool, `B` batch, `P` prompt tokens, `T` tokens, `R` new tokens, `C` candidates, `K` MC samples.
 """
@@ -19,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from star_jax.acquisition.branched_scoring import choose_pass, score_branched
+from star_jax.acquisition.pools import CandidatePool, GeneratedPool, Pool, ProposedPool, proposed_pool
 from star_jax.acquisition.uncertainty import sequence_measures
-from star_jax.data.batching import Batch, Shape, grouped_batches, prompt_batches, sequence_batches
-from star_jax.data.bucketing import Shapes, budget_shapes, prompt_shapes
-from star_jax.data.examples import Prompt
+from star_jax.data.batching import Batch
+from star_jax.data.rows import AnsweredRows
 from star_jax.data.tokenization import Encoder, TokenizedExample
-from star_jax.inference.batched import map_batches
+from star_jax.inference.batched import Logs, map_batches, no_logs
 from star_jax.inference.generation import PromptBatch, Stop, generate
 from star_jax.inference.mc_dropout import Sampling, mc_score_responses, sample_keys
 from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
@@ -32,68 +31,17 @@ from star_jax.models.lora import Adapter
 from star_jax.models.merged import merge_adapter
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
-from star_jax.parallel.mesh import by_rows, data_mesh, replicated
+from star_jax.parallel.mesh import by_rows, replicated
 
 Array = jax.Array
-
-PROMPT_SHAPES, SEQUENCE_SHAPES, CANDIDATE_SHAPES = 2, 2, 2
-"""Shapes of batches of prompts, of prompts with a response, and of prompts with all candidates: each is a program more
-to compile for every kind of pass over them, and leaves less padding."""
-
-
-class BatchSizes(NamedTuple):
-    """Rows of a batch, on each device.
-
-    Attributes:
-      prompts: that are answered together.
-      sequences: prompts with a response, or with all candidates, that are scored together, on average.
-    """
-
-    prompts: int
-    sequences: int
-
-
-class GeneratedPool(NamedTuple):
-    """Prompts whose answer is the model's own greedy response.
-
-    Attributes:
-      batches: of prompts.
-      prompts: their tokens, in order.
-      size: N.
-      response_limit: most tokens of a response.
-      end_ids: tokens that end one.
-      sequences: shapes of prompts with their answers.
-    """
-
-    batches: tuple[Batch, ...]
-    prompts: tuple[np.ndarray, ...]
-    size: int
-    response_limit: int
-    end_ids: tuple[int, ...]
-    sequences: tuple[Shape, ...]
-
-
-class CandidatePool(NamedTuple):
-    """Prompts whose answer is one of a closed set of C; each batch holds B·C rows."""
-
-    batches: tuple[Batch, ...]
-    size: int
-    candidates: int
-
-
-class ProposedPool(NamedTuple):
-    """Prompts with an answer that the caller proposes."""
-
-    batches: tuple[Batch, ...]
-    size: int
-
-
-Pool = GeneratedPool | CandidatePool | ProposedPool
 
 
 @dataclass(frozen=True)
 class PoolScores:
     """Measures of a pool, and the answers they were taken on.
+
+    Where only some examples were scored, the others' measures are NaN, or 0 where they are whole numbers, and their
+    answers mean nothing.
 
     Attributes:
       measures: name -> `N`.
@@ -106,66 +54,19 @@ class PoolScores:
     lengths: Array | None = None
 
 
-def choose_shapes(prompts: Sequence[int], sequences: Sequence[int], longest: int, batch_sizes: BatchSizes) -> Shapes:
-    """Shapes with little padding for rows of known lengths, that hold a row of any length.
-
-    Args:
-      prompts: lengths of the prompts that will be answered.
-      sequences: lengths of prompts with responses, of those that are known and may be looked at.
-      longest: tokens of the longest prompt with a response that there may be.
-      batch_sizes: how rows will be batched.
-    """
-    return Shapes(
-        prompt_shapes(prompts, batch_sizes.prompts, PROMPT_SHAPES, data_mesh().size),
-        budget_shapes(sequences, batch_sizes.sequences, SEQUENCE_SHAPES, longest, data_mesh().size),
-    )
-
-
-def generated_pool(encoder: Encoder, prompts: Sequence[np.ndarray], shapes: Shapes) -> GeneratedPool:
-    """Batches prompts, as `encoder.prompts` makes them, once for all rounds."""
-    batches = tuple(prompt_batches(prompts, shapes.prompts, data_mesh().size))
-    limit = encoder.limits.response
-    return GeneratedPool(batches, tuple(prompts), len(prompts), limit, encoder.end_ids, shapes.sequences)
-
-
-def candidate_pool(
-    encoder: Encoder, prompts: Sequence[Prompt], candidates: Sequence[str], batch_size: int
-) -> CandidatePool:
-    """Tokenises every prompt with every candidate behind it; `batch_size` prompts a batch on each device.
-
-    Raises:
-      DataError: a candidate has more tokens than a response may have.
-    """
-    rows, count = encoder.candidates(prompts, candidates), len(candidates)
-    sizes = np.asarray([len(row.tokens) for row in rows]).reshape(-1, count)
-    # A prompt's rows are all as long as the longest of them here, so that whole prompts fill a batch.
-    longest = np.repeat(sizes.max(axis=1), count).tolist()
-    shapes = budget_shapes(longest, batch_size * count, CANDIDATE_SHAPES, max(longest), data_mesh().size)
-    shapes = tuple(
-        shape._replace(rows=-(-shape.rows // count) * count, capacity=max(shape.capacity, count * shape.width))
-        for shape in shapes
-    )
-    batches = tuple(grouped_batches(rows, count, shapes, data_mesh().size))
-    return CandidatePool(batches, len(prompts), count)
-
-
-def check_candidates(encoder: Encoder, prompt: Prompt, candidates: Sequence[str]) -> None:
-    """Refuses candidates that are too long, as `candidate_pool` does, but on one prompt: before a run writes files.
-
-    Raises:
-      DataError: a candidate has more tokens than a response may have.
-    """
-    encoder.candidates([prompt], candidates)
-
-
-def proposed_pool(rows: Sequence[TokenizedExample], shapes: Sequence[Shape]) -> ProposedPool:
-    """Batches rows whose responses somebody proposes."""
-    return ProposedPool(tuple(sequence_batches(rows, shapes, data_mesh().size)), len(rows))
-
-
 def passes_over(pool: Pool, sampling: Sampling | None) -> int:
     """How many times `score_pool` goes through the pool, and counts its examples."""
     return 2 if isinstance(pool, GeneratedPool) and sampling is not None else 1
+
+
+class _Pass(NamedTuple):
+    """How a pool is gone through: see `score_pool`."""
+
+    key: Array
+    sampling: Sampling | None
+    chosen: ArrayLike | None
+    on_batch: Callable[[int], None]
+    logs: Logs
 
 
 def score_pool(
@@ -175,9 +76,11 @@ def score_pool(
     *,
     key: Array | None = None,
     sampling: Sampling | None = None,
+    rows: ArrayLike | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
+    logs: Logs = no_logs,
 ) -> PoolScores:
-    """Every measure of every example, on all local devices.
+    """Every measure of every example, or of some, on all local devices.
 
     Args:
       model: decoder and frozen weights.
@@ -186,7 +89,9 @@ def score_pool(
       key: PRNG key of the dropout masks; needed with `sampling`.
       sampling: Monte-Carlo dropout; None for one deterministic pass. A generated response is always the
         deterministic model's; the samples score it.
-      on_batch: told the number of examples of each batch, once the device has finished the one before.
+      rows: numbers of the examples that are scored, at least one; None for all.
+      on_batch: told the number of examples of each batch, once the device has finished it.
+      logs: gives what keeps the results of each pass as they come; what it has already is not computed again.
 
     Raises:
       ConfigError: sampling at rate 0.
@@ -194,68 +99,63 @@ def score_pool(
     """
     if sampling is not None and (adapter is None or key is None):
         raise ValueError("Monte-Carlo dropout acts on an adapter and draws from a key; pass both")
-    key = jax.random.key(0) if key is None else key
+    way = _Pass(jax.random.key(0) if key is None else key, sampling, rows, on_batch, logs)
     model, adapter = replicated(model), replicated(adapter)
     if isinstance(pool, GeneratedPool):
-        answered = _answers(*merge_adapter(model, adapter), pool, on_batch)
+        answered = _answers(*merge_adapter(model, adapter), pool, way)
         if sampling is None:
             return answered
-        rows = answered_rows(pool, answered)
-        measures = _proposed(model, adapter, proposed_pool(rows, pool.sequences), key, sampling, on_batch)
-        return PoolScores(measures, answered.responses, answered.lengths)
+        written = proposed_pool(answered_rows(pool, answered), pool.sequences)
+        return PoolScores(_proposed(model, adapter, written, way), answered.responses, answered.lengths)
     judge = merge_adapter(model, adapter) if sampling is None else (model, adapter)
     if isinstance(pool, CandidatePool):
-        return _candidates(*judge, pool, key, sampling, on_batch)
-    return PoolScores(_proposed(*judge, pool, key, sampling, on_batch))
+        return _candidates(*judge, pool, way)
+    return PoolScores(_proposed(*judge, pool, way))
 
 
-def _answers(
-    model: LanguageModel, adapter: Adapter | None, pool: GeneratedPool, on_batch: Callable[[int], None]
-) -> PoolScores:
+def _answers(model: LanguageModel, adapter: Adapter | None, pool: GeneratedPool, way: _Pass) -> PoolScores:
     """Responses, and the measures of the model that wrote them."""
 
     def run(batch: Batch) -> Any:
         rows = (batch.tokens, batch.lengths, batch.row_mask)
         return _answer(model, adapter, rows, capacity=batch.capacity, width=pool.response_limit, end_ids=pool.end_ids)
 
-    return PoolScores(*map_batches(run, pool.batches, 1, pool.size, on_batch))
+    return PoolScores(*map_batches(run, pool.batches(way.chosen), 1, pool.size, way.on_batch, way.logs("answers")))
 
 
-def _candidates(
-    model: LanguageModel,
-    adapter: Adapter | None,
-    pool: CandidatePool,
-    key: Array,
-    sampling: Sampling | None,
-    on_batch: Callable[[int], None],
-) -> PoolScores:
+def _candidates(model: LanguageModel, adapter: Adapter | None, pool: CandidatePool, way: _Pass) -> PoolScores:
+    """Measures of the distribution over a closed set, and the likeliest of it."""
+    branched = choose_pass(model, pool.branched, way.key, way.sampling)
+    if branched is not None:
+        return PoolScores(*score_branched(model, adapter, branched, way.chosen, way.on_batch))
+
     def run(batch: Batch) -> Any:
-        shared, rows = (model, adapter, key), (_inputs(batch), batch.index)
-        return _score_candidates(shared, rows, capacity=batch.capacity, candidates=pool.candidates, sampling=sampling)
+        shared, rows = (model, adapter, way.key), (_inputs(batch), batch.index)
+        return _score_candidates(
+            shared, rows, capacity=batch.capacity, candidates=pool.candidates, sampling=way.sampling
+        )
 
-    return PoolScores(*map_batches(run, pool.batches, pool.candidates, pool.size, on_batch))
+    batches, log = pool.batches(way.chosen), way.logs("candidates")
+    return PoolScores(*map_batches(run, batches, pool.candidates, pool.size, way.on_batch, log))
 
 
-def _proposed(
-    model: LanguageModel,
-    adapter: Adapter | None,
-    pool: ProposedPool,
-    key: Array,
-    sampling: Sampling | None,
-    on_batch: Callable[[int], None],
-) -> dict[str, Array]:
+def _proposed(model: LanguageModel, adapter: Adapter | None, pool: ProposedPool, way: _Pass) -> dict[str, Array]:
+    """Measures of answers that are there already."""
+
     def run(batch: Batch) -> Any:
         rows = (_inputs(batch), batch.index)
-        return _score_proposed((model, adapter, key), rows, capacity=batch.capacity, sampling=sampling)
+        return _score_proposed((model, adapter, way.key), rows, capacity=batch.capacity, sampling=way.sampling)
 
-    return map_batches(run, pool.batches, 1, pool.size, on_batch)
+    batches, log = pool.batches(way.chosen), way.logs("proposed")
+    found: dict[str, Array] = map_batches(run, batches, 1, pool.size, way.on_batch, log)
+    return found
 
 
 def _inputs(batch: Batch) -> SequenceInputs:
     return SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths)
 
 
-def answered_rows(pool: Pool, scores: PoolScores) -> list[TokenizedExample]:
+def answered_rows(pool: Pool, scores: PoolScores) -> Sequence[TokenizedExample]:
     """Each prompt with the answer that its scores are of behind it.
 
     Args:
@@ -263,21 +163,11 @@ def answered_rows(pool: Pool, scores: PoolScores) -> list[TokenizedExample]:
       scores: of it; of candidates, the chosen one is taken, and of a proposed answer that one.
     """
     if isinstance(pool, GeneratedPool):
-        responses, lengths = np.asarray(scores.responses), np.asarray(scores.lengths)
-        return [
-            TokenizedExample(np.concatenate([prompt, response[:length]]), len(prompt))
-            for prompt, response, length in zip(pool.prompts, responses, lengths, strict=True)
-        ]
-    group = pool.candidates if isinstance(pool, CandidatePool) else 1
-    chosen = np.zeros(pool.size, np.int64) if scores.responses is None else np.asarray(scores.responses)
-    rows: dict[int, TokenizedExample] = {}
-    for batch in pool.batches:
-        for start in np.flatnonzero(batch.row_mask[::group]) * group:
-            example = int(batch.index[start])
-            row = int(start + chosen[example])
-            tokens = np.asarray(batch.tokens[row, : batch.lengths[row]])
-            rows[example] = TokenizedExample(tokens, int(batch.prompt_lengths[row]))
-    return [rows[example] for example in range(pool.size)]
+        return AnsweredRows(pool.prompts, np.asarray(scores.responses), np.asarray(scores.lengths))
+    if isinstance(pool, CandidatePool):
+        chosen = np.arange(pool.size) * pool.candidates + np.asarray(scores.responses)
+        return [pool.rows[place] for place in chosen.tolist()]
+    return pool.rows
 
 
 def answer_texts(encoder: Encoder, pool: Pool, scores: PoolScores, indices: ArrayLike) -> list[str] | None:
@@ -287,15 +177,6 @@ def answer_texts(encoder: Encoder, pool: Pool, scores: PoolScores, indices: Arra
     rows = answered_rows(pool, scores)
     chosen = [rows[index] for index in np.asarray(indices).tolist()]
     return [encoder.text(row.tokens[row.prompt_length :]).strip() for row in chosen]
-
-
-def answered_shapes(pool: Pool) -> Sequence[Shape]:
-    """Shapes of batches of a pool's prompts with one answer each, whichever it is."""
-    if isinstance(pool, GeneratedPool):
-        return pool.sequences
-    group = pool.candidates if isinstance(pool, CandidatePool) else 1
-    rows = group * data_mesh().size
-    return sorted({Shape(len(batch.index) // rows, batch.tokens.shape[1], batch.capacity) for batch in pool.batches})
 
 
 def generated_texts(scores: PoolScores, encoder: Encoder) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from star_jax.acquisition.strategy import Query, Strategy
 from star_jax.active.loop import init, train
 from star_jax.active.pool import SKIPPED, available, label, skip
-from star_jax.active.query import initial, requests_of, score_and_pick
+from star_jax.active.query import QueryKeys, initial, requests_of, score_and_pick
 from star_jax.active.state import LoopState, Observer, Problem
 from star_jax.annotators.annotator import Answer, Request
 from star_jax.config import ExperimentConfig
@@ -96,17 +96,25 @@ def ask(
       observer: told how far the scoring is.
 
     Raises:
-      ConfigError: there are not so many unlabelled examples; or as `active.loop.choose`.
+      ConfigError: there are not so many unlabelled examples, or a query does not score so many; or as
+        `active.loop.choose`.
       ScoreError: a score is not finite; the ids are named.
     """
     check_count(state, count)
-    select_key, score_key = jax.random.split(jax.random.fold_in(key, state.asks))
+    key = jax.random.fold_in(key, state.asks)
+    keys = QueryKeys.of(key, *jax.random.split(key))
     if state.loop.adapter is None:
-        choice = initial(select_key, state.loop, count)
+        choice = initial(keys.select, state.loop, count)
     else:
+        most = config.acquisition.score_at_most
+        if strategy.needs and most is not None and count > most:
+            raise ConfigError(
+                f"{count} examples were asked for and acquisition.score_at_most is {most}, which is all that a query "
+                f"may pick from; ask for at most {most}"
+            )
         # At least one query: schedules divide by their number.
         query = Query(jnp.asarray(state.loop.round - 1), max(config.loop.rounds - 1, 1), count)
-        choice = score_and_pick(config, strategy, problem, state.loop, (select_key, score_key), query, observer)
+        choice = score_and_pick(config, strategy, problem, state.loop, keys, query, observer)
     requests = requests_of(problem, choice, strategy.name)
     loop = state.loop._replace(base={**state.loop.base, **choice.base_features})
     return state._replace(loop=loop, asks=state.asks + 1, open=tuple(requests)), requests

@@ -1,26 +1,22 @@
 """The features of a pool that a strategy needs: a pass over it for each way of scoring, and for each model's vectors.
 
+Only what can be picked is scored: shapes stay those of the run, and a pass has fewer batches as labels come in.
+
 What is read of the base model stays the same over a run, and is kept in the loop's state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Measure
-from star_jax.acquisition.pool_scoring import (
-    Pool,
-    PoolScores,
-    Sampling,
-    answered_rows,
-    answered_shapes,
-    passes_over,
-    score_pool,
-)
+from star_jax.acquisition.pool_scoring import PoolScores, Sampling, answered_rows, passes_over, score_pool
+from star_jax.acquisition.pools import Pool
 from star_jax.acquisition.strategy import Strategy
 from star_jax.active.state import LoopState, Observer, Problem
 from star_jax.config import ExperimentConfig, LoraConfig
@@ -52,38 +48,95 @@ class Features(NamedTuple):
     answered: PoolScores | None = None
 
 
+class Offer(NamedTuple):
+    """What a query chooses from.
+
+    Attributes:
+      mask: `N` bool, True where an example may be picked: measures are computed there alone.
+      key: PRNG key of the dropout masks.
+    """
+
+    mask: Array
+    key: Array
+
+
 def compute_features(
     config: ExperimentConfig,
     strategy: Strategy,
     problem: Problem,
     state: LoopState,
-    key: Array,
+    offer: Offer,
     observer: Observer,
 ) -> Features:
     """Everything that a strategy needs.
+
+    Measures of the full model are NaN, or 0 where they are whole numbers, for what is not offered. Those of the base
+    model serve all rounds and are of the whole pool, or, where a query scores a subset, of what was offered in one of
+    the queries so far. Vectors are of the whole pool.
 
     Args:
       config: the experiment; the adapter's settings and those of scoring are read.
       strategy: whose needs are met.
       problem: model and pool.
       state: the adapter of the last training, and what is known of the base model.
-      key: PRNG key of the dropout masks.
+      offer: what may be picked.
       observer: told how far the passes over the pool are.
 
     Raises:
       ConfigError: Monte-Carlo samples at dropout 0.
     """
-    unknown = [need for need in strategy.needs if need not in state.base]
-    base, full = ([need for need in unknown if need.model == model] for model in ("base", "full"))
-    draws = _Draws(key, Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout))
-    passes = sum(_passes(problem, needs, draws) for needs in (base, full))
-    with observer.phase("score", passes * len(problem.prompts), "examples") as tick:
+    base = _of_base(config, strategy, state, offer)
+    offered = np.flatnonzero(np.asarray(offer.mask))
+    full = _Wanted(tuple(need for need in strategy.needs if need.model == "full"), offered)
+    draws = _Draws(offer.key, Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout))
+    with observer.phase("score", sum(_examples(problem, one, draws) for one in (base, full)), "examples") as tick:
         found, of_base = _of_model(problem, problem.start, base, draws, config.lora, tick)
-        known = {**state.base, **found}
+        known = {**state.base, **_joined(state.base, found, base.scored)}
         kept = {need: known[need] for need in strategy.needs if need.model == "base"}
         arrays, answered = _of_model(problem, state.adapter, full, draws, config.lora, tick)
     tokens = None if answered is None else answered.measures["response_tokens"]
+    if base.scored is not None and len(base.scored) < len(offered):
+        of_base = None  # for some that may be picked, it has answered in an earlier query
     return Features({**kept, **arrays}, kept, tokens, of_base if answered is None else answered)
+
+
+def _of_base(config: ExperimentConfig, strategy: Strategy, state: LoopState, offer: Offer) -> _Wanted:
+    """What is not known of the base model yet, and is needed.
+
+    Its measures are computed for the whole pool at once; or, where a query scores a subset, for those of it that no
+    earlier query has scored.
+    """
+    needs = [need for need in strategy.needs if need.model == "base"]
+    unknown = tuple(need for need in needs if need not in state.base)
+    if config.acquisition.score_at_most is None:
+        return _Wanted(unknown, None)
+    measures = tuple(need for need in needs if isinstance(need, Measure))
+    known = np.logical_and.reduce([_known(state.base.get(need), offer) for need in measures])
+    missing = np.asarray(offer.mask) & ~known
+    vectors = tuple(need for need in unknown if not isinstance(need, Measure))
+    return _Wanted((*(measures if missing.any() else ()), *vectors), np.flatnonzero(missing))
+
+
+def _known(values: Array | None, offer: Offer) -> np.ndarray:
+    """Where a measure was computed, `N` bool: elsewhere it is NaN, or 0 where it counts tokens."""
+    if values is None:
+        return np.zeros(len(offer.mask), bool)
+    found = np.asarray(values)
+    return ~np.isnan(found) if np.issubdtype(found.dtype, np.inexact) else found > 0
+
+
+def _joined(
+    before: Mapping[Feature, Array], found: Mapping[Feature, Array], scored: np.ndarray | None
+) -> dict[Feature, Array]:
+    """What was found, with the measures of earlier queries where nothing was scored now."""
+    if scored is None:
+        return dict(found)
+    now = np.zeros(max(map(len, found.values()), default=0), bool)
+    now[scored] = True
+    return {
+        need: jnp.where(now, values, before[need]) if isinstance(need, Measure) and need in before else values
+        for need, values in found.items()
+    }
 
 
 class _Draws(NamedTuple):
@@ -96,42 +149,61 @@ class _Draws(NamedTuple):
         return self.sampling if sampled else None
 
 
-def _ways(needs: Sequence[Feature]) -> list[bool]:
-    """The passes that answer and score: with samples, without, or both. A sketch is of an answer."""
-    ways = {need.samples for need in needs if isinstance(need, Measure)}
-    if not ways and any(isinstance(need, GradientSketch) for need in needs):
-        ways = {False}
-    return sorted(ways)
+class _Wanted(NamedTuple):
+    """Features of one model that are to be computed, and the examples whose measures are wanted; None for all."""
+
+    needs: tuple[Feature, ...]
+    chosen: np.ndarray | None
+
+    @property
+    def sketches(self) -> list[GradientSketch]:
+        return [need for need in self.needs if isinstance(need, GradientSketch)]
+
+    @property
+    def embedded(self) -> bool:
+        return any(isinstance(need, Embedding) for need in self.needs)
+
+    @property
+    def scored(self) -> np.ndarray | None:
+        """The examples that are answered and scored: all of them where sketches are made of the answers."""
+        return None if self.sketches else self.chosen
+
+    @property
+    def ways(self) -> list[bool]:
+        """The passes that answer and score: with samples, without, or both. A sketch is of an answer."""
+        ways = {need.samples for need in self.needs if isinstance(need, Measure)}
+        return sorted(ways or ({False} if self.sketches else set()))
 
 
-def _passes(problem: Problem, needs: Sequence[Feature], draws: _Draws) -> int:
-    """How often the pool is gone through, as `_of_model` does."""
-    scored = sum(passes_over(problem.pool, draws.way(sampled)) for sampled in _ways(needs))
-    embedded = any(isinstance(need, Embedding) for need in needs)
-    return scored + embedded + sum(isinstance(need, GradientSketch) for need in needs)
+def _examples(problem: Problem, wanted: _Wanted, draws: _Draws) -> int:
+    """How many examples all passes go through together, as `_of_model` counts them."""
+    size = problem.pool.size
+    scored = size if wanted.scored is None else len(wanted.scored)
+    passes = sum(passes_over(problem.pool, draws.way(sampled)) for sampled in wanted.ways)
+    return passes * scored + (wanted.embedded + len(wanted.sketches)) * size
 
 
 def _of_model(
     problem: Problem,
     adapter: Adapter | None,
-    needs: Sequence[Feature],
+    wanted: _Wanted,
     draws: _Draws,
     lora: LoraConfig,
     tick: Callable[[int], None],
 ) -> tuple[dict[Feature, Array], PoolScores | None]:
     """Features of one of the two models, and its answers where it gave some."""
     arrays: dict[Feature, Array] = {}
-    scored: PoolScores | None = None
+    found: PoolScores | None = None
     # 1. Measures, a pass for each way of scoring.
-    for sampled in _ways(needs):
-        sampling = draws.way(sampled)
-        scored = score_pool(problem.model, adapter, problem.pool, key=draws.key, sampling=sampling, on_batch=tick)
-        measures = [need for need in needs if isinstance(need, Measure) and need.samples == sampled]
-        arrays |= {need: scored.measures[need.name] for need in measures}
+    for sampled in wanted.ways:
+        options: dict[str, Any] = {"key": draws.key, "sampling": draws.way(sampled), "rows": wanted.scored}
+        found = score_pool(problem.model, adapter, problem.pool, on_batch=tick, **options)
+        measures = [need for need in wanted.needs if isinstance(need, Measure) and need.samples == sampled]
+        arrays |= {need: found.measures[need.name] for need in measures}
     # 2. Vectors.
-    rows = PoolRows(problem.tokens, problem.shapes.prompts, problem.pool, scored)
-    arrays |= pool_vectors(problem.model, adapter, needs, rows, lora, tick)
-    return arrays, scored
+    rows = PoolRows(problem.tokens, problem.shapes.prompts, problem.pool, found)
+    arrays |= pool_vectors(problem.model, adapter, wanted.needs, rows, lora, tick)
+    return arrays, found
 
 
 class PoolRows(NamedTuple):
@@ -180,6 +252,6 @@ def pool_vectors(
         if isinstance(need, GradientSketch):
             assert rows.answered is not None
             trained = init_adapter(jax.random.key(_FRESH_SEED), model.params, lora) if adapter is None else adapter
-            sequences, shapes = answered_rows(rows.pool, rows.answered), answered_shapes(rows.pool)
+            sequences, shapes = answered_rows(rows.pool, rows.answered), rows.pool.answered_shapes
             arrays[need] = gradient_sketches(model, trained, sequences, shapes, need.width, on_batch)
     return arrays

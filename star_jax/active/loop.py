@@ -18,7 +18,15 @@ import numpy as np
 
 from star_jax.acquisition.strategy import Strategy
 from star_jax.active.pool import available, init_pool, label, skip
-from star_jax.active.query import initial, query_of, requests_of, round_keys, score_and_pick, spare_requests
+from star_jax.active.query import (
+    initial,
+    query_keys,
+    query_of,
+    requests_of,
+    round_keys,
+    score_and_pick,
+    spare_requests,
+)
 from star_jax.active.state import Choice, LoopState, Observer, Problem, RoundInfo, Unobserved
 from star_jax.annotators.annotator import Request, collect
 from star_jax.config import ExperimentConfig
@@ -78,14 +86,14 @@ def choose(
       ConfigError: Monte-Carlo samples at dropout 0.
       ScoreError: a score is not finite; the ids are named.
     """
-    select_key, score_key, _ = round_keys(key, state)
+    keys = query_keys(key, state)
     left = int(np.sum(np.asarray(available(state.pool))))
     if state.round == 0:
-        return initial(select_key, state, min(config.loop.initial_labels, left))
+        return initial(keys.select, state, min(config.loop.initial_labels, left))
     if not left:
         return Choice(jnp.zeros(0, jnp.int32))
     query = query_of(config, state, min(config.loop.labels_per_round, left))
-    return score_and_pick(config, strategy, problem, state, (select_key, score_key), query, observer)
+    return score_and_pick(config, strategy, problem, state, keys, query, observer)
 
 
 def learn(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from star_jax.acquisition.needs import Feature, Measure
 from star_jax.acquisition.pool_scoring import answer_texts
 from star_jax.acquisition.selection import uniform
 from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, pick
-from star_jax.active.features import Features, compute_features
+from star_jax.active.features import Features, Offer, compute_features
 from star_jax.active.pool import available
 from star_jax.active.state import Choice, LoopState, Observer, Problem, Unobserved
 from star_jax.annotators.annotator import Request
@@ -24,6 +25,28 @@ from star_jax.config import ExperimentConfig
 from star_jax.data.examples import Prompt
 
 Array = jax.Array
+
+_SUBSET = 3
+"""Number of the key that says what a query scores: behind those of selection, scoring and training."""
+
+
+class QueryKeys(NamedTuple):
+    """PRNG keys of a query.
+
+    Attributes:
+      select: of the selection.
+      score: of the dropout masks.
+      subset: of what is scored where that is not everything (`acquisition.score_at_most`).
+    """
+
+    select: Array
+    score: Array
+    subset: Array
+
+    @classmethod
+    def of(cls, key: Array, select: Array, score: Array) -> QueryKeys:
+        """The two keys that were split off the query's `key`, with the third."""
+        return cls(select, score, jax.random.fold_in(key, _SUBSET))
 
 
 def requests_of(problem: Problem, choice: Choice, strategy: str | None = None) -> list[Request]:
@@ -34,13 +57,17 @@ def requests_of(problem: Problem, choice: Choice, strategy: str | None = None) -
 
 def _request(problem: Problem, choice: Choice, index: int, rank: int, strategy: str | None) -> Request:
     measure = choice.base if choice.full is None else choice.full
-    score, uncertainty = (
-        None if values is None else float(np.asarray(values)[index]) for values in (choice.scores, measure)
-    )
+    score, uncertainty = (_at(values, index) for values in (choice.scores, measure))
     # The guesses are those at the picks; of what stands in for a skipped one, nothing is known.
     guesses = choice.guesses or ()
     guess = guesses[rank] if rank < len(guesses) else None
     return Request(problem.prompts[index], rank, score, strategy, uncertainty, guess)
+
+
+def _at(values: Array | None, index: int) -> float | None:
+    """A figure of an example; None where it was not computed, as for what takes the place of a skipped example."""
+    value = None if values is None else float(np.asarray(values)[index])
+    return None if value is None or np.isnan(value) else value
 
 
 def spare_requests(
@@ -56,28 +83,35 @@ def spare_requests(
 
     The query is made again for twice as many, then for four times as many, and so on, which takes few programs; what is
     unlabelled stays the same for it, since scores may be relative to that. An example's turn does not depend on when
-    somebody has said which others are to be skipped, and a run that was stopped in between asks for the same.
+    somebody has said which others are to be skipped, and a run that was stopped in between asks for the same. Where the
+    query scored only some, the others come behind them, at random.
     """
-    select_key, score_key, _ = round_keys(key, state)
-    unlabelled, features = available(state.pool), _features_of(strategy, choice)
-    asked, size, left = np.asarray(choice.picked).tolist(), len(choice.picked), int(np.sum(np.asarray(unlabelled)))
+    keys, features = query_keys(key, state), _features_of(strategy, choice)
+    unlabelled = available(state.pool)
+    offered = unlabelled if state.round == 0 else what_is_scored(config, strategy, unlabelled, keys)
+    asked, size, left = np.asarray(choice.picked).tolist(), len(choice.picked), int(np.sum(np.asarray(offered)))
     rank = len(asked)
     while len(asked) < left:
         size = min(2 * size, left)
         if state.round == 0:
-            found = np.asarray(_initial(select_key, unlabelled, count=size))
+            found = np.asarray(_initial(keys.select, unlabelled, count=size))
         else:
             if features is None:
-                computed = compute_features(config, strategy, problem, state, score_key, observer or Unobserved())
+                offer = Offer(offered, keys.score)
+                computed = compute_features(config, strategy, problem, state, offer, observer or Unobserved())
                 features = tuple(computed.arrays[need] for need in strategy.needs)
-            found = np.asarray(select(strategy, select_key, features, unlabelled, query_of(config, state, size))[0])
-            check_picks(strategy, found, np.asarray(unlabelled))
+            found = np.asarray(select(strategy, keys.select, features, offered, query_of(config, state, size))[0])
+            check_picks(strategy, found, np.asarray(offered))
         before = set(asked)
         fresh = [index for index in found.tolist() if index not in before]
         asked += fresh
         for index in fresh:
             yield _request(problem, choice, index, rank, strategy.name)
             rank += 1
+    rest = unlabelled & ~offered
+    for index in np.asarray(uniform(keys.subset, rest, int(rest.sum()))).tolist():
+        yield _request(problem, choice, index, rank, strategy.name)
+        rank += 1
 
 
 def _features_of(strategy: Strategy, choice: Choice) -> tuple[Array, ...] | None:
@@ -99,6 +133,26 @@ def round_keys(key: Array, state: LoopState) -> Array:
     return jax.random.split(jax.random.fold_in(key, state.round), 3)
 
 
+def query_keys(key: Array, state: LoopState) -> QueryKeys:
+    """Keys of a round's query."""
+    select_key, score_key, _ = round_keys(key, state)
+    return QueryKeys.of(jax.random.fold_in(key, state.round), select_key, score_key)
+
+
+def what_is_scored(config: ExperimentConfig, strategy: Strategy, unlabelled: Array, keys: QueryKeys) -> Array:
+    """What a query scores and picks from: mask `N`.
+
+    Everything that is unlabelled, or `acquisition.score_at_most` of it at random. A strategy that needs no features
+    scores nothing, and picks from everything.
+    """
+    most = config.acquisition.score_at_most
+    if most is None or not strategy.needs or int(np.sum(np.asarray(unlabelled))) <= most:
+        return unlabelled
+    mask = np.zeros(len(unlabelled), bool)
+    mask[np.asarray(_initial(keys.subset, unlabelled, count=most))] = True
+    return jnp.asarray(mask)
+
+
 def initial(key: Array, state: LoopState, count: int) -> Choice:
     """A random choice of `count` unlabelled examples."""
     return Choice(_initial(key, available(state.pool), count=count))
@@ -109,7 +163,7 @@ def score_and_pick(
     strategy: Strategy,
     problem: Problem,
     state: LoopState,
-    keys: tuple[Array, Array],
+    keys: QueryKeys,
     query: Query,
     observer: Observer | None = None,
 ) -> Choice:
@@ -120,21 +174,24 @@ def score_and_pick(
       strategy: from the registry.
       problem: pool and model.
       state: with the adapter of a training.
-      keys: PRNG keys of the selection and of the dropout masks.
+      keys: PRNG keys.
       query: which query this is.
       observer: told how far the scoring is.
 
     Raises:
       ConfigError, ScoreError: as `choose`.
     """
-    select_key, score_key = keys
-    computed = compute_features(config, strategy, problem, state, score_key, observer or Unobserved())
     unlabelled = available(state.pool)
+    offered = what_is_scored(config, strategy, unlabelled, keys)
+    offer = Offer(offered, keys.score)
+    computed = compute_features(config, strategy, problem, state, offer, observer or Unobserved())
     features = tuple(computed.arrays[need] for need in strategy.needs)
-    picked, scores = select(strategy, select_key, features, unlabelled, query)
-    check(strategy, problem.prompts, computed, np.asarray(unlabelled), picked)
+    picked, scores = select(strategy, keys.select, features, offered, query)
+    check(strategy, problem.prompts, computed, np.asarray(offered), picked)
     if not strategy.needs:
         return Choice(picked)
+    if scores is not None and offered is not unlabelled:
+        scores = jnp.where(unlabelled & ~offered, jnp.nan, scores)
     base, full = (
         next((computed.arrays[need] for need in strategy.measures(model)), None) for model in ("base", "full")
     )
@@ -156,10 +213,10 @@ def check(
     strategy: Strategy,
     prompts: Sequence[Prompt],
     computed: Features,
-    unlabelled: np.ndarray,
+    offered: np.ndarray,
     picked: Array,
 ) -> None:
-    """Refuses features that are not finite, and picks that are none of the pool.
+    """Refuses features that are not finite, and picks that were not offered.
 
     Checked before a pick is used, after it was made: features are read back once, not before each step.
 
@@ -169,9 +226,9 @@ def check(
     """
     names = [prompt.id for prompt in prompts]
     for feature, values in computed.arrays.items():
-        read = np.flatnonzero(unlabelled) if isinstance(feature, Measure) else np.arange(len(names))
+        read = np.flatnonzero(offered) if isinstance(feature, Measure) else np.arange(len(names))
         check_finite(np.asarray(values)[read], [names[place] for place in read.tolist()])
-    check_picks(strategy, np.asarray(picked), unlabelled)
+    check_picks(strategy, np.asarray(picked), offered)
 
 
 @partial(jax.jit, static_argnames=("count",))

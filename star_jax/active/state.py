@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from star_jax.acquisition.needs import Feature, Measure
-from star_jax.acquisition.pool_scoring import Pool
+from star_jax.acquisition.pools import Pool
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.active.pool import PoolState
 from star_jax.annotators.annotator import Annotator, Answer
@@ -108,8 +108,8 @@ class RoundInfo(NamedTuple):
       train_loss: mean cross-entropy of the last epoch, nats a token.
       scores: `N` acquisition scores; None where none were computed.
       base: `N` the first of the base model's measures that the strategy needs, or None.
-      full: `N` the first of the full model's, or None.
-      response_tokens: `N` tokens of the responses the full model was scored on, or None.
+      full: `N` the first of the full model's, NaN where it was not scored, or None.
+      response_tokens: `N` tokens of the responses the full model was scored on, 0 where it was not, or None.
       validation: labelled examples that were not trained on.
       answers: to each of the picks, in their order.
       losses: cross-entropy of each training step, nats a token.

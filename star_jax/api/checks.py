@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from star_jax.config import SEEDS, TrainingConfig
+from star_jax.config import SEEDS, LoraConfig, TrainingConfig
+from star_jax.environment import memory_bytes
 from star_jax.errors import ConfigError
+from star_jax.experiment.sizes import refuse_what_does_not_fit, training_demands
+from star_jax.models.architecture import TransformerConfig
 
 
 def check_whole(name: str, value: Any, least: int | None = None) -> int:
@@ -44,6 +47,20 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; choose from {', '.join(choices)}")
+
+
+def check_fits(shape: TransformerConfig, training: TrainingConfig, lora: LoraConfig | None) -> None:
+    """Refuses a training that memory does not hold, before anything is computed for it.
+
+    Args:
+      shape: of the model that is trained on.
+      training: its settings.
+      lora: of a fresh adapter; None where training goes on from one.
+
+    Raises:
+      ConfigError: naming the setting, what it takes and what there is.
+    """
+    refuse_what_does_not_fit(training_demands(training, lora, shape), memory_bytes())
 
 
 def check_training(training: TrainingConfig, *, held_out: bool) -> None:

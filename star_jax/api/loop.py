@@ -20,7 +20,7 @@ from star_jax.active.pool import PoolState
 from star_jax.active.state import LoopState, Problem, base_features, base_measures
 from star_jax.annotators.annotator import Answer, Request
 from star_jax.annotators.oracle import SimulatedOracle
-from star_jax.api.checks import check_replaceable, check_training, check_whole
+from star_jax.api.checks import check_fits, check_replaceable, check_training, check_whole
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, TokenLimits, Tokens, tokenize
 from star_jax.api.training import Evaluation, Prediction, evaluate, predict, step_shapes
@@ -31,7 +31,7 @@ from star_jax.data.skips import is_skip
 from star_jax.errors import ConfigError, DataError
 from star_jax.models.lora import Adapter
 from star_jax.runs.files import plain, read_json, replace_folder_atomic, write_json_atomic
-from star_jax.runs.run_folder import FIT_TO_MEMORY, differences
+from star_jax.runs.run_settings import FIT_TO_MEMORY, differences
 
 Answers = Mapping[str, str | None] | Sequence[Answer]
 
@@ -107,6 +107,7 @@ class ActiveLoop:
             loop=LoopConfig(rounds=check_whole("rounds", rounds)),
         )
         check_training(self._config.training, held_out=True)
+        check_fits(model.weights.config, self._config.training, None if start else self._config.lora)
         if self._config.scoring.answers != "generated":
             raise ConfigError(
                 f"scoring.answers is {self._config.scoring.answers}; leave it out, for the answers that the format "

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from star_jax.api.checks import check_choice, check_replaceable
+from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import ModelFolder, open_folder
-from star_jax.checkpoints.huggingface import load_folder
+from star_jax.checkpoints.huggingface import Placement, load_weights
 from star_jax.checkpoints.peft import CONFIG_FILE, WEIGHTS_FILE, save_adapter
 from star_jax.checkpoints.peft import load_adapter as read_adapter
+from star_jax.environment import memory_bytes
 from star_jax.errors import ConfigError
+from star_jax.experiment.sizes import Demand, refuse_what_does_not_fit, weight_bytes
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 from star_jax.parallel.mesh import replicated_sharding
@@ -64,7 +67,7 @@ def load_model(
       ignored_fields: fields of config.json that are not known here and known to you to be harmless.
 
     Raises:
-      ConfigError: the folder cannot be used; the file and the field are named.
+      ConfigError: the folder cannot be used, or the weights would not fit into memory; what is wrong is named.
 
     Example:
       >>> import star_jax as sj
@@ -74,14 +77,10 @@ def load_model(
     check_choice("dtype", dtype, get_args(Dtype))
     check_choice("quantization", quantization, get_args(Quantization))
     folder = open_folder(str(path))
-    weights = load_folder(
-        folder.path,
-        dtype,
-        quantization=quantization,
-        longest=max_tokens,
-        ignored_fields=ignored_fields,
-        placement=lambda name, shape: replicated_sharding(),
-    )
+    config = read_config(folder.path, dtype, max_tokens, ignored_fields)
+    refuse_what_does_not_fit([Demand("path", path, "its weights", weight_bytes(config, quantization))], memory_bytes())
+    placement: Placement = lambda name, shape: replicated_sharding()  # noqa: E731
+    weights = load_weights(folder.path, config, quantization=quantization, placement=placement)
     return Model(weights, folder)
 
 

@@ -9,13 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import (
-    BatchSizes,
-    Pool,
-    candidate_pool,
-    choose_shapes,
-    generated_pool,
-)
+from star_jax.acquisition.pools import BatchSizes, Pool, candidate_pool, choose_shapes, generated_pool
 from star_jax.api.checks import check_choice, check_whole
 from star_jax.api.model import Model
 from star_jax.config import FormatConfig, OnBadRow, TooLong

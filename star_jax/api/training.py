@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from star_jax.acquisition.pool_scoring import generated_texts, score_pool
-from star_jax.api.checks import check_key, check_training
+from star_jax.api.checks import check_fits, check_key, check_training
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, OnBatch, TokenLimits, Tokens, tokenize, unwatched
 from star_jax.config import EvaluationConfig, LoraConfig, TrainingConfig
@@ -47,7 +47,8 @@ def fit(
       on_step: told the number of examples of each step.
 
     Raises:
-      ConfigError: a target that the model does not have, or a setting that `fit` does not read.
+      ConfigError: a target that the model does not have, a setting that `fit` does not read, or one that asks for more
+        memory than there is.
       DataError: no example has a label.
       FloatingPointError: training diverged.
 
@@ -61,6 +62,7 @@ def fit(
     """
     lora, training = lora or LoraConfig(), training or TrainingConfig()
     check_training(training, held_out=False)
+    check_fits(model.weights.config, training, None if start else lora)
     examples = pool.labelled()
     if not examples:
         raise DataError("no example of the pool has a label; there is nothing to train on")

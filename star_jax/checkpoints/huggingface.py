@@ -69,6 +69,18 @@ def load_folder(
       ConfigError: a file or a tensor is missing, has the wrong shape, or is one that the family does not have.
     """
     config = read_config(folder, dtype, longest, ignored_fields)
+    return load_weights(folder, config, quantization=quantization, placement=placement)
+
+
+def load_weights(
+    folder: Path, config: TransformerConfig, *, quantization: Quantization = "none", placement: Placement | None = None
+) -> LanguageModel:
+    """The weights of a checkpoint whose config.json has been read; for the rest see `load_folder`.
+
+    Raises:
+      ConfigError: a file or a tensor is missing, has the wrong shape, or is one that the family does not have.
+    """
+    dtype = config.dtype
     text_only = config.module_root != "model"
     if config.tie_word_embeddings:
         with TensorReader(folder, text_only=text_only) as tensors:

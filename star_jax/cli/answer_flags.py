@@ -85,6 +85,16 @@ class Asked:
     adapter: Path
     run: StoredRun | None
 
+    def files_read(self, given: AnswerFlags) -> dict[str, str | Path | None]:
+        """What it is called -> path or name of every file that is read, for `cli.outputs`."""
+        data = self.config.data
+        return {"--data": given.data, "--config": given.config, "data.train": data.train, "data.test": data.test}
+
+    def folders_read(self) -> dict[str, str | Path | None]:
+        """Likewise of folders."""
+        whose = {"the adapter": self.adapter} if self.run is None else {"the run": self.run.path}
+        return {**whose, "the model": self.config.model.path}
+
 
 def parse_answer(program: str, kind: type[Flags], argv: Sequence[str]) -> tuple[Flags, Asked]:
     """The flags of a command of `kind`, and what they mean together with the run or the file.

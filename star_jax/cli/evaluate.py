@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from star_jax.cli.answer_flags import AnswerFlags, Asked, parse_answer
-from star_jax.cli.output_file import check_output, write_rows
+from star_jax.cli.outputs import TABLES, check_output_file, write_rows
 from star_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def _checked_outputs(given: EvaluateFlags, asked: Asked) -> tuple[Path | None, P
         raise ConfigError(
             f"{given.place} is no run's adapter, so there is no test set; name a labelled file with --data"
         )
-    inputs = [given.data, given.config, asked.config.data.train, asked.config.data.test]
-    folders = [asked.adapter if asked.run is None else asked.run.path]
-    out = None if given.out is None else check_output("--out", given.out, inputs, folders)
-    metrics = None
+    read, folders = asked.files_read(given), asked.folders_read()
+    out, metrics = None, None
+    if given.out is not None:
+        out = check_output_file("--out", given.out, read, folders, TABLES)
     if given.metrics is not None:
-        metrics = check_output("--metrics", given.metrics, [*inputs, out], folders, endings=(".json",))
+        metrics = check_output_file("--metrics", given.metrics, read | {"--out": out}, folders, (".json",))
     return out, metrics
 
 
@@ -90,7 +90,7 @@ def judge_file(
     """
     import numpy as np
 
-    from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes
+    from star_jax.acquisition.pools import BatchSizes, choose_shapes
     from star_jax.checkpoints.hub import open_folder
     from star_jax.data.run_data import examples_within_limits, tokenize_examples
     from star_jax.data.tasks import get_task

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.cli.answer_flags import AnswerFlags, Asked, parse_answer
-from star_jax.cli.output_file import check_output, write_rows
+from star_jax.cli.outputs import TABLES, check_output_file, write_rows
 from star_jax.errors import ConfigError, DataError
 from star_jax.evaluation.recalibration import SOURCES
 from star_jax.runs.partial_rows import PartialRows
@@ -89,13 +90,10 @@ def _checked_output(given: PredictFlags, asked: Asked) -> Path | None:
         raise ConfigError(
             f"{given.place} is no run's adapter, so there is no pool; name the file to answer with --data"
         )
-    read = (given.data, given.config, given.calibrate_on, asked.config.data.train, asked.config.data.test)
-    inputs: list[str | Path | None] = [*read]
-    folders = [asked.adapter]
+    read = asked.files_read(given) | {"--calibrate-on": given.calibrate_on}
     if asked.run is not None:
-        inputs.append(asked.run.path.parent.parent / "labels.csv")
-        folders.append(asked.run.path)
-    return check_output("--out", given.out, inputs, folders)
+        read["the run's labels"] = asked.run.path.parent.parent / LABELS_FILE
+    return check_output_file("--out", given.out, read, asked.folders_read(), TABLES)
 
 
 def answer_rest(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
-from star_jax.cli.outputs import NOWHERE, check_output_file, check_output_folder
+from star_jax.cli.outputs import check_output_file, check_output_folder
 from star_jax.cli.score_flags import PROGRAM, ScoreConfig, parse_score
 from star_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from star_jax.acquisition.pool_scoring import Pool, PoolScores
+    from star_jax.acquisition.pool_scoring import PoolScores
+    from star_jax.acquisition.pools import Pool
     from star_jax.data.examples import Prompt
     from star_jax.data.tasks.task import Task
     from star_jax.data.tokenization import Encoder
@@ -31,12 +32,10 @@ _log = logging.getLogger("star_jax.score")  # as a command, the module is called
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Scores the examples that `argv` names, one JSON object an example, in the file's order."""
     config = parse_score(argv, program)
-    out = None if config.out == NOWHERE else Path(config.out).expanduser()
     folders = {"--model": config.model, "--adapter": config.adapter}
-    if out is not None:
-        read = {"--data": config.data, "--config": flags.given(program, argv, "config")["config"]}
-        plugins = {f"--plugins {name}": name for name in config.plugins}
-        check_output_file("--out", out, read | plugins, folders)
+    plugins = {f"--plugins {name}": name for name in config.plugins}
+    read = {"--data": config.data, "--config": flags.given(program, argv, "config")["config"], **plugins}
+    out = check_output_file("--out", config.out, read, folders)
     if config.profile is not None:
         check_output_folder("--profile", config.profile, folders)
     # Imported after parsing, for the same reason as in run.py.
@@ -135,7 +134,7 @@ def score_file(config: ScoreConfig, progress: Progress) -> list[dict[str, Any]]:
 
 
 def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Prompt], Pool]:
-    from star_jax.acquisition.pool_scoring import BatchSizes, candidate_pool, choose_shapes, proposed_pool
+    from star_jax.acquisition.pools import BatchSizes, candidate_pool, choose_shapes, proposed_pool
     from star_jax.data.loading import load_examples, load_prompts
     from star_jax.data.run_data import examples_within_limits
     from star_jax.evaluation.predictions import prompt_pool
@@ -161,16 +160,13 @@ def _pool(config: ScoreConfig, task: Task, encoder: Encoder) -> tuple[list[Promp
 
 def _refuse_large_batches(config: ScoreConfig, shape: TransformerConfig, pool: Pool) -> None:
     """Refuses batches of which a device could not hold even one layer, or the keys and values of responses."""
-    import jax
-
-    from star_jax.acquisition.pool_scoring import GeneratedPool
+    from star_jax.acquisition.pools import GeneratedPool
     from star_jax.environment import memory_bytes
     from star_jax.experiment.sizes import Demand, cache_bytes, hidden_bytes, refuse_what_does_not_fit
 
     demands = []
-    for batch in pool.batches:
-        rows, width = batch.tokens.shape[0] // jax.local_device_count(), batch.tokens.shape[1]
-        size, what = hidden_bytes(shape, int(batch.lengths.sum()) // jax.local_device_count()), "one layer of a batch"
+    for rows, width, capacity in pool.shapes:
+        size, what = hidden_bytes(shape, capacity), "one layer of a batch"
         if isinstance(pool, GeneratedPool):
             size, what = cache_bytes(shape, rows, width + pool.response_limit), "keys and values of a batch"
         demands.append(Demand("--batch-size", config.batch_size, what, size))
@@ -179,9 +175,9 @@ def _refuse_large_batches(config: ScoreConfig, shape: TransformerConfig, pool: P
 
 def _warn_of_length(pool: Pool, most: int) -> None:
     """Says so where sequences are longer than what the model was trained to read."""
-    from star_jax.acquisition.pool_scoring import GeneratedPool
+    from star_jax.acquisition.pools import GeneratedPool, longest_row
 
-    longest = max(int(batch.lengths.max()) for batch in pool.batches)
+    longest = longest_row(pool)
     if isinstance(pool, GeneratedPool):
         longest += pool.response_limit
     if longest > most:

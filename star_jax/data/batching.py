@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from star_jax.data.rows import PromptRows, row_lengths
 from star_jax.data.tokenization import TokenizedExample
 
 Thing = TypeVar("Thing")
@@ -55,43 +56,66 @@ class Batch:
     capacity: int
 
 
-def prompt_batches(prompts: Sequence[np.ndarray], shapes: Sequence[Shape], devices: int = 1) -> Iterator[Batch]:
+def prompt_batches(
+    prompts: Sequence[np.ndarray],
+    shapes: Sequence[Shape],
+    devices: int = 1,
+    chosen: Sequence[int] | np.ndarray | None = None,
+) -> Iterator[Batch]:
     """Batches `B×P` of prompts alone, as `sequence_batches` makes them."""
-    yield from sequence_batches([TokenizedExample(tokens, len(tokens)) for tokens in prompts], shapes, devices)
+    yield from sequence_batches(PromptRows(prompts), shapes, devices, chosen)
 
 
-def sequence_batches(rows: Sequence[TokenizedExample], shapes: Sequence[Shape], devices: int = 1) -> Iterator[Batch]:
-    """Batches `B×T` of neighbours in length.
+def sequence_batches(
+    rows: Sequence[TokenizedExample],
+    shapes: Sequence[Shape],
+    devices: int = 1,
+    chosen: Sequence[int] | np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Batches `B×T` of neighbours in length, each made when it is asked for.
 
     The longest come first, so that a run that needs too much memory fails at once; rows of one length keep their
     order. Each row goes to the device that has the fewest tokens, until one does not fit there, so that no device waits
     for others; `B` is the rows of the shape times the devices.
 
+    Args:
+      rows: of which batches are made.
+      shapes: of a device's share.
+      devices: how many share a batch.
+      chosen: numbers of the rows that are batched; all of them where None.
+
     Raises:
       ValueError: a row fits no shape.
     """
-    yield from grouped_batches(rows, 1, shapes, devices)
+    yield from grouped_batches(rows, 1, shapes, devices, chosen)
 
 
 def grouped_batches(
-    rows: Sequence[TokenizedExample], group: int, shapes: Sequence[Shape], devices: int = 1
+    rows: Sequence[TokenizedExample],
+    group: int,
+    shapes: Sequence[Shape],
+    devices: int = 1,
+    chosen: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """As `sequence_batches`, of rows that stay together in groups of `group` neighbours; `index` numbers the groups.
+    """As `sequence_batches`, of rows that stay together in groups of `group` neighbours.
+
+    `index` and `chosen` number the groups. After they are sorted, the time is linear in them.
 
     Raises:
       ValueError: a row fits no shape, or the rows are not whole groups.
     """
     if len(rows) % group:
         raise ValueError(f"{len(rows)} rows are not whole groups of {group}")
-    sizes = np.asarray([len(row.tokens) for row in rows], np.int64).reshape(-1, group)
-    longest, totals = sizes.max(axis=1, initial=0), sizes.sum(axis=1)
-    order, start = np.argsort(-longest, kind="stable").tolist(), 0
-    while start < len(order):
-        shape = _smallest(shapes, int(longest[order[start]]), int(totals[order[start]]), group)
-        left = (int(totals[number]) for number in order[start:])
+    sizes = row_lengths(rows).reshape(-1, group)
+    numbers = np.arange(len(sizes)) if chosen is None else np.asarray(chosen, np.int64)
+    longest, totals = sizes.max(axis=1, initial=0)[numbers], sizes.sum(axis=1)[numbers]
+    order, start = np.argsort(-longest, kind="stable"), 0
+    numbers, longest, totals = numbers[order], longest[order], totals[order]
+    while start < len(numbers):
+        shape = _smallest(shapes, int(longest[start]), int(totals[start]), group)
         hands = [
-            [order[start + place] for place in hand]
-            for hand in deal(left, shape.rows // group, shape.capacity, devices)
+            [int(numbers[start + place]) for place in hand]
+            for hand in deal(map(int, totals[start:]), shape.rows // group, shape.capacity, devices)
         ]
         start += sum(map(len, hands))
         yield _pad(

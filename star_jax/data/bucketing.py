@@ -88,7 +88,7 @@ def _run_ends(costs: np.ndarray, most: int) -> list[int]:
     return ends[::-1]
 
 
-def prompt_shapes(lengths: Sequence[int], rows: int, most: int, devices: int = 1) -> tuple[Shape, ...]:
+def prompt_shapes(lengths: Sequence[int] | np.ndarray, rows: int, most: int, devices: int = 1) -> tuple[Shape, ...]:
     """Shapes of prompts that are answered together: always so many, for each costs as much as the batch is long.
 
     Args:
@@ -97,20 +97,22 @@ def prompt_shapes(lengths: Sequence[int], rows: int, most: int, devices: int = 1
       most: number of shapes at most.
       devices: that share the prompts.
     """
-    if not lengths:
+    known = _longest_first(lengths)
+    if not known.size:
         return ()
-    rows = min(rows, -(-len(lengths) // devices))
-    batches = _dealt(lengths, rows, sum(lengths), devices)
-    longest = [hands[0][0] for hands in batches]
-    widths = choose_sizes(longest, most, multiple=_multiple(max(longest)))
+    rows = min(rows, -(-len(known) // devices))
+    batches = _filled(known, rows, int(known.sum()), devices)
+    widths = choose_sizes(batches.longest, most, multiple=_multiple(int(known[0])))
     shapes = []
     for low, width in zip((0, *widths), widths, strict=False):
-        fullest = max(sum(hand) for hands in batches if low < hands[0][0] <= width for hand in hands)
-        shapes.append(Shape(rows, width, _rounded(fullest)))
+        within = (low < batches.longest) & (batches.longest <= width)
+        shapes.append(Shape(rows, width, _rounded(int(batches.tokens[within].max()))))
     return tuple(shapes)
 
 
-def budget_shapes(lengths: Sequence[int], rows: int, most: int, longest: int, devices: int = 1) -> tuple[Shape, ...]:
+def budget_shapes(
+    lengths: Sequence[int] | np.ndarray, rows: int, most: int, longest: int, devices: int = 1
+) -> tuple[Shape, ...]:
     """Shapes of rows that are scored together: all with room for the same number of tokens, and rows that fill it.
 
     Of all ways to cut the batches into `most` shapes, the one with the smallest rows × width over all batches: so much
@@ -123,17 +125,18 @@ def budget_shapes(lengths: Sequence[int], rows: int, most: int, longest: int, de
       longest: tokens of the longest row that may come; it gets a shape of its own where none of these holds it.
       devices: that share a batch.
     """
-    if not lengths:
+    known = _longest_first(lengths)
+    if not known.size:
         return (Shape(rows, longest, rows * longest),)
-    count = -(-len(lengths) // (rows * devices))
-    capacity = _rounded(max(longest, -(-sum(lengths) // (count * devices))))
-    while len(batches := _dealt(lengths, len(lengths), capacity, devices)) > count:
+    count = -(-len(known) // (rows * devices))
+    capacity = _rounded(max(longest, -(-int(known.sum()) // (count * devices))))
+    while len((batches := _filled(known, len(known), capacity, devices)).longest) > count:
         capacity = _rounded(capacity + 1)
-    first = np.asarray([hands[0][0] for hands in batches])
-    widths, kind, counts = np.unique(_round_up(first, _multiple(max(lengths))), return_inverse=True, return_counts=True)
+    first = _round_up(batches.longest, _multiple(int(known[0])))
+    widths, kind, counts = np.unique(first, return_inverse=True, return_counts=True)
     # The only batch of a width may be the last one, of few rows; those of later rows shall be full all the same.
     most_rows = capacity // widths
-    np.maximum.at(most_rows, kind, [max(map(len, hands)) for hands in batches])
+    np.maximum.at(most_rows, kind, batches.rows)
     before = np.concatenate([[0], np.cumsum(counts)])
     held = np.zeros((len(widths), len(widths)), np.int64)  # [end, start]: the most rows of a batch of start..end
     for end in range(len(widths)):
@@ -146,15 +149,47 @@ def budget_shapes(lengths: Sequence[int], rows: int, most: int, longest: int, de
     return tuple(shapes)
 
 
-def _dealt(lengths: Sequence[int], most: int, capacity: int, devices: int) -> list[list[list[int]]]:
-    """Lengths, from the longest down, in batches, each of a hand for every device: see `deal`."""
-    left = np.sort(np.asarray(lengths, np.int64))[::-1].tolist()
-    batches = []
-    while left:
-        hands = deal(left, most, capacity, devices)
-        batches.append([[left[place] for place in hand] for hand in hands])
-        left = left[sum(map(len, hands)) :]
-    return batches
+def _longest_first(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.sort(np.asarray(lengths, np.int64))[::-1]
+
+
+class _Filled(NamedTuple):
+    """What batches hold, those of the longest rows first.
+
+    Attributes:
+      longest: tokens of each batch's longest row.
+      tokens: of its fullest device.
+      rows: of the device that has the most.
+    """
+
+    longest: np.ndarray
+    tokens: np.ndarray
+    rows: np.ndarray
+
+
+def _filled(known: np.ndarray, most: int, capacity: int, devices: int) -> _Filled:
+    """Lengths, from the longest down, in batches of a hand for every device: see `deal`."""
+    if devices == 1:
+        return _filled_alone(known, most, capacity)
+    found, start = [], 0
+    while start < len(known):
+        hands = deal(map(int, known[start:]), most, capacity, devices)
+        sizes = [sum(int(known[start + place]) for place in hand) for hand in hands]
+        found.append((int(known[start]), max(sizes), max(map(len, hands))))
+        start += sum(map(len, hands))
+    return _Filled(*np.asarray(found, np.int64).T)
+
+
+def _filled_alone(known: np.ndarray, most: int, capacity: int) -> _Filled:
+    """The same for one device, which takes neighbours until one does not fit: one search a batch, not a row."""
+    totals = np.concatenate([[0], np.cumsum(known)])
+    starts = [0]
+    while starts[-1] < len(known):
+        start = starts[-1]
+        fitting = int(np.searchsorted(totals, totals[start] + capacity, side="right")) - 1
+        starts.append(min(start + most, fitting))
+    edges = np.asarray(starts)
+    return _Filled(known[edges[:-1]], np.diff(totals[edges]), np.diff(edges))
 
 
 def step_shapes(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from star_jax.data.tasks.task import Task
 from star_jax.errors import DataError
 
 _log = logging.getLogger(__name__)
+
+LONG_NAMED = 5
+"""Examples over a limit that a message names; it counts the others."""
 
 
 class TokenizedExample(NamedTuple):
@@ -102,6 +105,8 @@ class Encoder:
             leaves such prompts out beforehand where it is `drop`.
         """
         encoded = self._asked(prompts)
+        if self.limits.too_long != "truncate-left":
+            self._refuse_long("prompt", prompts, [len(text.ids) for text in encoded])
         return [self._fit_prompt(prompt, text.ids) for prompt, text in zip(prompts, encoded, strict=True)]
 
     def examples(self, examples: Sequence[Example], *, counted: bool = False) -> list[TokenizedExample]:
@@ -157,6 +162,8 @@ class Encoder:
           DataError: `too_long` is `error` and a prompt or a response is over its limit, or one has no tokens.
         """
         encoded = self._asked(prompts)
+        if self.limits.too_long == "error":
+            self._refuse_long("prompt", prompts, [len(text.ids) for text in encoded])
         kept, long = [], 0
         for prompt, text in zip(prompts, encoded, strict=True):
             over = len(text.ids) > self.limits.prompt
@@ -197,11 +204,11 @@ class Encoder:
         self, examples: Sequence[Example], parts: Sequence[tuple[np.ndarray, list[int]]]
     ) -> tuple[list[TokenizedExample], int]:
         """The rows, and how many responses were cut; `parts` as `_split` makes them."""
+        if self.limits.too_long == "error":
+            self._refuse_long("response", examples, [len(response) for _, response in parts])
         rows, cut = [], 0
-        for example, (prompt, response) in zip(examples, parts, strict=True):
+        for _, (prompt, response) in zip(examples, parts, strict=True):
             if len(response) > self.limits.response:
-                if self.limits.too_long == "error":
-                    raise DataError(self._too_long(example.id, "response", len(response), self.limits.response))
                 response, cut = response[: self.limits.response], cut + 1
             rows.append(_row(prompt, response))
         return rows, cut
@@ -322,17 +329,34 @@ class Encoder:
         limit = self.limits.prompt
         if len(ids) > limit:
             if self.limits.too_long not in cut_where:
-                raise DataError(self._too_long(prompt.id, "prompt", len(ids), limit))
+                raise DataError(_said_of_long("prompt", [(prompt.id, len(ids))], 1, limit))
             # The left is cut, but not the mark of the beginning, which a model is never without.
             start = list(ids[:1]) if ids[0] == self.tokenizer.bos_token_id else []
             ids = start + list(ids[len(ids) - limit + len(start) :])
         return np.asarray(ids, np.int32)
 
-    def _too_long(self, name: str, part: str, length: int, limit: int) -> str:
-        return (
-            f"example {name}: the {part} has {length} tokens, over the limit of {limit}; raise max_{part}_tokens, "
-            "or set too_long to drop or truncate-left"
-        )
+    def _refuse_long(
+        self, part: Literal["prompt", "response"], whose: Sequence[Prompt | Example], lengths: Sequence[int]
+    ) -> None:
+        """Refuses all prompts, or all responses, that are over their limit at once; `lengths` in tokens."""
+        limit = getattr(self.limits, part)
+        long = [(one.id, length) for one, length in zip(whose, lengths, strict=True) if length > limit]
+        if long:
+            raise DataError(_said_of_long(part, long, len(lengths), limit))
+
+
+def _said_of_long(part: str, long: Sequence[tuple[str, int]], of: int, limit: int) -> str:
+    advice = f"raise max_{part}_tokens, or set too_long to drop or truncate-left"
+    if len(long) == 1:
+        name, length = long[0]
+        return f"example {name}: the {part} has {length} tokens, over the limit of {limit}; {advice}"
+    named = ", ".join(f"{name} with {length}" for name, length in long[:LONG_NAMED])
+    more = f" and {len(long) - LONG_NAMED} more" if len(long) > LONG_NAMED else ""
+    longest = max(length for _, length in long)
+    return (
+        f"{len(long)} of {of} {part}s are over the limit of {limit} tokens ({named}{more}), the longest has {longest}; "
+        f"{advice}"
+    )
 
 
 def _row(prompt: np.ndarray, response: Sequence[int]) -> TokenizedExample:

@@ -11,15 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import (
-    GeneratedPool,
-    PoolScores,
-    ProposedPool,
-    generated_pool,
-    generated_texts,
-    proposed_pool,
-    score_pool,
-)
+from star_jax.acquisition.pool_scoring import PoolScores, generated_texts, score_pool
+from star_jax.acquisition.pools import GeneratedPool, ProposedPool, generated_pool, proposed_pool
 from star_jax.acquisition.strategy import check_finite
 from star_jax.config import EvaluationConfig
 from star_jax.data.bucketing import Shapes

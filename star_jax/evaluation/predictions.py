@@ -11,14 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import (
-    BatchSizes,
-    GeneratedPool,
-    choose_shapes,
-    generated_pool,
-    generated_texts,
-    score_pool,
-)
+from star_jax.acquisition.pool_scoring import generated_texts, score_pool
+from star_jax.acquisition.pools import BatchSizes, GeneratedPool, choose_shapes, generated_pool
 from star_jax.acquisition.strategy import check_finite
 from star_jax.config import EvaluationConfig
 from star_jax.data.bucketing import Shapes

@@ -27,6 +27,12 @@ def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], t
     """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
     for strategy in strategies:
         check_strategy_settings(strategy, dropout=config.lora.dropout, mc_samples=config.scoring.mc_samples)
+    scored, asked = config.acquisition.score_at_most, config.loop.labels_per_round
+    if scored is not None and scored < asked:
+        raise ConfigError(
+            f"acquisition.score_at_most is {scored}, and a query picks loop.labels_per_round = {asked} of what it "
+            "scores; raise the one or lower the other"
+        )
     if config.annotator != "auto":
         ANNOTATORS.get(config.annotator, "annotator")
     replay = config.training.replay

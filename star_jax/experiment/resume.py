@@ -6,9 +6,8 @@ each other, nothing is trained on less than was paid for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,9 +18,9 @@ from star_jax.active.state import LoopState
 from star_jax.annotators.annotator import Annotator, Answer, Request, Rereadable
 from star_jax.data.examples import Prompt
 from star_jax.errors import ConfigError, DataError
-from star_jax.runs.files import JsonObject
 from star_jax.runs.records import given_by
 from star_jax.runs.run_folder import RunFolder
+from star_jax.runs.run_labels import read_labels, record_refusal
 
 NAMED = 5
 """Corrected examples that a line names; it counts the others."""
@@ -89,35 +88,15 @@ def labels_bought(folder: RunFolder, pool: Sequence[Prompt], rounds: int) -> Bou
     """The labels bought so far, from the run folder: nobody is asked twice. What was skipped has none.
 
     Raises:
-      ConfigError: a file is missing, or what it holds is not what metrics.jsonl counts.
+      ConfigError: a file is missing, or what it holds is not what metrics.jsonl counts, or not of this pool.
+      DataError: a file is damaged.
     """
     place = {prompt.id: index for index, prompt in enumerate(pool)}
     found = Bought({}, np.full(len(pool), UNLABELLED, np.int32))
-    for number, counted in enumerate(folder.metrics()[:rounds]):
-        file = folder.round_path(number) / "queried.jsonl"
-        if not file.is_file():
-            raise _refusal(file, "is missing")
-        rows = folder.queried(number)
-        for row in rows:
-            index = _place(file, row, place)
-            if found.labelled_in[index] != UNLABELLED:
-                raise _refusal(file, f"holds {row['id']!r}, which was asked for before")
-            _take(found, index, row["response"], number)
-        for row in folder.corrected(number):
-            _take(found, _place(folder.round_path(number) / "corrected.jsonl", row, place), row["response"], number)
-        if len(found.labels) != counted.get("labelled"):
-            raise _refusal(
-                file,
-                f"and those before it hold {len(found.labels)} labels, and metrics.jsonl counts "
-                f"{counted.get('labelled')} after round {number}",
-            )
-        skipped = sum(row["response"] is None for row in rows)
-        if skipped != counted.get("skipped", 0):
-            raise _refusal(
-                file,
-                f"holds {skipped} skipped examples, and metrics.jsonl counts {counted.get('skipped', 0)} in "
-                f"round {number}",
-            )
+    for name, label in read_labels(folder.path, folder.metrics()[:rounds]).items():
+        if name not in place:
+            raise record_refusal(label.file, f"holds {name!r}, which the pool does not have")
+        _take(found, place[name], label.response, label.round)
     return found
 
 
@@ -170,15 +149,6 @@ def said_of(changed: Sequence[Correction]) -> str:
     return f"{label} been corrected since the last training ({', '.join(names[:NAMED])}{more})"
 
 
-def _place(file: Path, row: JsonObject, place: Mapping[str, int]) -> int:
-    name, response = row.get("id"), row.get("response", 0)
-    if not isinstance(name, str) or not isinstance(response, str | None):
-        raise _refusal(file, f"holds a row without an id and a response, {str(row)[:60]}")
-    if name not in place:
-        raise _refusal(file, f"holds {name!r}, which the pool does not have")
-    return place[name]
-
-
 def _take(found: Bought, index: int, response: str | None, number: int) -> None:
     """Notes an answer that round `number` was the first to train on, or to leave out."""
     found.labels.pop(index, None)
@@ -188,10 +158,6 @@ def _take(found: Bought, index: int, response: str | None, number: int) -> None:
     if found.labelled_in[index] < 0:
         found.labelled_in[index] = number
     found.labels[index] = response
-
-
-def _refusal(file: Path, what: str) -> ConfigError:
-    return ConfigError(f"{file} {what}; put back what was changed, or delete the run's folder to start again")
 
 
 def finished_since(folder: RunFolder, annotator: Annotator, pool: Sequence[Prompt]) -> str | None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.pool_scoring import (
+from star_jax.acquisition.pools import (
     BatchSizes,
     Pool,
     candidate_pool,

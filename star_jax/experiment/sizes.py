@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from star_jax.checkpoints.huggingface import projection_shapes
-from star_jax.config import ExperimentConfig
+from star_jax.config import ExperimentConfig, LoraConfig, TrainingConfig
 from star_jax.data.bucketing import SIMULATED_STEPS, Shapes
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
@@ -94,16 +94,9 @@ def hidden_bytes(shape: TransformerConfig, tokens: int) -> int:
 
 def experiment_demands(config: ExperimentConfig, shape: TransformerConfig) -> list[Demand]:
     """What the settings of an experiment ask for, as far as the model's shape tells."""
-    step = config.training.batch_size + config.training.replay_rows
-    # A row has a token at least, and each layer's input is kept for the backward pass. The shapes of steps are chosen
-    # from random ones, which are lists of whole numbers.
-    step_bytes = step * 8 * SIMULATED_STEPS + hidden_bytes(shape, step) * shape.num_hidden_layers
-    named = (
-        "training.batch_size" if config.training.batch_size >= config.training.replay_rows else "training.replay_rows"
-    )
     demands = [
         Demand("model.path", config.model.path, "its weights", weight_bytes(shape, config.model.quantization)),
-        Demand(named, max(config.training.batch_size, config.training.replay_rows), "a training step", step_bytes),
+        *training_demands(config.training, None if config.model.adapter else config.lora, shape),
         Demand(
             "data.max_response_tokens",
             config.data.max_response_tokens,
@@ -111,12 +104,29 @@ def experiment_demands(config: ExperimentConfig, shape: TransformerConfig) -> li
             cache_bytes(shape, 1, config.data.max_response_tokens),
         ),
     ]
-    if config.model.adapter is None:
-        adapter = ADAPTER_COPIES * adapter_bytes(shape, config.lora.rank, config.lora.targets)
-        demands.append(Demand("lora.rank", config.lora.rank, "an adapter in training", adapter))
     if config.data.train is None:
         size = config.data.pool_size * GENERATED_ROW_BYTES
         demands.append(Demand("data.pool_size", config.data.pool_size, "the pool", size))
+    return demands
+
+
+def training_demands(training: TrainingConfig, lora: LoraConfig | None, shape: TransformerConfig) -> list[Demand]:
+    """What a training asks for: a step of it, and its adapter.
+
+    Args:
+      training: batch size and replay rows.
+      lora: rank and targets of a fresh adapter; None where training goes on from one that is there.
+      shape: of the model.
+    """
+    step = training.batch_size + training.replay_rows
+    # A row has a token at least, and each layer's input is kept for the backward pass. The shapes of steps are chosen
+    # from random ones, which are lists of whole numbers.
+    step_bytes = step * 8 * SIMULATED_STEPS + hidden_bytes(shape, step) * shape.num_hidden_layers
+    name = "batch_size" if training.batch_size >= training.replay_rows else "replay_rows"
+    demands = [Demand(f"training.{name}", getattr(training, name), "a training step", step_bytes)]
+    if lora is not None:
+        adapter = ADAPTER_COPIES * adapter_bytes(shape, lora.rank, lora.targets)
+        demands.append(Demand("lora.rank", lora.rank, "an adapter in training", adapter))
     return demands
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,57 +11,115 @@ import numpy as np
 
 from star_jax.data.batching import Batch
 
+AHEAD = 2
+"""Batches that are dispatched before the oldest is waited for."""
+
+
+class BatchLog(Protocol):
+    """Keeps the results of a pass as they come, so that a pass that was interrupted goes on where it was."""
+
+    def take(self, batch: Batch) -> Sequence[np.ndarray] | None:
+        """The results of the next batch, as leaves, where an earlier pass has kept them; None from then on."""
+        ...
+
+    def add(self, batch: Batch, leaves: Sequence[np.ndarray]) -> None:
+        """Keeps the results of the next batch."""
+        ...
+
+
+Logs = Callable[[str], BatchLog | None]
+"""Gives what keeps the results of the pass of a name; None keeps nothing."""
+
+
+def no_logs(name: str) -> BatchLog | None:
+    """Keeps nothing."""
+    return None
+
 
 def map_batches(
     run: Callable[[Batch], Any],
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     group: int,
     size: int,
     on_batch: Callable[[int], None],
+    log: BatchLog | None = None,
 ) -> Any:
     """Runs a program over batches and puts the results in the order of the examples.
 
+    Each batch is made when its turn comes and its results are fetched when they are done, so that what is held does not
+    grow with the batches.
+
     Args:
       run: maps a batch to a pytree of arrays, one entry an example.
-      batches: that hold every example once.
+      batches: at least one; they hold no example twice.
       group: rows of a batch that are one example.
       size: number of examples.
-      on_batch: called with the number of examples of each batch, once the device has finished the one before.
+      on_batch: called with the number of examples of each batch, once the device has finished it.
+      log: keeps results; what it has already is not computed again, but for the last batch.
 
     Returns:
-      The pytree, with `size` entries in each leaf, on the default device.
+      The pytree, with `size` entries in each leaf, on the default device; NaN, or 0 of whole numbers, for examples that
+      are in no batch.
     """
-    results = jax.device_get(list(paced(run, batches, group, on_batch)))
-    place = places(batches, group, size)
+    joined: list[np.ndarray] = []
+    tree: Any = None
     # On the host: on the device, this would be a program of how the answers of a round happen to fill batches.
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[place]), *results)
+    for done in _paced(run, batches, log):
+        index, real = done.batch.index[::group], done.batch.row_mask[::group]
+        joined = joined or [_nothing(size, leaf) for leaf in done.leaves]
+        for whole, part in zip(joined, done.leaves, strict=True):
+            whole[index[real]] = part[real]
+        tree = done.tree
+        on_batch(int(real.sum()))
+    assert tree is not None, "there is no batch"
+    return jax.tree.unflatten(tree, map(jnp.asarray, joined))
 
 
-def paced(
-    run: Callable[[Batch], Any], batches: Iterable[Batch], group: int, on_batch: Callable[[int], None]
-) -> Iterable[Any]:
-    """Runs every batch, at most two ahead of the device, so that progress is real and queues stay short."""
-    waiting: list[tuple[Any, int]] = []
+class _Done(NamedTuple):
+    """A batch with its results on the host; their structure is None where they were kept."""
+
+    batch: Batch
+    leaves: Sequence[np.ndarray]
+    tree: Any
+
+
+def _paced(run: Callable[[Batch], Any], batches: Iterable[Batch], log: BatchLog | None) -> Iterator[_Done]:
+    """Runs every batch, and gives each with its results, in order.
+
+    At most `AHEAD` are dispatched ahead of the device, so that progress is real and queues stay short. The last batch
+    is always run: it tells the structure of the results.
+    """
+    waiting: list[tuple[Batch, Any]] = []
+    for batch, last in _with_last(batches):
+        kept = None if log is None or waiting or last else log.take(batch)
+        if kept is not None:
+            yield _Done(batch, kept, None)
+            continue
+        waiting.append((batch, run(batch)))
+        if len(waiting) > AHEAD:
+            yield _fetched(*waiting.pop(0), log)
+    for entry in waiting:
+        yield _fetched(*entry, log)
+
+
+def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each batch, and whether it is the last one."""
+    before: Batch | None = None
     for batch in batches:
-        result = run(batch)
-        waiting.append((result, int(batch.row_mask.sum()) // group))
-        if len(waiting) > 2:
-            done, rows = waiting.pop(0)
-            jax.block_until_ready(done)
-            on_batch(rows)
-        yield result
-    for done, rows in waiting:
-        jax.block_until_ready(done)
-        on_batch(rows)
+        if before is not None:
+            yield before, False
+        before = batch
+    if before is not None:
+        yield before, True
 
 
-def places(batches: Sequence[Batch], group: int, size: int) -> np.ndarray:
-    """Where each example's result stands in the concatenated batches."""
-    place = np.full(size, -1, np.int64)
-    start = 0
-    for batch in batches:
-        index, real = batch.index[::group], batch.row_mask[::group]
-        place[index[real]] = start + np.flatnonzero(real)
-        start += len(index)
-    assert (place >= 0).all(), "every example must be in a batch"
-    return place
+def _fetched(batch: Batch, result: Any, log: BatchLog | None) -> _Done:
+    leaves, tree = jax.tree.flatten(jax.device_get(result))
+    if log is not None:
+        log.add(batch, leaves)
+    return _Done(batch, leaves, tree)
+
+
+def _nothing(size: int, part: np.ndarray) -> np.ndarray:
+    shape = (size, *part.shape[1:])
+    return np.full(shape, np.nan, part.dtype) if np.issubdtype(part.dtype, np.inexact) else np.zeros(shape, part.dtype)

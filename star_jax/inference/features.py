@@ -77,7 +77,7 @@ def embed_prompts(
         rows, capacity = (batch.tokens, np.maximum(batch.lengths, 1)), batch.capacity + len(batch.lengths)
         return _embed((*merged, matrices), rows, capacity=capacity, readouts=tuple(readouts))
 
-    batches = list(prompt_batches(prompts, shapes, data_mesh().size))
+    batches = prompt_batches(prompts, shapes, data_mesh().size)
     found: tuple[Array, ...] = map_batches(run, batches, 1, len(prompts), on_batch)
     return found
 

@@ -65,7 +65,8 @@ def gradient_sketches(
         inputs = (batch.tokens, batch.prompt_lengths, np.maximum(batch.lengths, 1))
         return _sketch(shared, inputs, width=width)
 
-    return map_batches(run, list(sequence_batches(rows, shapes, data_mesh().size)), 1, len(rows), on_batch)
+    found: Array = map_batches(run, sequence_batches(rows, shapes, data_mesh().size), 1, len(rows), on_batch)
+    return found
 
 
 @partial(jax.jit, static_argnames=("width",))

@@ -41,6 +41,19 @@ def sample_keys(key: Array, index: Array, sampling: Sampling) -> Array:
     return keys if sampling.mode == "shared" else jax.vmap(row_keys, in_axes=(0, None))(keys, index)
 
 
+def check_sampling(sampling: Sampling) -> None:
+    """Refuses samples that would all be the same.
+
+    Raises:
+      ConfigError: the rate is 0.
+    """
+    if sampling.rate == 0:
+        raise ConfigError(
+            f"{sampling.samples} Monte-Carlo samples were asked for at dropout 0, where all of them are the same; "
+            f"set a dropout above 0 or take one pass"
+        )
+
+
 def mc_score_responses(
     model: LanguageModel,
     adapter: Adapter,
@@ -65,11 +78,7 @@ def mc_score_responses(
     Raises:
       ConfigError: the rate is 0; the K passes would be identical. The mode is none of the three.
     """
-    if sampling.rate == 0:
-        raise ConfigError(
-            f"{sampling.samples} Monte-Carlo samples were asked for at dropout 0, where all of them are the same; "
-            f"set a dropout above 0 or take one pass"
-        )
+    check_sampling(sampling)
 
     def sample(own: Array) -> Array:
         return hidden_states(model, adapter, inputs, Dropout(own, sampling.rate, sampling.mode), capacity)

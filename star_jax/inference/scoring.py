@@ -148,7 +148,12 @@ def candidate_statistics(
       probable under the mean over K), a mask `B×1`, and that choice `B`.
     """
     log_prob = jnp.sum(jnp.where(mask, statistics.log_prob, 0), axis=-1)
-    log_probs = jax.nn.log_softmax(log_prob.reshape(log_prob.shape[0], -1, candidates))
+    return choice_statistics(log_prob.reshape(log_prob.shape[0], -1, candidates))
+
+
+def choice_statistics(log_prob: Array) -> tuple[TokenStatistics, Array, Array]:
+    """As `candidate_statistics`, from the log-probability `K×B×C` of each candidate behind its prompt."""
+    log_probs = jax.nn.log_softmax(log_prob)
     choice = jnp.argmax(jax.nn.logsumexp(log_probs, axis=0), axis=-1)
     shaped = jax.tree.map(lambda leaf: leaf[..., None], distribution_statistics(log_probs, choice))
     return shaped, jnp.ones((choice.shape[0], 1), bool), choice

@@ -15,19 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from star_jax.models.layer import Layer, LayerCache, Slots, layers_of
 from star_jax.models.lora import Adapter, with_adapter
-from star_jax.models.transformer import (
-    Block,
-    LanguageModel,
-    Layer,
-    LayerCache,
-    Slots,
-    angles_of,
-    embed,
-    embedding_scale,
-    final_norm,
-    layers_of,
-)
+from star_jax.models.transformer import Block, LanguageModel, angles_of, embed, embedding_scale, final_norm
 from star_jax.ops.packing import make_packing
 from star_jax.ops.platform import before_the_loop_on_a_cpu
 

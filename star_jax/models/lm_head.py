@@ -65,6 +65,11 @@ def logits_and_slope(hidden: Array, head: OutputHead) -> tuple[Array, Array | No
     return head.softcap * bounded, 1 - jnp.square(bounded)
 
 
+def capped(products: Array, head: OutputHead) -> Array:
+    """The logits of plain products of hidden states and rows of the weight, of any shape."""
+    return products if head.softcap is None else head.softcap * jnp.tanh(products / head.softcap)
+
+
 def chunk_size(head: OutputHead, samples: int = 1) -> int:
     """Positions whose logits are held at once, where each has those of so many samples."""
     most = LOGITS_AT_ONCE.get(jax.default_backend(), LOGITS_ELSEWHERE)

@@ -85,7 +85,7 @@ def _project(x: Array, kernel: Kernel, a: Array, b: Array, scale: Array, mask: D
         return merged_matmul(x, kernel, a, b, scale)
     if isinstance(kernel, jax.Array):
         return lora_matmul(x, mask, kernel, a, b, scale)
-    # Dequantised again in the backward pass, so that no wide copy of the kernel is mask.
+    # Dequantised again in the backward pass, so that no wide copy of the kernel is kept.
     dequantized = jax.checkpoint(lambda x, mask, kernel, *rest: lora_matmul(x, mask, kernel.dequantize(x.dtype), *rest))
     return dequantized(x, mask, kernel, a, b, scale)
 

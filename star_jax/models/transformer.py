@@ -10,7 +10,7 @@ Shapes: `B` batch, `T` tokens, `S` cache slots, `D` model width, `V` vocabulary,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from flax import struct
 
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.dropout import Dropout, draw_mask
+from star_jax.models.layer import Cached, Layer, LayerCache, layers_of, write_slot
 from star_jax.models.lora import LoraDense
 from star_jax.models.mlp import ExpertMLP, gated_mlp
 from star_jax.models.rotary import Angles, rotate, stretched
@@ -31,6 +32,7 @@ from star_jax.ops.attention import (
     packed_attention,
     self_attention,
 )
+from star_jax.ops.attention_branches import SharedKeys, branching_attention
 from star_jax.ops.matmul import DropoutMask
 from star_jax.ops.packing import Packing, pack_rows, unpack_rows
 from star_jax.ops.platform import computed_once
@@ -43,59 +45,6 @@ UNROLLED_LAYERS = 4
 
 SHORT_ROW = 64
 """Rows of up to this many tokens attend all at once, padding and all: one by one would take longer."""
-
-
-class LayerCache(NamedTuple):
-    """What one layer keeps of the tokens read so far; a head's slots lie together, as `attend_cache` reads them.
-
-    Attributes:
-      keys: `B×G×S×d`.
-      values: `B×G×S×d`.
-    """
-
-    keys: Array
-    values: Array
-
-
-class Slots(NamedTuple):
-    """What the slots of a cache hold, the same in all layers.
-
-    Attributes:
-      positions: `B×S` position in the sequence held by each slot; −1 where a slot holds nothing.
-      used: scalar, slots written so far; the same for all rows, so that a write is one slice.
-    """
-
-    positions: Array
-    used: Array
-
-
-Cached = tuple[LayerCache, Slots]
-"""One layer's cache, and what its slots hold."""
-
-
-class Layer(NamedTuple):
-    """What a block has to know of its place: scalars, or `L` of them before the scan takes them apart.
-
-    Attributes:
-      number: of the layer, from 0.
-      window: the most recent positions a token sees; None where no layer has one.
-      rope: place in `ropes`; None where there is one kind.
-    """
-
-    number: Array | int
-    window: Array | int | None
-    rope: Array | int | None
-
-
-def layers_of(config: TransformerConfig) -> Layer:
-    """What each block has to know of its place, `L` each."""
-    everything = np.iinfo(np.int32).max
-    windows = [everything if window is None else window for window in config.windows]
-    return Layer(
-        jnp.arange(config.num_hidden_layers),
-        jnp.asarray(windows, jnp.int32) if windows else None,
-        jnp.asarray(config.layer_ropes, jnp.int32) if config.layer_ropes else None,
-    )
 
 
 class Block(nn.Module):
@@ -166,7 +115,7 @@ class Block(nn.Module):
             angles = tuple(part[layer.rope] for part in angles)
         query, key = (rotate(x, angles, config.architecture.interleaved) for x in (query, key))
         query = stretched(query, angles)
-        options = AttentionOptions(config.attention_scale, layer.window, config.attention_softcap)
+        options = self._options(layer)
         if cached is not None:
             old, slots = cached
             cache = write_slot(old, slots, key, value)
@@ -176,21 +125,27 @@ class Block(nn.Module):
             cache = LayerCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
             mixed = self_attention(query, key, value, options, windows=config.windows)
         else:
-            mixed, cache = self._packed_attention(query[0], key[0], value[0], packing, options)
+            mixed, cache = self._packed_attention(query[0], key[0], value[0], packing, layer)
         mixed = mixed.reshape(*mixed.shape[:2], -1)
         mask = draw_mask(dropout, layer.number, "o_proj", mixed, packing)
         return self._project("o_proj", x.shape[-1], mixed, mask), cache
 
+    def _options(self, layer: Layer) -> AttentionOptions:
+        config = self.config
+        return AttentionOptions(config.attention_scale, layer.window, config.attention_softcap)
+
     def _packed_attention(
-        self, query: Array, key: Array, value: Array, packing: Packing, options: AttentionOptions
+        self, query: Array, key: Array, value: Array, packing: Packing, layer: Layer
     ) -> tuple[Array, LayerCache]:
         """`1×M×H×d` of queries, keys and values `M×…`, and keys and values in rows."""
-        config = self.config
+        config, options = self.config, self._options(layer)
         query, key, value = computed_once((query, key, value))
         keys, values = unpack_rows(key, packing), unpack_rows(value, packing)
         width = packing.real.shape[1]
         kernel = choose_implementation(query.dtype, config.head_dim, softcap=config.attention_softcap).kernel
-        if kernel == "xla" and width > SHORT_ROW:
+        if packing.branches is not None:
+            mixed = branching_attention(query, key, value, packing, options, layer.shared)
+        elif kernel == "xla" and width > SHORT_ROW:
             mixed = packed_attention(query, key, value, PackedRows(packing.starts, packing.lengths, width), options)
         else:
             rows = self_attention(unpack_rows(query, packing), keys, values, options, windows=config.windows)
@@ -228,15 +183,6 @@ class Block(nn.Module):
         return gated_mlp(self.config, self._project, mask, x)
 
 
-def write_slot(cache: LayerCache, slots: Slots, key: Array, value: Array) -> LayerCache:
-    """The cache with keys and values `B×1×G×d` of a new token in its slot, the last that is used."""
-    place = (0, 0, slots.used - 1, 0)
-    return LayerCache(
-        jax.lax.dynamic_update_slice(cache.keys, key.swapaxes(1, 2), place),
-        jax.lax.dynamic_update_slice(cache.values, value.swapaxes(1, 2), place),
-    )
-
-
 class Decoder(nn.Module):
     """The stack of blocks between embedding and output projection, over whole rows.
 
@@ -250,7 +196,11 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, dropout: Dropout | None = None, packing: Packing | None = None
+        self,
+        tokens: Array,
+        dropout: Dropout | None = None,
+        packing: Packing | None = None,
+        shared: SharedKeys | None = None,
     ) -> tuple[Array, LayerCache]:
         """One pass.
 
@@ -258,15 +208,24 @@ class Decoder(nn.Module):
           tokens: `B×T` int32, padded on the right or not at all; no mask is needed, since attention is causal.
           dropout: masks for the adapter's input; None for off.
           packing: the real tokens packed, to spend no time on padding; None to treat it like tokens.
+          shared: keys and values `L×G×P×d` of tokens that stand before every row, whose positions go on behind them;
+            only with a packing of rows that branch.
 
         Returns:
           Final hidden states `B×T×D`, normed, finite and meaningless at padding; and keys and values of all layers,
           `L×B×G×T×d`, which cost nothing where nobody uses them.
+
+        Raises:
+          ValueError: `shared` without branches.
         """
         config = self.config
+        if shared is not None and (packing is None or packing.branches is None):
+            raise ValueError("a shared beginning is for packed rows that branch")
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         if packing is not None:
             tokens, positions = pack_rows(tokens, packing)[None], packing.positions[None]
+        if shared is not None:
+            positions = positions + shared.keys.shape[-2]
         hidden = embed(config, "embed_tokens")(tokens).astype(config.dtype) * embedding_scale(config)
         # Of layers that are written out, the compiler would compute nothing anew, or all of them at once.
         unrolled = config.num_hidden_layers <= UNROLLED_LAYERS and not self.rematerialise
@@ -278,7 +237,8 @@ class Decoder(nn.Module):
             length=config.num_hidden_layers,
             unroll=config.num_hidden_layers if unrolled else 1,
         )(config, name="layers")
-        hidden, kept = layers(hidden, layers_of(config), angles_of(config, positions), dropout, packing)
+        places = layers_of(config)._replace(shared=shared)
+        hidden, kept = layers(hidden, places, angles_of(config, positions), dropout, packing)
         hidden = final_norm(config, "norm")(hidden if packing is None else unpack_rows(hidden[0], packing))
         if not config.tie_word_embeddings:
             # Only declared here: the caller multiplies by it, at the positions it needs (`models.lm_head`).

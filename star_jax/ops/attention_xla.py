@@ -131,7 +131,7 @@ def _attend_rows(constants: Constants, window: int | Array | None, query: Array,
     groups = by_group(query, key.shape[2])
     keys, values = key.swapaxes(1, 2), value.swapaxes(1, 2)
     parts = []
-    for first, last in _blocks(query.shape[1]):
+    for first, last in query_blocks(query.shape[1]):
         hidden = _hidden(first, last, window)
         part = weigh(groups[:, :, :, first:last], keys[:, :, :last], values[:, :, :last], hidden, scale, softcap)
         parts.append(part)
@@ -153,7 +153,7 @@ def _slopes_of_rows(
     inner = jnp.sum(slopes.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     to_query, to_key, to_value = [], [], []
-    for first, last in _blocks(length):
+    for first, last in query_blocks(length):
         here, behind = slice(first, last), ((0, 0), (0, 0), (0, length - last), (0, 0))
         near, seen, held, outer = queries[:, :, :, here], keys[:, :, :last], values[:, :, :last], slopes[:, :, :, here]
         scores, softcap_slope = _scores(near, seen, scale, softcap)
@@ -168,7 +168,7 @@ def _slopes_of_rows(
     return of_query, of_key.astype(key.dtype), of_value.astype(value.dtype)
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
+def query_blocks(length: int) -> list[tuple[int, int]]:
     """First and last query of each block of a whole row."""
     count = min(-(-length // QUERY_BLOCK), MOST_BLOCKS)
     return list(pairwise(length * number // count for number in range(count + 1)))

@@ -17,21 +17,39 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+class Branches(NamedTuple):
+    """How rows branch: each has a trunk, and behind it several continuations that share their first tokens, as a tree.
+
+    The tokens of the tree stand in depth-first order, so that what follows a token lies in one piece behind it.
+
+    Attributes:
+      positions: `B×T` position of each place in the text that it belongs to, from 0.
+      ends: `B×T` the place behind the last that sees this one: where the part of the tree that begins here ends; for
+        the trunk the row's length.
+    """
+
+    positions: Array
+    ends: Array
+
+
 class Packing(NamedTuple):
     """Where the tokens of right-padded rows stand in a line of M slots, row after row.
 
     Attributes:
       rows: `M` the row of each slot.
-      positions: `M` its position in the row.
+      places: `M` its place in the row.
+      positions: `M` its position in the text; another than its place where rows branch.
       filled: `M` bool, False behind the last token.
       packed_index: `B×T` the slot of each place; for padding any slot.
       real: `B×T` bool, False at padding.
       starts: `B` first slot of each row.
       lengths: `B` tokens of each row.
       fits: `B` bool, False for rows that reach beyond it: they come back as NaN.
+      branches: of the rows, where they branch.
     """
 
     rows: Array
+    places: Array
     positions: Array
     filled: Array
     packed_index: Array
@@ -39,25 +57,27 @@ class Packing(NamedTuple):
     starts: Array
     lengths: Array
     fits: Array
+    branches: Branches | None = None
 
 
-def make_packing(lengths: Array, width: int, capacity: int) -> Packing:
+def make_packing(lengths: Array, width: int, capacity: int, branches: Branches | None = None) -> Packing:
     """The packing of rows of `lengths` `B`, padded to T = `width`; M = `capacity`, at least the sum of the lengths."""
     ends = jnp.cumsum(lengths)
     numbers, places = jnp.arange(capacity), jnp.arange(width)[None]
     rows = jnp.minimum(jnp.searchsorted(ends, numbers, side="right"), lengths.shape[0] - 1)
     starts = ends - lengths
     filled = numbers < ends[-1]
-    positions = jnp.where(filled, numbers - starts[rows], 0)
+    inside = jnp.where(filled, numbers - starts[rows], 0)
+    positions = inside if branches is None else jnp.where(filled, branches.positions[rows, inside], 0)
     real = places < lengths[:, None]
     slot = jnp.where(real, starts[:, None] + places, 0)
-    return Packing(rows, positions, filled, slot, real, starts, lengths, ends <= capacity)
+    return Packing(rows, inside, positions, filled, slot, real, starts, lengths, ends <= capacity, branches)
 
 
 @jax.custom_vjp
 def pack_rows(x: Array, packing: Packing) -> Array:
     """`B×T×…` as `M×…`; 0 in slots that hold nothing."""
-    return jnp.where(_wide(packing.filled, x.ndim - 2), x[packing.rows, packing.positions], 0)
+    return jnp.where(_wide(packing.filled, x.ndim - 2), x[packing.rows, packing.places], 0)
 
 
 @jax.custom_vjp

@@ -18,7 +18,7 @@ from star_jax.errors import ConfigError
 from star_jax.evaluation.curves import aubc_of_rounds
 from star_jax.evaluation.statistics import PairedDifference, mean_and_sd, paired_difference
 from star_jax.runs.files import JsonObject, read_json, read_jsonl, read_yaml
-from star_jax.runs.run_folder import differences
+from star_jax.runs.run_settings import differences
 from star_jax.runs.schemas import ENVIRONMENT, METRICS, METRICS_REQUIRED, PREDICTION, QUERIED, SUMMARY, check_settings
 from star_jax.tracking.timing import Seconds, total_seconds
 

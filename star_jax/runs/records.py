@@ -35,7 +35,7 @@ def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[
     """
 
     def at(values: np.ndarray | None, index: int) -> float | None:
-        return None if values is None else float(values[index])
+        return None if values is None or np.isnan(values[index]) else float(values[index])
 
     def row(rank: int, index: int, answer: Answer) -> dict[str, Any]:
         prompt = problem.prompts[index]
@@ -96,14 +96,19 @@ def _short(text: str) -> str:
 
 
 def length_correlation(info: RoundInfo, candidates: np.ndarray) -> float | None:
-    """Pearson correlation of the full model's measure and response length over what could be picked, indices `n`.
+    """Pearson correlation of the full model's measure and response length over what was scored.
 
     It asks whether uncertainty is more than length; None where either is constant or was not computed.
+
+    Args:
+      info: of the round.
+      candidates: `N` bool, True where an example could be picked.
     """
     if info.full is None or info.response_tokens is None:
         return None
-    measure, tokens = info.full[candidates], info.response_tokens[candidates]
-    if np.ptp(measure) == 0 or np.ptp(tokens) == 0:
+    scored = candidates & np.isfinite(info.full)
+    measure, tokens = info.full[scored], info.response_tokens[scored]
+    if not scored.any() or np.ptp(measure) == 0 or np.ptp(tokens) == 0:
         return None
     return float(np.corrcoef(measure, tokens)[0, 1])
 

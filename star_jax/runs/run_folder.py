@@ -6,33 +6,20 @@ can be read and continued, and a report may be built while a run is under way.
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
-import functools
-import hashlib
-import json
 import os
-import platform
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from star_jax.config import ExperimentConfig, SimulatedConfig
-from star_jax.config_file import without_former_settings
 from star_jax.documents import exists
 from star_jax.errors import ConfigError
 from star_jax.runs.files import (
     JsonObject,
     clean,
-    plain,
     read_json,
     read_jsonl,
     read_yaml,
@@ -40,6 +27,8 @@ from star_jax.runs.files import (
     write_jsonl_atomic,
     write_yaml_atomic,
 )
+from star_jax.runs.run_environment import environment
+from star_jax.runs.run_settings import changed_data, differences, refuse_changes
 from star_jax.runs.schemas import (
     METRICS,
     METRICS_REQUIRED,
@@ -49,104 +38,6 @@ from star_jax.runs.schemas import (
     SUMMARY_REQUIRED,
     check_settings,
 )
-
-PACKAGES = (
-    "star_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "chex",
-    "numpy",
-    "transformers",
-    "datasets",
-)
-"""Packages whose versions can change a result, recorded in environment.json."""
-
-FINGERPRINTS = {
-    "pool": "ids or prompts of the pool",
-    "test": "the test examples",
-    "model": "the files of model.path",
-    "start": "the files of model.adapter",
-    "replay": "the rows of training.replay",
-    "plugins": "the files of the strategy or the task",
-}
-"""Entries of data.json that a run must find again, and what has changed where it does not."""
-
-NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "labels.skip", "labels.columns")
-"""Configuration keys that do not change what one strategy and seed compute."""
-
-LATER = ("annotator", *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)))
-"""Configuration keys that the first release did not have."""
-
-FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise")
-"""Configuration keys that change results by rounding alone; a run that ran out of memory goes on with others."""
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> JsonObject:
-    """Nested settings as one level of dotted keys, `{"loop.rounds": 10, …}`."""
-    flat: JsonObject = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ -> (old, new), `"absent"` for a key one side lacks.
-
-    `NOT_COMPARED` keys are left out. Both sides are compared as written (`plain`). A setting that `old` lacks counts as
-    its default, for it may be from a release that did not have it; one of a former name counts as that of today.
-    """
-    flat_old, flat_new = (_defaults() | flatten(plain(without_former_settings(one))) for one in (old, new))
-    keys = [key for key in {**flat_new, **flat_old} if key not in NOT_COMPARED]
-    pairs = {key: (flat_old.get(key, "absent"), flat_new.get(key, "absent")) for key in keys}
-    return {key: (before, now) for key, (before, now) in pairs.items() if before != now}
-
-
-@functools.cache
-def _defaults() -> JsonObject:
-    return flatten(plain(ExperimentConfig().to_dict()))
-
-
-def environment(device: str) -> JsonObject:
-    """What a run ran on: Python, platform, package versions, device, command line, start time, source revision.
-
-    Args:
-      device: kind of accelerator, as the caller's array library names it.
-    """
-    versions: JsonObject = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.orig_argv),
-        "device": device,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "packages": versions,
-        "revision": source_revision(),
-    }
-
-
-def source_revision() -> str | None:
-    """Git commit of the source, with `-dirty` where files were changed; None when not run from a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
 
 
 class RunFolder:
@@ -206,7 +97,7 @@ class RunFolder:
                         f"{path} has finished rounds and no config.yaml, which says what they were made with; put it "
                         "back, or delete the folder to start again"
                     )
-                _refuse_changes(path, read_yaml(stored, check_settings), own)
+                refuse_changes(path, read_yaml(stored, check_settings), own)
                 _refuse_other_data(path, data)
             else:
                 if data is not None:
@@ -237,21 +128,6 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @staticmethod
-    def origin(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-        """Hash of the settings that are compared and of the data: a choice made with others means nothing."""
-        free = (*NOT_COMPARED, *FIT_TO_MEMORY)
-        settings = {name: value for name, value in flatten(plain(config)).items() if name not in free}
-        # As the first release hashed them, so that a choice that waits for labels survives: settings that came later
-        # count where they differ from their default, and the released scale by its former name.
-        settings = {name: value for name, value in settings.items() if name not in LATER or value != _defaults()[name]}
-        released = settings["acquisition.normaliser"] == "released" if "acquisition.normaliser" in settings else False
-        if "acquisition.normaliser" in settings:
-            settings["acquisition.arithmetic"] = "released" if released else "standard"
-            settings["acquisition.normaliser"] = None if released else settings["acquisition.normaliser"]
-        facts = {name: data[name] for name in FINGERPRINTS if name in data}
-        return hashlib.sha256(json.dumps([settings, facts], sort_keys=True).encode()).hexdigest()
 
     @property
     def adapter(self) -> Path:
@@ -337,29 +213,9 @@ def _acquire(path: Path) -> int:
     return descriptor
 
 
-def _refuse_changes(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    changed = {key: pair for key, pair in differences(stored, config).items() if key not in FIT_TO_MEMORY}
-    if changed:
-        listed = "; ".join(
-            f"{key}: {_said(before)} in the folder, {_said(now)} now" for key, (before, now) in changed.items()
-        )
-        raise ConfigError(
-            f"{path} was made with another configuration ({listed}); choose another --output-dir or delete the folder"
-        )
-
-
 def _refuse_other_data(path: Path, data: Mapping[str, Any] | None) -> None:
     stored = path / "data.json"
     if data is None or not exists(stored):
         return
-    before = read_json(stored)
-    changed = [said for name, said in FINGERPRINTS.items() if name in before and before[name] != data.get(name)]
-    if changed:
-        raise ConfigError(
-            f"{path} was made with other data or another model ({' and '.join(changed)} have changed); "
-            "choose another --output-dir or delete the folder"
-        )
-
-
-def _said(value: Any) -> str:
-    return "none" if value is None else str(value)
+    if changed := changed_data(read_json(stored), data):
+        raise ConfigError(f"{path} {changed}; choose another --output-dir or delete the folder")

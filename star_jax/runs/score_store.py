@@ -20,7 +20,8 @@ import jaxlib
 import numpy as np
 
 from star_jax import __version__
-from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, Pool, PoolScores
+from star_jax.acquisition.pool_scoring import PoolScores
+from star_jax.acquisition.pools import CandidatePool, GeneratedPool, Pool
 from star_jax.checkpoints.files import weight_files
 from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.config import ExperimentConfig
@@ -36,8 +37,8 @@ _WITHOUT_EFFECT = (
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 
 _CODE = (
-    *("acquisition", "checkpoints", "inference", "models", "ops", "parallel", "data"),
-    *("config.py", "documents.py", "errors.py", "registry.py"),
+    *("acquisition", "checkpoints", "inference", "models", "ops", "parallel", "data", "config", "documents"),
+    *("errors.py", "registry.py"),
 )
 """Folders and files of the package whose code computes scores."""
 
@@ -88,7 +89,9 @@ class BaseScores:
     def name_of(self, pool: Pool) -> str:
         """Hash of what determines the scores of these examples."""
         digest = hashlib.sha256(self._origin)
-        _digest(digest.update, _content(pool))
+        _digest(digest.update, [type(pool).__name__, pool.size, _answers(pool)])
+        for row in pool.rows:  # one after the other: a large pool's are made as they are asked for
+            _digest(digest.update, row)
         return digest.hexdigest()
 
 
@@ -141,19 +144,11 @@ def _code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _content(pool: Pool) -> list[Any]:
-    """What a pool consists of, however it is batched and padded."""
-    rows = [
-        (int(batch.index[place]), batch.tokens[place, : batch.lengths[place]], int(batch.prompt_lengths[place]))
-        for batch in pool.batches
-        for place in np.flatnonzero(batch.row_mask)
-    ]
-    answers: list[Any] = []
+def _answers(pool: Pool) -> list[Any]:
+    """What a pool's answers are, besides its rows; how it is batched and padded does not matter."""
     if isinstance(pool, GeneratedPool):
-        answers = [pool.response_limit, pool.end_ids]
-    elif isinstance(pool, CandidatePool):
-        answers = [pool.candidates]
-    return [type(pool).__name__, answers, sorted(rows, key=lambda row: row[0])]
+        return [pool.response_limit, pool.end_ids]
+    return [pool.candidates] if isinstance(pool, CandidatePool) else []
 
 
 def _digest(update: Callable[[bytes], object], value: Any) -> None:

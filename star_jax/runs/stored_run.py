@@ -13,9 +13,11 @@ from typing import Any
 
 from star_jax.config import ExperimentConfig
 from star_jax.config_file import config_from_mapping, load_yaml
-from star_jax.errors import ConfigError, DataError
+from star_jax.errors import ConfigError
 from star_jax.runs.files import read_json, read_jsonl
-from star_jax.runs.run_folder import FINGERPRINTS
+from star_jax.runs.run_labels import read_labels
+from star_jax.runs.run_settings import changed_data
+from star_jax.runs.schemas import METRICS, METRICS_REQUIRED
 
 ADAPTER_FILE, CONFIG_FILE = "adapter_config.json", "config.yaml"
 """Files that an adapter's folder and a run's folder are known by."""
@@ -75,13 +77,8 @@ class StoredRun:
         Raises:
           ConfigError: naming what has changed.
         """
-        before = self.facts
-        changed = [FINGERPRINTS[name] for name in names if name in before and before[name] != facts.get(name)]
-        if changed:
-            raise ConfigError(
-                f"{self.path} was made with other data or another model ({' and '.join(changed)} have changed); "
-                "put them back as they were"
-            )
+        if changed := changed_data(self.facts, facts, names):
+            raise ConfigError(f"{self.path} {changed}; put them back as they were")
 
     def test_predictions(self) -> list[dict[str, Any]]:
         """Rows of the last predictions.jsonl: `id`, `confidence`, `correct` and more."""
@@ -95,8 +92,9 @@ def find_run(place: str) -> StoredRun | None:
       place: OUTPUT_DIR/STRATEGY/seed-N, the adapter in it, an OUTPUT_DIR that holds a single run, or another adapter.
 
     Raises:
-      ConfigError: there is no such folder, it is none of these, or the run has not finished a round.
-      DataError: the run's files are damaged, or labels that it counts are missing.
+      ConfigError: there is no such folder, it is none of these, the run has not finished a round, or labels that it
+        counts are missing.
+      DataError: the run's files are damaged.
     """
     path = Path(place).expanduser()
     if not path.is_dir():
@@ -123,38 +121,13 @@ def find_run(place: str) -> StoredRun | None:
 
 def read_run(path: Path) -> StoredRun:
     """Reads a run folder; errors as those of `find_run`."""
-    metrics = read_jsonl(path / "metrics.jsonl")
-    run = StoredRun(path, len(metrics), *_labels(path, len(metrics)))
+    metrics = read_jsonl(path / "metrics.jsonl", METRICS, METRICS_REQUIRED)
+    found = read_labels(path, metrics)
+    labels = {name: label.response for name, label in found.items() if label.response is not None}
+    run = StoredRun(path, len(metrics), labels, frozenset(found.keys() - labels.keys()))
     if not metrics or not (run.adapter / ADAPTER_FILE).is_file():
         raise ConfigError(
             f"{path} has no adapter yet, for no round of it is finished; go on with star-jax run, and label what it "
             "asks for"
         )
-    counted = metrics[-1].get("labelled")
-    if counted != len(run.labels):
-        raise DataError(
-            f"{path / 'metrics.jsonl'} counts {counted} labels and rounds/*/queried.jsonl have {len(run.labels)}; "
-            "restore the files that are missing"
-        )
     return run
-
-
-def _labels(path: Path, rounds: int) -> tuple[dict[str, str], frozenset[str]]:
-    """What the finished rounds have labelled, and what they have skipped."""
-    labels: dict[str, str] = {}
-    skipped = set()
-    for number in range(rounds):
-        # What a person has corrected since replaces what was labelled, in either direction.
-        for kind in ("queried", "corrected"):
-            file = path / "rounds" / f"{number:03d}" / f"{kind}.jsonl"
-            for line, row in enumerate(read_jsonl(file), start=1):
-                name, response = row.get("id"), row.get("response")
-                if not isinstance(name, str) or not isinstance(response, str | None):
-                    raise DataError(
-                        f"{file}, line {line} has no text 'id', or a 'response' that is none; restore the file"
-                    )
-                labels.pop(name, None)
-                skipped.add(name)
-                if response is not None:
-                    labels[name] = response
-    return labels, frozenset(skipped - labels.keys())

@@ -18,7 +18,7 @@ from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.data.readers import is_file_name
 from star_jax.errors import ConfigError
 from star_jax.runs.files import read_jsonl
-from star_jax.runs.run_folder import FIT_TO_MEMORY, differences
+from star_jax.runs.run_settings import FIT_TO_MEMORY, differences
 from star_jax.runs.stored_run import CONFIG_FILE
 
 

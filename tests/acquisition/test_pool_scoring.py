@@ -10,20 +10,24 @@ from random_models import random_adapter, random_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import branched_scoring, pool_scoring
 from star_jax.acquisition.pool_scoring import (
-    BatchSizes,
     PoolScores,
     Sampling,
     answer_texts,
+    generated_texts,
+    passes_over,
+    score_pool,
+)
+from star_jax.acquisition.pools import (
+    PROMPT_SHAPES,
+    SEQUENCE_SHAPES,
+    BatchSizes,
     candidate_pool,
     check_candidates,
     choose_shapes,
     generated_pool,
-    generated_texts,
-    passes_over,
     proposed_pool,
-    score_pool,
 )
 from star_jax.acquisition.uncertainty import MEASURES, sequence_measures
 from star_jax.data.batching import Shape, make_batch, sequence_batches
@@ -42,6 +46,12 @@ from star_jax.models.transformer import LanguageModel
 WORDS = ["</s>", *"abcdefghijkl"]
 CANDIDATES = (" a", " b c", " d e")
 SIZE = 11
+PROGRAMS = (
+    pool_scoring._answer,
+    pool_scoring._score_candidates,
+    pool_scoring._score_proposed,
+    branched_scoring._score_branched,
+)
 MODES = ("shared", "tied", "per_token")
 SAMPLING = Sampling(3, 0.3, "tied")
 SHAPES = Shapes((Shape(4, 3, 12), Shape(4, 8, 32)), (Shape(4, 7, 24), Shape(4, 12, 44)))
@@ -99,22 +109,30 @@ def followed_by(encoder, prompts, answers) -> list[TokenizedExample]:
     ]
 
 
-KINDS = ("generated", "candidates", "proposed")
+KINDS = ("generated", "candidates", "branched", "proposed")
 SAMPLED = pytest.mark.parametrize(
-    ("kind", "mode"), [*((kind, "tied") for kind in KINDS), ("proposed", "shared"), ("proposed", "per_token")]
+    ("kind", "mode"),
+    [
+        *((kind, "tied") for kind in KINDS),
+        *((kind, mode) for kind in ("branched", "proposed") for mode in ("shared", "per_token")),
+    ],
 )
 """Every kind of pool and every kind of mask."""
 
 
 @pytest.fixture(scope="module")
 def build(encoder, prompts, proposals):
-    """Makes the pool of a kind from the examples of the given numbers: batches of 4, in two shapes."""
+    """Makes the pool of a kind from the examples of the given numbers: batches of 4, in two shapes.
+
+    Candidates have a row for each candidate, or branched ones a row for each prompt.
+    """
 
     def make(kind: str, chosen=range(SIZE), shapes=SHAPES, batch_size=BATCH_SIZE):
         if kind == "generated":
             return generated_pool(encoder, encoder.prompts([prompts[i] for i in chosen]), shapes)
-        if kind == "candidates":
-            return candidate_pool(encoder, [prompts[i] for i in chosen], CANDIDATES, batch_size)
+        if kind in ("candidates", "branched"):
+            pool = candidate_pool(encoder, [prompts[i] for i in chosen], CANDIDATES, batch_size)
+            return pool if kind == "branched" else pool._replace(branched=None)
         return proposed_pool([proposals[i] for i in chosen], shapes.sequences)
 
     return make
@@ -146,8 +164,8 @@ def assert_close(one: PoolScores, other: PoolScores, order=slice(None)) -> None:
 def test_permuted_examples_have_permuted_scores(model, adapter, build, kind):
     order = np.random.default_rng(4).permutation(SIZE)
     pool = build(kind)
-    assert len(pool.batches) > len({batch.tokens.shape for batch in pool.batches}) > 1
-    places = np.concatenate([batch.index[batch.row_mask] for batch in pool.batches])
+    assert len(list(pool.batches())) > len({batch.tokens.shape for batch in pool.batches()}) > 1
+    places = np.concatenate([batch.index[batch.row_mask] for batch in pool.batches()])
     assert (np.diff(places) < 0).any()
     scores = score_pool(model, adapter, pool)
     assert all(values.shape == (SIZE,) for values in scores.measures.values())
@@ -175,10 +193,33 @@ def test_progress_counts_every_example_once_a_pass(model, adapter, build, kind):
     for sampling, passes in ((None, 1), (SAMPLING, 2 if kind == "generated" else 1)):
         seen: list[int] = []
         score_pool(model, adapter, pool, key=jax.random.key(0), sampling=sampling, on_batch=seen.append)
-        first = [len(set(batch.index[batch.row_mask].tolist())) for batch in pool.batches]
+        batched = pool.branched.whole if kind == "branched" else pool
+        first = [len(set(batch.index[batch.row_mask].tolist())) for batch in batched.batches()]
         assert seen[: len(first)] == first
         assert (len(seen) > len(first)) == (passes > 1)  # answers fill batches of their own
         assert sum(seen) == passes_over(pool, sampling) * SIZE == passes * SIZE
+
+
+@pytest.mark.parametrize("sampling", [None, SAMPLING])
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_rows_that_are_named_are_scored(model, adapter, build, kind, sampling):
+    """With the noise that they have in the whole pool, and no program more."""
+    pool, chosen, seen = build(kind), np.array([1, 2, 5, 8, 9]), []
+    options = {"key": jax.random.key(2), "sampling": sampling}
+    whole = score_pool(model, adapter, pool, **options)
+    programs = [program._cache_size() for program in PROGRAMS]
+    part = score_pool(model, adapter, pool, rows=chosen, on_batch=seen.append, **options)
+    assert [program._cache_size() for program in PROGRAMS] == programs
+    assert sum(seen) == len(chosen) * passes_over(pool, sampling)
+    others = np.setdiff1d(np.arange(SIZE), chosen)
+    for name, values in part.measures.items():
+        values = np.asarray(values)
+        np.testing.assert_allclose(values[chosen], whole.measures[name][chosen], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert (values[others] == 0).all() if name == "response_tokens" else np.isnan(values[others]).all(), name
+    for left, right in ((part.responses, whole.responses), (part.lengths, whole.lengths)):
+        assert (left is None) == (right is None)
+        if left is not None:
+            np.testing.assert_array_equal(np.asarray(left)[chosen], np.asarray(right)[chosen])
 
 
 # Kinds of answers
@@ -216,7 +257,7 @@ def test_answers_are_read_for_those_that_are_asked_about(model, adapter, encoder
     found = answer_texts(encoder, pool, scores, np.array([3, 0, 5]))
     if kind == "proposed":
         assert found is None
-    elif kind == "candidates":
+    elif kind in ("candidates", "branched"):
         chosen = np.asarray(scores.responses)[[3, 0, 5]]
         assert found == [CANDIDATES[place].strip() for place in chosen]
     else:
@@ -250,8 +291,9 @@ def test_candidates_that_are_too_long_are_refused(encoder, prompts, too_long):
         check(short, prompts[0], candidates[:1])
 
 
-def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encoder, prompts, build):
-    scores = score_pool(model, adapter, build("candidates"))
+@pytest.mark.parametrize("kind", ["candidates", "branched"])
+def test_candidates_are_a_distribution_over_the_answer_set(model, adapter, encoder, prompts, build, kind):
+    scores = score_pool(model, adapter, build(kind))
     nlls = []
     for text in CANDIDATES:
         answer = np.array([WORDS.index(word) for word in text.split()] + [encoder.eos_id], np.int32)
@@ -308,29 +350,31 @@ def test_samples_disagree_with_dropout_and_only_with_it(model, adapter, build, s
 
 
 @SAMPLED
-def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short, kind, mode):
+def test_sampled_scores_do_not_depend_on_the_batch(model, adapter, build, short, monkeypatch, kind, mode):
     """The same examples with the same numbers, dealt out to the batches in another order."""
     pool = build(kind, short)
-    first, count = pool.batches[0], len(pool.batches)
+    batched = pool.branched.whole if kind == "branched" else pool
+    batches = list(batched.batches())
+    first, count = batches[0], len(batches)
     group = len(CANDIDATES) if kind == "candidates" else 1
     rows = len(first.row_mask)
     assert count > 1
     dealt = np.roll(np.arange(count * rows).reshape(-1, group), 3, axis=0).reshape(count, rows)
     names = ("tokens", "prompt_lengths", "lengths", "index", "row_mask")
-    joined = {name: np.concatenate([getattr(batch, name) for batch in pool.batches]) for name in names}
+    joined = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names}
     mixed = tuple(
         dataclasses.replace(first, **{name: values[places] for name, values in joined.items()}) for places in dealt
     )
     options = {"key": jax.random.key(1), "sampling": SAMPLING._replace(mode=mode)}
-    assert_close(
-        score_pool(model, adapter, pool._replace(batches=mixed), **options), score_pool(model, adapter, pool, **options)
-    )
+    scores = score_pool(model, adapter, pool, **options)
+    monkeypatch.setattr(type(batched), "batches", lambda self, chosen=None: iter(mixed))
+    assert_close(score_pool(model, adapter, pool, **options), scores)
 
 
 @SAMPLED
 def test_scores_do_not_depend_on_the_shapes(model, adapter, build, kind, mode):
     pool, other = build(kind), build(kind, shapes=Shapes((Shape(6, 10, 50),), (Shape(5, 13, 61),)), batch_size=6)
-    assert {batch.tokens.shape for batch in pool.batches} - {batch.tokens.shape for batch in other.batches}
+    assert {batch.tokens.shape for batch in pool.batches()} - {batch.tokens.shape for batch in other.batches()}
     for options in ({}, {"key": jax.random.key(1), "sampling": SAMPLING._replace(mode=mode)}):
         assert_close(score_pool(model, adapter, other, **options), score_pool(model, adapter, pool, **options))
 
@@ -342,7 +386,7 @@ def test_samples_are_drawn_as_asked_for(model, adapter, build, short, mode):
     scores = score_pool(model, adapter, pool, key=key, sampling=SAMPLING._replace(mode=mode))
     sampling = SAMPLING._replace(mode=mode)
     sample = jax.jit(mc_score_responses, static_argnames=("sampling",))
-    for batch in pool.batches:
+    for batch in pool.batches():
         inputs = SequenceInputs(batch.tokens, batch.prompt_lengths, batch.lengths)
         keys = sample_keys(key, batch.index, sampling)
         statistics, mask = sample(model, adapter, inputs, keys, sampling=sampling)
@@ -412,8 +456,8 @@ def test_shapes_hold_every_row_and_are_few(seed):
         known = prompts[: rng.integers(0, len(prompts) + 1)] + rng.integers(1, most)
         longest = int(prompts.max()) + most + int(rng.integers(0, most))
         shapes = choose_shapes(prompts.tolist(), known.tolist(), longest, BatchSizes(*rng.integers(1, 20, 2).tolist()))
-        assert len(shapes.prompts) <= pool_scoring.PROMPT_SHAPES
-        assert len(shapes.sequences) <= pool_scoring.SEQUENCE_SHAPES + 1
+        assert len(shapes.prompts) <= PROMPT_SHAPES
+        assert len(shapes.sequences) <= SEQUENCE_SHAPES + 1
         hidden = [*known, *rng.integers(1, longest + 1, 30), longest]
         for lengths, some in ((prompts, shapes.prompts), (hidden, shapes.sequences)):
             batches = list(

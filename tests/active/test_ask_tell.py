@@ -1,5 +1,6 @@
 """Ask and tell as pure functions: what a state holds is all that counts, and a call that fails changes none."""
 
+import dataclasses
 from contextlib import contextmanager
 
 import jax
@@ -17,7 +18,7 @@ from star_jax.annotators.annotator import Answer
 from star_jax.annotators.oracle import SimulatedOracle
 from star_jax.api.pool import tokenize
 from star_jax.api.training import step_shapes
-from star_jax.config import ExperimentConfig, LoopConfig, LoraConfig, TrainingConfig
+from star_jax.config import AcquisitionConfig, ExperimentConfig, LoopConfig, LoraConfig, TrainingConfig
 
 SIZE = 9
 CONFIG = ExperimentConfig(
@@ -245,3 +246,11 @@ def test_progress_is_told_by_phase(problem, labelled):
     tell(CONFIG, problem, state, [Answer(requests[0].id, "1 3")], KEY, Watcher())
     assert [(name, unit) for name, _, _, unit in phases] == [("score", "examples"), ("train", "examples")]
     assert all(total == done > 0 for _, total, done, _ in phases)
+
+
+def test_more_than_a_query_scores_cannot_be_asked_for(problem, labelled):
+    config = dataclasses.replace(CONFIG, acquisition=AcquisitionConfig(score_at_most=3))
+    assert len(asked(problem, labelled, 3, config=config)[1]) == 3
+    with pytest.raises(sj.ConfigError, match=r"^4 examples .* acquisition\.score_at_most is 3, .* ask for at most 3$"):
+        asked(problem, labelled, 4, config=config)
+    assert len(asked(problem, labelled, 4, strategy="random", config=config)[1]) == 4  # which scores nothing

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool, generated_texts, score_pool
-from star_jax.acquisition.strategy import Strategy, get_strategy
+from star_jax.acquisition.pool_scoring import Sampling, generated_texts, score_pool
+from star_jax.acquisition.pools import BatchSizes, choose_shapes, generated_pool
+from star_jax.acquisition.strategy import Strategy, get_strategy, pick
 from star_jax.active.loop import choose, init, learn, step
 from star_jax.active.pool import SKIPPED, available
-from star_jax.active.query import requests_of
+from star_jax.active.query import query_keys, query_of, requests_of
 from star_jax.active.state import Problem
 from star_jax.annotators.annotator import Answer
 from star_jax.annotators.oracle import SimulatedOracle
@@ -36,6 +37,7 @@ from star_jax.errors import ConfigError, LabelsNeeded, ScoreError
 from star_jax.inference.features import Readout, embed_prompts
 from star_jax.inference.gradients import gradient_sketches
 from star_jax.models.lora import init_adapter
+from star_jax.runs.records import queried_rows
 from star_jax.training.trainer import training_shapes
 
 CONFIG = ExperimentConfig(
@@ -172,7 +174,7 @@ def test_progress_ends_at_its_total(problem):
             state, _ = step(CONFIG, get_strategy(strategy), problem, state, jax.random.key(0), Counter())
     assert all(done == total for _, total, done in phases)
     scored = [total for name, total, _ in phases if name == "score"]
-    assert scored == [3 * 30, 30, 30, 0]
+    assert scored == [30 + 2 * 22, 22, 30, 0]  # the base model all, the full one what is unlabelled
 
 
 def test_random_scores_nothing(problem):
@@ -352,7 +354,7 @@ def test_nothing_is_scored_again_to_fill_a_round_up(problem, examples):
             yield lambda count: None
 
     two = first_unlabelled([Measure("margin"), Measure("sequence_nll")])
-    for strategy, passes in ((get_strategy("star"), []), (two, [("score", 30)])):
+    for strategy, passes in ((get_strategy("star"), []), (two, [("score", 22)])):
         choice = choose(CONFIG, strategy, problem, before, key)
         skips = {problem.prompts[int(choice.picked[place])].id for place in (0, 2)}
         skipping = dataclasses.replace(problem, annotator=Person(examples, skips))
@@ -401,18 +403,23 @@ def test_a_strategy_of_an_embedding_and_two_measures_runs_through_the_loop(probl
     (vectors,) = embed_prompts(problem.model, before.adapter, problem.tokens, shapes, [Readout("last", 5)])
     vectors = np.asarray(vectors)
     np.testing.assert_allclose(info.base, base["margin"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(info.full, full["sequence_nll_mean"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(info.full[unlabelled], full["sequence_nll_mean"][unlabelled], rtol=1e-5, atol=1e-6)
+    assert np.isnan(info.full[~unlabelled]).all()  # What cannot be picked is not scored.
     worth = np.exp(np.asarray(full["sequence_nll_mean"]) - np.asarray(base["margin"]))
     want = np.where(unlabelled, np.linalg.norm(vectors - vectors.mean(axis=0), axis=1) * worth, 0)
     np.testing.assert_allclose(info.scores, want, rtol=1e-4, atol=1e-5)
     assert unlabelled[info.picked].all()
     assert set(info.picked) == set(np.argsort(-info.scores)[:4])
     assert list(state.base) == [Measure("margin", "base")]
-    np.testing.assert_array_equal(info.response_tokens, full["response_tokens"])
+    np.testing.assert_array_equal(info.response_tokens[unlabelled], full["response_tokens"][unlabelled])
+    assert not info.response_tokens[~unlabelled].any()
 
 
 def test_each_feature_is_one_pass_over_the_pool(problem):
-    """Measures of one model and way of scoring share theirs; what is known of the base model takes none."""
+    """Measures of one model and way of scoring share theirs; what is known of the base model takes none.
+
+    The full model scores what is unlabelled, or all where sketches are made of its answers.
+    """
     totals = []
 
     class Counter:
@@ -425,22 +432,23 @@ def test_each_feature_is_one_pass_over_the_pool(problem):
 
     key, size = jax.random.key(0), len(problem.prompts)
     state = play(problem, "random", rounds=1)[0]
+    left = size - len(state.labels)
     needs = {
-        "two measures": ((Measure("margin"), Measure("sequence_nll")), 1),
-        "with and without samples": ((Measure("margin"), Measure("bald", samples=True)), 3),
-        "two embeddings and a measure": ((Embedding(), Embedding("full"), Measure("margin")), 3),
-        "two embeddings of one model": ((Embedding("full"), Embedding("full", "last", 3)), 1),
-        "a sketch and a measure": ((GradientSketch(width=3), Measure("margin")), 2),
-        "a sketch alone": ((GradientSketch("base", 3),), 2),
-        "both models": ((Measure("margin", "base"), Measure("sequence_nll", "base"), Measure("margin")), 2),
+        "two measures": ((Measure("margin"), Measure("sequence_nll")), left),
+        "with and without samples": ((Measure("margin"), Measure("bald", samples=True)), 3 * left),
+        "two embeddings and a measure": ((Embedding(), Embedding("full"), Measure("margin")), 2 * size + left),
+        "two embeddings of one model": ((Embedding("full"), Embedding("full", "last", 3)), size),
+        "a sketch and a measure": ((GradientSketch(width=3), Measure("margin")), 2 * size),
+        "a sketch alone": ((GradientSketch("base", 3),), 2 * size),
+        "both models": ((Measure("margin", "base"), Measure("sequence_nll", "base"), Measure("margin")), size + left),
     }
     for needed, _ in needs.values():
         choose(CONFIG, first_unlabelled(needed), problem, state, key, Counter())
-    assert totals == [(passes * size,) * 2 for _, passes in needs.values()]
+    assert totals == [(examples,) * 2 for _, examples in needs.values()]
     totals.clear()
     known = {Measure("margin", "base"): jnp.zeros(size), Measure("sequence_nll", "base"): jnp.ones(size)}
     choose(CONFIG, first_unlabelled(needs["both models"][0]), problem, state._replace(base=known), key, Counter())
-    assert totals == [(size, size)]
+    assert totals == [(left, left)]
 
 
 def test_vectors_of_the_base_model_are_computed_once(problem):
@@ -530,3 +538,95 @@ def test_a_prompt_has_no_place_for_a_gold_response():
         Prompt("id", "text", response="gold")
     with pytest.raises((AttributeError, TypeError)):
         Prompt("id", "text").response = "gold"
+
+
+# A random part of the pool
+
+
+def with_subset(most):
+    return dataclasses.replace(CONFIG, acquisition=AcquisitionConfig(score_at_most=most))
+
+
+def test_a_query_scores_a_random_part_and_picks_from_it(problem):
+    """Everything else as by hand: the strategy on the measures of the whole pool, with the part as its mask."""
+    config, strategy, key = with_subset(9), get_strategy("star"), jax.random.key(0)
+    state, parts = step(config, strategy, problem, init(len(problem.prompts)), key)[0], []
+    assert len(state.labels) == 8
+    for _ in range(2):
+        choice = choose(config, strategy, problem, state, key)
+        part = np.flatnonzero(np.isfinite(np.asarray(choice.full)))
+        parts.append(set(part.tolist()))
+        unlabelled = np.asarray(available(state.pool))
+        assert len(part) == 9
+        assert unlabelled[part].all()
+        keys = query_keys(key, state)
+        base = score_pool(problem.model, None, problem.pool).measures["token_entropy"]
+        sampling = Sampling(CONFIG.scoring.mc_samples, CONFIG.lora.dropout, CONFIG.scoring.dropout)
+        full = score_pool(problem.model, state.adapter, problem.pool, key=keys.score, sampling=sampling)
+        np.testing.assert_allclose(choice.full[part], full.measures["token_entropy"][part], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(choice.base[part], base[part], rtol=1e-4, atol=1e-5)
+        mask = np.zeros(len(unlabelled), bool)
+        mask[part] = True
+        features = (jnp.asarray(base), full.measures["token_entropy"])
+        want, scores = pick(strategy, keys.select, features, jnp.asarray(mask), query_of(config, state, 4))
+        np.testing.assert_array_equal(choice.picked, want)
+        np.testing.assert_allclose(choice.scores[part], scores[part], rtol=1e-5)
+        assert np.isnan(choice.scores[unlabelled & ~mask]).all()  # not scored, which is no score
+        np.testing.assert_array_equal(choice.picked, choose(config, strategy, problem, state, key).picked)
+        state, _ = learn(config, problem, state, choice, key, strategy=strategy)
+    assert parts[0] != parts[1]
+    another = choose(config, strategy, problem, state._replace(round=1), jax.random.key(1))
+    assert set(np.flatnonzero(np.isfinite(np.asarray(another.full))).tolist()) not in parts
+
+
+def test_the_base_model_scores_what_no_earlier_query_has_scored(problem):
+    totals = []
+
+    class Counter:
+        @contextmanager
+        def phase(self, name, total, unit):
+            done = []
+            yield done.append
+            if name == "score":
+                totals.append((total, sum(done)))
+
+    config, strategy, key = with_subset(12), get_strategy("base_only"), jax.random.key(0)
+    state = step(config, strategy, problem, init(len(problem.prompts)), key)[0]
+    whole = score_pool(problem.model, None, problem.pool).measures["token_entropy"]
+    known: set[int] = set()
+    for _ in range(3):
+        choice = choose(config, strategy, problem, state, key, Counter())
+        part = set(np.flatnonzero(~np.isnan(np.asarray(choice.scores)) & np.asarray(available(state.pool))).tolist())
+        assert len(part) == min(12, 30 - len(state.labels))
+        assert totals[-1] == (len(part - known),) * 2
+        known |= part
+        np.testing.assert_array_equal(np.flatnonzero(np.isfinite(np.asarray(choice.base))), sorted(known))
+        places = np.asarray(sorted(known))
+        np.testing.assert_allclose(choice.base[places], whole[places], rtol=1e-4, atol=1e-5)
+        state, _ = learn(config, problem, state, choice, key, strategy=strategy)
+
+
+def test_vectors_are_of_the_whole_pool_and_nothing_is_scored_for_random(problem):
+    state = play(problem, "random", rounds=1)[0]
+    choice = choose(with_subset(9), first_unlabelled([Embedding("full")]), problem, state, jax.random.key(0))
+    assert len(choice.picked) == 4
+    for config in (CONFIG, with_subset(4)):
+        np.testing.assert_array_equal(
+            choose(config, get_strategy("random"), problem, state, jax.random.key(0)).picked,
+            choose(CONFIG, get_strategy("random"), problem, state, jax.random.key(0)).picked,
+        )
+
+
+def test_a_part_that_is_skipped_is_filled_up_from_what_was_not_scored(problem, examples):
+    """All of a part is picked, and some of it cannot be labelled."""
+    config = with_subset(4)
+    state = step(CONFIG, get_strategy("random"), problem, init(len(problem.prompts)), jax.random.key(0))[0]
+    choice = choose(config, get_strategy("entropy"), problem, state, jax.random.key(0))
+    skips = {problem.prompts[place].id for place in np.asarray(choice.picked)[[0, 2]]}
+    skipping = dataclasses.replace(problem, annotator=Person(examples, skips))
+    after, info = learn(config, skipping, state, choice, jax.random.key(0), strategy=get_strategy("entropy"))
+    assert len(after.labels) == 8 + 4
+    assert set(info.picked[:4].tolist()) == set(np.flatnonzero(np.isfinite(info.full)).tolist())
+    assert len(info.picked) == len(set(info.picked.tolist())) == 4 + 2
+    (*_, last) = queried_rows(get_task("skills"), problem, info, after.labels)
+    assert last["score"] is last["full_uncertainty"] is last["prediction"] is None

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import star_jax as sj
+from star_jax.api import checks
+from star_jax.api import model as model_module
 from star_jax.api.model import TunedAdapter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama"
@@ -79,3 +81,16 @@ def test_an_adapter_that_is_none_or_of_another_model_is_refused(model, tmp_path)
         sj.load_adapter(tmp_path, model)
     with pytest.raises(sj.ConfigError, match="factors"):
         sj.load_adapter(GOLDEN / "adapter", model)
+
+
+def test_weights_and_trainings_that_memory_does_not_hold_are_refused_before_they_are_made(model, pool, monkeypatch):
+    monkeypatch.setattr(model_module, "load_weights", lambda *_, **__: pytest.fail("the weights were read"))
+    monkeypatch.setattr(model_module, "memory_bytes", lambda: 10**5)
+    with pytest.raises(sj.ConfigError, match=r"path is embedded:skills: its weights would take .* 0\.0 GB of memory"):
+        sj.load_model("embedded:skills")
+    monkeypatch.setattr(checks, "memory_bytes", lambda: 10**9)
+    for settings in ({"lora": sj.LoraConfig(rank=10**7)}, {"training": sj.TrainingConfig(batch_size=10**8)}):
+        with pytest.raises(sj.ConfigError, match=r"would take .* GB at the least"):
+            sj.ActiveLoop(model, pool, **settings)
+        with pytest.raises(sj.ConfigError, match=r"would take .* GB at the least"):
+            sj.fit(model, pool, **settings)

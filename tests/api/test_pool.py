@@ -136,7 +136,7 @@ def test_limits_that_nothing_can_keep_are_refused(limits, sentence):
 
 
 def test_prompts_over_the_limit_are_named_or_cut_on_the_left(model, pool):
-    with pytest.raises(sj.DataError, match="example q00: the prompt has 5 tokens, over the limit of 3"):
+    with pytest.raises(sj.DataError, match=r"prompts are over the limit of 3 tokens \(q00 with 5"):
         tokenize(model, pool, sj.TokenLimits(prompt=3))
     cut = tokenize(model, pool, sj.TokenLimits(prompt=3, too_long="truncate-left")).prompts
     for whole, short in zip(tokenize(model, pool).prompts, cut, strict=True):

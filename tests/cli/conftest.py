@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from seeds import seed_of
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import pools
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.config import DataConfig, ExperimentConfig, LoopConfig, LoraConfig, TrainingConfig
 from star_jax.errors import LabelsNeeded
@@ -63,7 +63,7 @@ def labelled_run(request, tmp_path_factory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PROMPT_SHAPES", "SEQUENCE_SHAPES"):
-            patch.setattr(pool_scoring, name, 1)
+            patch.setattr(pools, name, 1)
         for _ in range(2):
             with pytest.raises(LabelsNeeded):
                 run_experiment(config, Progress("silent"))

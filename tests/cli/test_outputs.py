@@ -1,15 +1,17 @@
-"""Flags that name what is to be written: nothing that is read may be lost, and nothing is computed in vain."""
+"""What flags name to be written: nothing that is read is lost, nothing is computed in vain, and rows read back."""
 
+import csv
 import json
 import os
 import shutil
 
 import pytest
 
+from star_jax.annotators.label_table import from_text
 from star_jax.checkpoints.hub import resolve_folder
 from star_jax.cli import export, run, score
 from star_jax.cli.guard import guarded_main
-from star_jax.cli.outputs import check_output_file, check_output_folder
+from star_jax.cli.outputs import TABLES, check_output_file, check_output_folder, write_rows
 from star_jax.errors import ConfigError
 from star_jax.experiment import runner
 
@@ -129,7 +131,45 @@ def test_a_run_never_goes_over_what_it_reads(place, capfd, monkeypatch, flags, s
 
 
 def test_a_place_beside_what_is_read_is_fine(place):
-    check_output_file("--out", place / "scores.jsonl", {"--data": "pool.jsonl"}, {"--model": "model"})
-    check_output_file("--out", place / "pool.jsonl", {"--data": "openai/gsm8k"}, {"--model": "owner/model"})
+    out = str(place / "scores.jsonl")
+    assert check_output_file("--out", out, {"--data": "pool.jsonl"}, {"--model": "model"}) == place / "scores.jsonl"
+    known = {"--data": "openai/gsm8k", "--config": None}
+    assert check_output_file("--out", "pool.jsonl", known, {"--model": "owner/model"}) is not None
+    assert check_output_file("--out", "-", {"--data": "-"}, {}) is None
     check_output_folder("--profile", "model-trace", {"--model": "model"})
     assert not (place / "scores.jsonl").exists()
+
+
+@pytest.mark.parametrize("out", ["rows.xlsx", "rows"])
+def test_a_table_has_an_ending_that_is_known(place, out):
+    with pytest.raises(ConfigError, match=r"its ending must be \.csv or \.jsonl"):
+        check_output_file("--out", out, {}, {}, TABLES)
+    assert check_output_file("--out", "rows.CSV", {}, {}, TABLES) is not None
+
+
+ROWS = [
+    {"id": "a", "prompt": 'two\nlines, "quoted"; äöü \u2028', "answer": None, "needs_person": True, "confidence": 0.25},
+    {"id": "0012", "prompt": "\r x \t", "answer": "=1+1", "needs_person": False, "confidence": 1e-05},
+]
+
+
+def test_both_formats_read_back(tmp_path, capsys):
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    write_rows(None, ROWS)
+    for text in ((tmp_path / "rows.jsonl").read_text(encoding="utf-8"), capsys.readouterr().out):
+        assert [json.loads(line) for line in text.split("\n") if line] == ROWS
+    write_rows(tmp_path / "rows.CSV", ROWS)
+    with (tmp_path / "rows.CSV").open(encoding="utf-8-sig", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["id"], from_text(row["prompt"]), from_text(row["answer"])) for row in found] == [
+        (row["id"], row["prompt"], row["answer"] or "") for row in ROWS
+    ]
+    assert found[1]["answer"] == "'=1+1"  # which a spreadsheet would compute
+    assert [row["needs_person"] for row in found] == ["true", "false"]
+    assert [float(row["confidence"]) for row in found] == [0.25, 1e-05]
+
+
+def test_a_number_in_a_table_stays_one(tmp_path):
+    write_rows(tmp_path / "rows.csv", [{"id": "a", "answer": text} for text in ("-12", "+3.5", "1,000", "-x")])
+    with (tmp_path / "rows.csv").open(encoding="utf-8-sig", newline="") as file:
+        assert [row["answer"] for row in csv.DictReader(file)] == ["-12", "+3.5", "1,000", "'-x"]

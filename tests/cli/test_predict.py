@@ -290,10 +290,10 @@ def changed(own, labelled_run, tmp_path, what):
         return [own], "no round of it is finished"
     if what == "labels":
         (own / "rounds" / "000" / "queried.jsonl").unlink()
-        return [own], "counts 13 labels and rounds/*/queried.jsonl have 0"
+        return [own], "rounds/000/queried.jsonl is missing; put back what was changed"
     if what == "cut":
         (own / "rounds" / "000" / "queried.jsonl").write_text('{"id": 3}\n')
-        return [own], "queried.jsonl, line 1 has no text 'id'"
+        return [own], "queried.jsonl, line 1 has no field 'response'"
     if what == "pool":
         text = (labelled_run / "pool.jsonl").read_text().splitlines()
         (tmp_path / "pool.jsonl").write_text("\n".join(text[1:]))

@@ -6,7 +6,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from test_chat import chatty
 
 from star_jax.config import FormatConfig
-from star_jax.data.tasks import bounded, get_task
+from star_jax.data.tasks import bounded, bounds, get_task
 from star_jax.data.tasks.bounded import BoundedEnvironment, BoundsError, chat_environment, compiled
 from star_jax.data.tasks.templates import RowTemplate
 from star_jax.errors import ConfigError, DataError
@@ -117,9 +117,9 @@ def test_a_template_that_would_go_on_or_grow_without_end_is_refused(source):
 def test_what_is_spent_is_counted_and_not_timed(monkeypatch):
     template = compiled(BoundedEnvironment(), "{% for w in words %}{{ w }}{% endfor %}")
     cost = 3 * (template.size + bounded.LEAST_STEP) + len("onetwothree")
-    monkeypatch.setattr(bounded, "MOST_WORK", cost)
+    monkeypatch.setattr(bounds, "MOST_WORK", cost)
     assert template.render(ROW) == template.render(ROW) == "onetwothree"
-    monkeypatch.setattr(bounded, "MOST_WORK", cost - 1)
+    monkeypatch.setattr(bounds, "MOST_WORK", cost - 1)
     with pytest.raises(BoundsError, match="more steps than any prompt does"):
         template.render(ROW)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_jax.acquisition import pool_scoring
-from star_jax.acquisition.pool_scoring import BatchSizes, candidate_pool, choose_shapes
+from star_jax.acquisition import pools
+from star_jax.acquisition.pools import BatchSizes, candidate_pool, choose_shapes
 from star_jax.config import TrainingConfig
 from star_jax.data.batching import Batch, Shape, grouped_batches, make_batch, sequence_batches
 from star_jax.data.bucketing import Shapes, budget_shapes, choose_sizes, prompt_shapes, random_steps, step_shapes
@@ -296,11 +296,12 @@ def test_candidates_of_any_lengths(data, count, prompts, batch_size, devices, lo
     lengths = data.draw(st.lists(each, min_size=prompts * count, max_size=prompts * count))
     encoder = SimpleNamespace(candidates=lambda prompts, candidates: rows_of(lengths))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_scoring, "data_mesh", lambda: SimpleNamespace(size=devices))
+        patch.setattr(pools, "data_mesh", lambda: SimpleNamespace(size=devices))
         pool = candidate_pool(encoder, [None] * prompts, [""] * count, batch_size)
+        batches = list(pool.batches())
     assert (pool.size, pool.candidates) == (prompts, count)
     found = []
-    for batch in pool.batches:
+    for batch in batches:
         share = len(batch.tokens) // devices
         assert share % count == 0
         assert all(part.sum() <= batch.capacity for part in batch.lengths.reshape(devices, share))
@@ -314,7 +315,7 @@ def test_candidates_of_any_lengths(data, count, prompts, batch_size, devices, lo
                 assert sizes.tolist() == lengths[number * count : (number + 1) * count]
                 found.append(number)
     assert sorted(found) == list(range(prompts))
-    assert len({(batch.tokens.shape, batch.capacity) for batch in pool.batches}) <= pool_scoring.CANDIDATE_SHAPES
+    assert len({(batch.tokens.shape, batch.capacity) for batch in batches}) <= pools.CANDIDATE_SHAPES
 
 
 # A real dataset

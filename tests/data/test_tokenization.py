@@ -209,6 +209,21 @@ def test_too_long_is_an_error_that_says_what_to_do(words):
     assert len(exact.examples([long])[0].tokens) == 11
 
 
+def test_all_that_are_too_long_are_counted_in_one_sentence(words):
+    """The first few by name; those within the limit are not among them."""
+    texts = ["is", "is the sea blue?", *["is the sea"] * 6]
+    examples = [example(text, " no, not the whole sea", f"e{number}") for number, text in enumerate(texts)]
+    named = r"e1 with 5, e2 with 4, e3 with 4, e4 with 4, e5 with 4 and 2 more"
+    sentence = rf"^7 of 8 prompts are over the limit of 3 tokens \({named}\), the longest has 5; raise max_prompt"
+    short = encoder(words, prompt=3)
+    for call in (short.prompts, lambda prompts: short.within_limits(prompts, {})):
+        with pytest.raises(DataError, match=sentence):
+            call([one.prompt for one in examples])
+    sentence = r"^2 of 2 responses are over the limit of 5 tokens \(e0 with 6, e1 with 6\), the longest has 6; raise"
+    with pytest.raises(DataError, match=sentence):
+        fit(encoder(words, response=5), examples[:2])
+
+
 def test_truncation_cuts_prompts_on_the_left_and_responses_on_the_right(words, caplog):
     long, other = example("is the sea blue?", " no, not the whole sea"), example("is", " no", "e2")
     short = encoder(words, prompt=3, response=4, too_long="truncate-left")

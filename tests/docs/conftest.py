@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import pools
 from star_jax.training import trainer
 
 
@@ -19,5 +19,5 @@ def _is_forgotten(registries):
 def _one_shape(monkeypatch):
     """Of each kind of batch; several are for the tests of runs."""
     for name in ("PROMPT_SHAPES", "SEQUENCE_SHAPES", "CANDIDATE_SHAPES"):
-        monkeypatch.setattr(pool_scoring, name, 1)
+        monkeypatch.setattr(pools, name, 1)
     monkeypatch.setattr(trainer, "STEP_SHAPES", 1)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, score_pool
+from star_jax.acquisition.pool_scoring import score_pool
+from star_jax.acquisition.pools import BatchSizes, choose_shapes
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import load_model

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from star_jax.acquisition import pool_scoring
+from star_jax.acquisition import pool_scoring, pools
 from star_jax.active import features, loop
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.fingerprints import folder_fingerprint, former_fingerprint
@@ -33,8 +33,9 @@ from star_jax.data.run_data import RunData, TokenizedSet
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Limits, TokenizedExample
 from star_jax.errors import ConfigError, LabelsNeeded
+from star_jax.experiment import judging, setup
+from star_jax.experiment import rounds as one_round
 from star_jax.experiment import runner as experiment
-from star_jax.experiment import setup
 from star_jax.parallel.mesh import data_mesh
 from star_jax.registry import TRACKERS, load_plugins
 from star_jax.runs.files import read_yaml
@@ -59,13 +60,13 @@ CONFIG = ExperimentConfig(
 def base_passes(monkeypatch):
     """Sizes of what the base model is asked to score, one entry a pass."""
     sizes = []
-    whole = experiment.score_pool
+    whole = judging.score_pool
 
     def counted(model, adapter, pool, **options):
         sizes.append(pool.size)
         return whole(model, adapter, pool, **options)
 
-    monkeypatch.setattr(experiment, "score_pool", counted)
+    monkeypatch.setattr(judging, "score_pool", counted)
     return sizes
 
 
@@ -143,25 +144,25 @@ def test_seconds_of_a_run_are_those_of_its_rounds_whatever_the_sessions(tmp_path
     for module, name, seconds in (
         *((experiment, "open_experiment", 50), (setup, "prepare", 7), (experiment, "prepare_test_set", 3)),
         *(
-            (experiment, "score_pool", 20),
+            (judging, "score_pool", 20),
             (features, "score_pool", 30),
             (loop, "fit", 40),
-            (experiment, "evaluate", 11),
+            (judging, "evaluate", 11),
         ),
-        *((experiment, "save_choice", 1), (experiment, "replace_folder_atomic", 2), (experiment, "save_state", 4)),
+        *((one_round, "save_choice", 1), (one_round, "replace_folder_atomic", 2), (one_round, "save_state", 4)),
     ):
         schedule(module, name, seconds)
-    whole = experiment.save_state
+    whole = one_round.save_state
 
     def stopped(folder, state):
         if state.round == 2:
             raise KeyboardInterrupt
         whole(folder, state)
 
-    monkeypatch.setattr(experiment, "save_state", stopped)
+    monkeypatch.setattr(one_round, "save_state", stopped)
     with pytest.raises(KeyboardInterrupt):
         play(tmp_path, strategies=("star",))
-    monkeypatch.setattr(experiment, "save_state", whole)
+    monkeypatch.setattr(one_round, "save_state", whole)
     (summary,) = play(tmp_path, strategies=("star",))
 
     written = [{name: row[f"{name}_seconds"] for name in PHASES} for row in rows(tmp_path, "star")]
@@ -180,8 +181,8 @@ def test_seconds_of_a_run_are_those_of_its_rounds_whatever_the_sessions(tmp_path
 
 def test_each_round_of_an_undisturbed_run_counts_what_was_written_before_it(tmp_path, schedule):
     """The state is written after the row is, and counts in the next one."""
-    schedule(experiment, "save_choice", 1)
-    schedule(experiment, "save_state", 4)
+    schedule(one_round, "save_choice", 1)
+    schedule(one_round, "save_state", 4)
     (summary,) = play(tmp_path)
     assert [row["write_seconds"] for row in rows(tmp_path, "base_only")] == [1, 5]
     assert summary["seconds"] == dict.fromkeys(PHASES, 0) | {"total": 10, "write": 10}
@@ -258,13 +259,13 @@ def test_responses_that_are_cut_are_told_of_once_a_data_set(tmp_path, rng, caplo
 
 def noted_runs(monkeypatch):
     """The runs that an experiment goes through, in order, one entry a round."""
-    runs, whole = [], experiment._round
+    runs, whole = [], experiment.play_round
 
     def noted(run, state):
         runs.append(run)
         return whole(run, state)
 
-    monkeypatch.setattr(experiment, "_round", noted)
+    monkeypatch.setattr(experiment, "play_round", noted)
     return runs
 
 
@@ -276,17 +277,17 @@ def test_runs_of_all_seeds_share_their_shapes_and_programs(tmp_path, monkeypatch
     assert [run.seed for run in runs] == [0, 0, 1, 1, 2, 2]
     assert len({run.data.facts["pool"] for run in runs}) == 3
     assert len({run.problem.shapes for run in runs}) == 1
-    assert pool_scoring._answer._cache_size() - compiled <= pool_scoring.PROMPT_SHAPES
+    assert pool_scoring._answer._cache_size() - compiled <= pools.PROMPT_SHAPES
     devices = data_mesh().size
     for run in runs:
         for batches, shapes in (
-            (run.problem.pool.batches, run.problem.shapes.prompts),
-            (run.test.prompts.batches, run.problem.shapes.prompts),
-            (run.test.gold.batches, run.problem.shapes.sequences),
+            (run.problem.pool.batches(), run.problem.shapes.prompts),
+            (run.test.prompts.batches(), run.problem.shapes.prompts),
+            (run.test.gold.batches(), run.problem.shapes.sequences),
         ):
             allowed = {(shape.rows * devices, shape.width, shape.capacity) for shape in shapes}
             assert {(*batch.tokens.shape, batch.capacity) for batch in batches} <= allowed
-        assert sum(int(batch.row_mask.sum()) for batch in run.problem.pool.batches) == 50
+        assert sum(int(batch.row_mask.sum()) for batch in run.problem.pool.batches()) == 50
 
 
 def random_data(rng, name, test):
@@ -305,7 +306,7 @@ def test_shapes_hold_the_rows_of_every_seed_and_one_pool_counts_once(rng):
         context = SimpleNamespace(config=CONFIG, encoder=SimpleNamespace(limits=Limits(90, 50)), replay=rows[:5])
         alone, shapes = setup.experiment_shapes(context, seeds[:1]), setup.experiment_shapes(context, seeds)
         assert setup.experiment_shapes(context, seeds[:1] * 3) == alone
-        assert len(shapes.prompts) <= pool_scoring.PROMPT_SHAPES
+        assert len(shapes.prompts) <= pools.PROMPT_SHAPES
         for tokens in (*(one.tokens for one in seeds), test.prompts):
             batches = sequence_batches([TokenizedExample(one, len(one)) for one in tokens], shapes.prompts)
             assert sum(int(batch.row_mask.sum()) for batch in batches) == len(tokens)
@@ -417,7 +418,7 @@ def test_strategy_annotator_and_tracker_of_ones_own_run_and_a_run_is_taken_up(tm
     assert len(losses) + len(rounds) == len(told) - 2
 
     # Stopped, and taken up by the same command.
-    whole = experiment.save_state
+    whole = one_round.save_state
 
     def stopped(folder, state):
         whole(folder, state)
@@ -425,7 +426,7 @@ def test_strategy_annotator_and_tracker_of_ones_own_run_and_a_run_is_taken_up(tm
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "save_state", stopped)
+        patch.setattr(one_round, "save_state", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_in(tmp_path / "stopped")
     assert calls[-1] == "finish"
@@ -540,7 +541,7 @@ def test_the_base_models_accuracy_is_that_of_its_own_answers_and_costs_no_pass(t
     one = setup.experiment_shapes(context, [setup.load_seed(context, 0)])
     right = 0
     for example, prompt in zip(test.examples, test.prompts, strict=True):
-        pool = pool_scoring.generated_pool(context.encoder, [prompt], one)
+        pool = pools.generated_pool(context.encoder, [prompt], one)
         answer = pool_scoring.generated_texts(pool_scoring.score_pool(context.model, None, pool), context.encoder)
         right += context.task.is_correct(answer[0], example.response)
     assert 0 < right < 20

@@ -6,7 +6,8 @@ import pytest
 from random_models import random_model
 
 from star_jax.acquisition import pool_scoring
-from star_jax.acquisition.pool_scoring import BatchSizes, choose_shapes, generated_pool, score_pool
+from star_jax.acquisition.pool_scoring import score_pool
+from star_jax.acquisition.pools import BatchSizes, choose_shapes, generated_pool
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import save_model

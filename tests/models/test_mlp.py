@@ -1,6 +1,7 @@
 """Experts, each over its own tokens, against a loop over tokens."""
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,11 @@ def make(rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
 
 def config(count: int, per_token: int) -> TransformerConfig:
     return TransformerConfig(9, WIDTH, 8, 1, 1, 1, 6, experts=Experts(count, per_token, INNER))
+
+
+def run(count: int, per_token: int, params: dict[str, Any], x: np.ndarray) -> jax.Array:
+    """The layer as one program; operation by operation, it would be dozens for every shape."""
+    return jax.jit(ExpertMLP(config(count, per_token)).apply)({"params": params}, x)
 
 
 def by_hand(params: dict[str, np.ndarray], x: np.ndarray, per_token: int) -> np.ndarray:
@@ -44,7 +50,7 @@ def test_tokens_go_through_their_experts(
     rng: np.random.Generator, count: int, per_token: int, shape: tuple[int, int]
 ) -> None:
     params, x = make(rng, count), np.float32(rng.normal(size=(*shape, WIDTH)))
-    got = jax.jit(ExpertMLP(config(count, per_token)).apply)({"params": params}, x)
+    got = run(count, per_token, params, x)
     np.testing.assert_allclose(got, by_hand(params, x, per_token), atol=2e-5)
 
 
@@ -55,16 +61,15 @@ def test_experts_that_nobody_or_everybody_chooses(rng: np.random.Generator, chos
     params["router"] = np.zeros((WIDTH, 6), np.float32)
     params["router"][:, : 1 if chosen == "all the same" else 3] = rng.uniform(1, 2, (WIDTH, 1))
     params["router"][0] += np.arange(6) * 1e-3
-    got = ExpertMLP(config(6, 2)).apply({"params": params}, x)
+    got = run(6, 2, params, x)
     np.testing.assert_allclose(got, by_hand(params, x, 2), atol=2e-5)
 
 
 def test_a_token_does_not_depend_on_those_beside_it(rng: np.random.Generator) -> None:
     params, x = make(rng, 5), np.float32(rng.normal(size=(4, 33, WIDTH)))
-    run = ExpertMLP(config(5, 2)).apply
-    whole = run({"params": params}, x)
+    whole = run(5, 2, params, x)
     for row in range(4):
-        np.testing.assert_allclose(run({"params": params}, x[row : row + 1])[0], whole[row], atol=1e-6)
+        np.testing.assert_allclose(run(5, 2, params, x[row : row + 1])[0], whole[row], atol=1e-6)
 
 
 def test_the_slope_is_that_of_a_pass_through_every_expert(rng: np.random.Generator) -> None:
@@ -88,20 +93,21 @@ def test_quantised_experts_are_what_they_say(rng: np.random.Generator, kind: str
     params, x = make(rng, 3), np.float32(rng.normal(size=(2, 5, WIDTH)))
     packed = {name: quantize(jnp.asarray(params[name]), kind) for name in ("gate_up", "down")}  # type: ignore[arg-type]
     wide = {name: np.asarray(part.dequantize(jnp.float32)) for name, part in packed.items()}
-    got = ExpertMLP(config(3, 2)).apply({"params": params | packed}, x)
+    got = run(3, 2, params | packed, x)
     np.testing.assert_allclose(got, by_hand(params | wide, x, 2), atol=2e-5)
 
 
 def test_samples_may_be_mapped_over(rng: np.random.Generator) -> None:
     params, x = make(rng, 5), np.float32(rng.normal(size=(3, 2, 7, WIDTH)))
-    run: Callable[[np.ndarray], jax.Array] = lambda part: ExpertMLP(config(5, 2)).apply({"params": params}, part)  # noqa: E731
-    np.testing.assert_allclose(jax.vmap(run)(x), by_hand(params, x, 2), atol=2e-5)
+    mapped = jax.jit(jax.vmap(lambda part: ExpertMLP(config(5, 2)).apply({"params": params}, part)))
+    np.testing.assert_allclose(mapped(x), by_hand(params, x, 2), atol=2e-5)
 
 
 def test_no_token_is_lost_however_they_are_spread(rng: np.random.Generator) -> None:
+    numbered = jax.jit(partial(grouped, lambda number, part: part + 10 * number.astype(jnp.float32)), static_argnums=2)
     for _ in range(6):
         tokens, each, count = (int(rng.integers(1, most)) for most in (200, 5, 12))
         chosen = jnp.asarray(rng.integers(0, min(count, int(rng.integers(1, 13))), (tokens, each)))
         x = jnp.asarray(rng.normal(size=(tokens, 2)), jnp.float32)
-        got = grouped(lambda number, part: part + 10 * number.astype(jnp.float32), x, chosen, count)
+        got = numbered(x, chosen, count)
         np.testing.assert_allclose(got, x[:, None] + 10 * np.asarray(chosen)[..., None], rtol=1e-6)

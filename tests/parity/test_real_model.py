@@ -29,7 +29,8 @@ from gguf_models import (
 )
 from safetensors.numpy import load_file
 
-from star_jax.acquisition.pool_scoring import proposed_pool, score_pool
+from star_jax.acquisition.pool_scoring import score_pool
+from star_jax.acquisition.pools import proposed_pool
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.config import FormatConfig
 from star_jax.data.batching import Shape

@@ -18,7 +18,8 @@ from star_jax.config import (
 )
 from star_jax.errors import ConfigError
 from star_jax.runs.files import plain, read_json, read_yaml, write_yaml_atomic
-from star_jax.runs.run_folder import FIT_TO_MEMORY, RunFolder, differences, flatten
+from star_jax.runs.run_folder import RunFolder
+from star_jax.runs.run_settings import FIT_TO_MEMORY, choice_origin, differences, flatten
 
 CONFIG = ExperimentConfig(output_dir="out", strategies=("star", "random"), seeds=(3, 4)).to_dict()
 
@@ -173,9 +174,9 @@ def test_what_is_shown_and_where_names_come_from_may_change(tmp_path):
     """Trackers see a run and change nothing in it; what a plug-in brings is told apart by the hash of its files."""
     changed = ExperimentConfig(track=("tensorboard",), plugins=("mine.py",)).to_dict()
     assert differences(CONFIG, changed) == {}
-    assert RunFolder.origin(changed, {}) == RunFolder.origin(CONFIG, {})
+    assert choice_origin(changed, {}) == choice_origin(CONFIG, {})
     facts = [{"plugins": "one"}, {"plugins": "two"}, {}]
-    assert len({RunFolder.origin(CONFIG, one) for one in facts}) == 3
+    assert len({choice_origin(CONFIG, one) for one in facts}) == 3
     with RunFolder.open(tmp_path, "star", 3, CONFIG, "cpu", facts[0]) as folder:
         write_rounds(folder, 1)
     with pytest.raises(ConfigError, match=r"\(the files of the strategy or the task have changed\)"):
@@ -191,7 +192,7 @@ def test_what_fits_a_run_to_memory_may_change_on_the_way(tmp_path):
         training=TrainingConfig(rematerialise=True),
     ).to_dict()
     assert differences(CONFIG, changed).keys() == set(FIT_TO_MEMORY)
-    assert RunFolder.origin(changed, {}) == RunFolder.origin(CONFIG, {})
+    assert choice_origin(changed, {}) == choice_origin(CONFIG, {})
     with open_folder(tmp_path) as folder:
         write_rounds(folder, 1)
     with open_folder(tmp_path, changed) as folder:
@@ -215,7 +216,7 @@ def test_before_a_round_is_finished_everything_may_change(tmp_path):
 def test_one_process_at_a_time(tmp_path):
     program = (
         "import sys\n"
-        "from star_jax.config import ConfigError\n"
+        "from star_jax.errors import ConfigError\n"
         "from star_jax.runs.run_folder import RunFolder\n"
         "try:\n"
         "    RunFolder.open(sys.argv[1], 'star', 3, {}, device='cpu')\n"
@@ -253,13 +254,13 @@ def test_a_choice_of_the_first_release_is_taken_up():
     ):
         config = ExperimentConfig(acquisition=AcquisitionConfig(normaliser=normaliser)).to_dict()
         free = {"output_dir", "strategies", "seeds", "plugins", "track", "annotator", "labels.skip", "labels.columns"}
-        free |= {name for name in flatten(config) if name.startswith("simulated.")}
+        free |= {"acquisition.score_at_most"} | {name for name in flatten(config) if name.startswith("simulated.")}
         old = {name: value for name, value in flatten(plain(config)).items() if name not in (*free, *FIT_TO_MEMORY)}
         old |= {"acquisition.arithmetic": arithmetic, "acquisition.normaliser": former}
         want = hashlib.sha256(json.dumps([old, facts], sort_keys=True).encode()).hexdigest()
-        assert RunFolder.origin(config, facts) == want
+        assert choice_origin(config, facts) == want
     other = ExperimentConfig(annotator="csv").to_dict()
-    assert RunFolder.origin(other, facts) != RunFolder.origin(ExperimentConfig().to_dict(), facts)
+    assert choice_origin(other, facts) != choice_origin(ExperimentConfig().to_dict(), facts)
 
 
 def test_settings_compare_whichever_side_is_the_older():

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from star_jax.acquisition.pool_scoring import CandidatePool, GeneratedPool, ProposedPool
+from star_jax.acquisition.pools import CandidatePool, GeneratedPool, ProposedPool
 from star_jax.checkpoints.files import weight_files
 from star_jax.checkpoints.hub import resolve_folder
 from star_jax.config import DataConfig, ExperimentConfig, LoopConfig, ModelConfig, ScoringConfig
-from star_jax.data.batching import Shape, grouped_batches, prompt_batches, sequence_batches
+from star_jax.data.batching import Shape
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.runs import score_store
 from star_jax.runs.score_store import BaseScores, scores_origin
@@ -31,19 +31,18 @@ def make_rows(rng, count=8):
 SHAPES = (Shape(4, 6, 20), Shape(4, 16, 64))
 
 
-def make_pool(rows, shapes=SHAPES, devices=1):
+def make_pool(rows, shapes=SHAPES):
     """The rows' prompts, to be answered."""
-    prompts = tuple(row.tokens[: row.prompt_length] for row in rows)
-    return GeneratedPool(tuple(prompt_batches(prompts, shapes, devices)), prompts, len(rows), 3, (1, 2), shapes)
+    return GeneratedPool([row.tokens[: row.prompt_length] for row in rows], tuple(shapes), 3, (1, 2), tuple(shapes))
 
 
-def make_proposed(rows, shapes=SHAPES, devices=1):
-    return ProposedPool(tuple(sequence_batches(rows, shapes, devices)), len(rows))
+def make_proposed(rows, shapes=SHAPES):
+    return ProposedPool(rows, tuple(shapes))
 
 
-def make_candidates(rows, shapes=SHAPES, devices=1, count=2):
+def make_candidates(rows, shapes=SHAPES, count=2):
     """Every `count` rows are one prompt's."""
-    return CandidatePool(tuple(grouped_batches(rows, count, shapes, devices)), len(rows) // count, count)
+    return CandidatePool(rows, tuple(shapes), count)
 
 
 MAKERS = pytest.mark.parametrize("make", [make_pool, make_proposed, make_candidates])
@@ -90,13 +89,13 @@ def test_batches_and_padding_are_not_in_the_name(rng, store, make):
     rows = make_rows(rng, 10)
     name = store.name_of(make(rows))
     assert store.name_of(make([TokenizedExample(row.tokens.copy(), row.prompt_length) for row in rows])) == name
-    for shapes, devices in (
-        ([Shape(4, 12, 48)], 1),
-        ([Shape(7, 6, 30), Shape(3, 13, 26), Shape(2, 64, 64)], 1),
-        ([Shape(20, 12, 240)], 1),
-        (SHAPES, 3),
+    for shapes in (
+        [Shape(4, 12, 48)],
+        [Shape(7, 6, 30), Shape(3, 13, 26), Shape(2, 64, 64)],
+        [Shape(20, 12, 240)],
     ):
-        assert store.name_of(make(rows, shapes, devices)) == name
+        assert store.name_of(make(rows, shapes)) == name
+    assert store.name_of(make(tuple(rows))) == name
 
 
 @MAKERS
@@ -129,9 +128,8 @@ def test_every_token_and_the_order_are_in_the_name(rng, store, make):
 
 def test_the_type_of_tokens_is_in_the_name(rng, store):
     pool = make_pool(make_rows(rng))
-    first, *rest = pool.batches
-    wide = dataclasses.replace(first, tokens=first.tokens.astype(np.int64))
-    assert store.name_of(pool._replace(batches=(wide, *rest))) != store.name_of(pool)
+    first, *rest = pool.prompts
+    assert store.name_of(pool._replace(prompts=[first.astype(np.int64), *rest])) != store.name_of(pool)
 
 
 def test_the_kind_of_answer_is_in_the_name(rng, store):
@@ -142,11 +140,9 @@ def test_the_kind_of_answer_is_in_the_name(rng, store):
         pool._replace(end_ids=(1,)),
         pool._replace(end_ids=(12,)),
         proposed,
-        ProposedPool(pool.batches, pool.size),
+        ProposedPool(pool.rows, pool.shapes),
         candidates,
-        make_candidates(rows, count=4),
         candidates._replace(candidates=4),
-        ProposedPool(candidates.batches, candidates.size),
     ]
     assert len({store.name_of(one) for one in [pool, *others]}) == len(others) + 1
 
@@ -271,7 +267,9 @@ def test_every_piece_of_code_that_scores_is_in_the_origin(config, tmp_path, monk
         "acquisition/uncertainty.py",
         "ops/matmul.py",
         "data/batching.py",
-        "config.py",
+        "config/scoring.py",
+        "config/checks.py",
+        "documents/text.py",
     )
     for name in (*scoring, "report/page.py"):
         source = (package / name).read_text()
@@ -330,7 +328,7 @@ def covered(path):
 
 def test_all_that_is_imported_to_score_a_pool_is_in_the_origin():
     files = closure(PACKAGE / name for name in SCORING)
-    assert {PACKAGE / name for name in ("ops/attention.py", "models/transformer.py", "config.py")} <= files
+    assert {PACKAGE / name for name in ("ops/attention.py", "models/transformer.py", "config/scoring.py")} <= files
     assert len(files) > 25
     missing = sorted(str(path.relative_to(PACKAGE)) for path in files if not covered(path))
     assert not missing, f"{', '.join(missing)}: code that scores, which _CODE of runs/score_store.py does not name"

@@ -24,7 +24,8 @@ def folder(tmp_path):
     for number, rows in enumerate(ROUNDS):
         write_jsonl(run / "rounds" / f"{number:03d}" / "queried.jsonl", [{"id": i, "response": r} for i, r in rows])
         labelled += sum(response is not None for _, response in rows)
-        metrics.append({"round": number, "labelled": labelled})
+        skipped = sum(response is None for _, response in rows)
+        metrics.append({"round": number, "labelled": labelled, "skipped": skipped})
     write_jsonl(run / "metrics.jsonl", metrics)
     write_jsonl(run / "rounds" / "001" / "predictions.jsonl", [{"id": "t", "confidence": 0.5, "correct": True}])
     (run / "config.yaml").write_text("seeds: [7]\nacquisition: {arithmetic: released}\ndata: {train: pool.csv}\n")
@@ -77,14 +78,18 @@ def test_other_data_are_named(folder):
     ("file", "content", "sentence"),
     [
         ("metrics.jsonl", '{"round": 0, "labelled": 2}\n{"round": 1', "line 2 is not valid JSON"),
-        ("metrics.jsonl", '{"round": 0}\n{"round": 1}\n', "counts None labels"),
-        ("rounds/001/queried.jsonl", '{"id": "d", "response": 3}\n', "line 1 has no text 'id', or a 'response'"),
-        ("rounds/001/queried.jsonl", '{"response": "3"}\n', "line 1 has no text 'id'"),
-        ("rounds/001/queried.jsonl", "", "counts 3 labels and"),
+        ("metrics.jsonl", '{"round": 0}\n{"round": 1}\n', "has no field 'labelled'"),
+        (
+            "rounds/001/queried.jsonl",
+            '{"id": "d", "response": 3}\n',
+            "line 1 has 3 as 'response'; it must be a text",
+        ),
+        ("rounds/001/queried.jsonl", '{"response": "3"}\n', "line 1 has no field 'id'"),
+        ("rounds/001/queried.jsonl", "", "hold 2 labels, and metrics.jsonl counts 3 after round 1"),
         ("rounds/001/queried.jsonl", '["d", "3"]\n', "line 1 is a list, not an object"),
     ],
 )
 def test_a_damaged_file_is_named(folder, file, content, sentence):
     (folder / file).write_text(content)
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises((ConfigError, DataError), match=sentence):
         find_run(str(folder))

@@ -128,10 +128,12 @@ def test_bars_show_count_rate_and_vanish():
 
 
 def drawn_lines(shown, stream):
-    """The bars as they stand, a text each."""
-    stream.truncate(stream.seek(0))
-    shown._bars.refresh()
-    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines() if line]
+    """The bars as they stand, a text each, whatever the thread that draws them ten times a second is about to do."""
+    with shown._bars.live._lock:
+        stream.truncate(stream.seek(0))
+        shown._bars.refresh()
+        drawn = stream.getvalue()
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn).splitlines() if line]
 
 
 NAMES = ("star seed 0, round 3/5", "a_strategy_of_somebody_with_a_long_name seed 12345, round 100/199")

@@ -1,0 +1,76 @@
+"""How good a model is after a round, and what the base model makes of pool and test set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from star_jax.acquisition.pool_scoring import score_pool
+from star_jax.acquisition.pools import Pool
+from star_jax.active.state import LoopState
+from star_jax.data.examples import Example
+from star_jax.data.run_data import tokenize_examples
+from star_jax.evaluation.evaluator import (
+    PASSES,
+    UNCERTAINTY,
+    accuracy_of_answers,
+    evaluate,
+    prepare_test_set,
+)
+from star_jax.experiment.one_run import Run
+from star_jax.experiment.setup import ExperimentContext
+from star_jax.models.lora import Adapter
+from star_jax.runs.score_store import StoredScores, answers_of, with_answers
+from star_jax.tracking.observer import Timed
+
+
+def judge(run: Run, adapter: Adapter, timed: Timed) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures and predictions on the test set."""
+    context, test = run.context, run.test
+    base = _base_measures(context, test.prompts, f"{timed.title}: base model on the test set", answers=True)
+    with timed.phase("evaluate", PASSES * len(test.examples), "examples") as tick:
+        figures, predictions = evaluate(
+            context.model, adapter, test, context.config.evaluation, base=base[UNCERTAINTY], on_batch=tick
+        )
+    return figures | {"base_accuracy": accuracy_of_answers(test, answers_of(base))}, predictions
+
+
+def validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: str) -> dict[str, Any]:
+    """Accuracy and NLL on the labelled examples that were held out, where there are some."""
+    if not examples:
+        return {}
+    context, config = run.context, run.context.config.evaluation
+    tokens = tokenize_examples(context.encoder, examples)
+    held_out = prepare_test_set(context.task, context.encoder, tokens, run.problem.shapes)
+    unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
+    with context.progress.task(f"{title}: validate", PASSES * len(examples), "examples") as tick:
+        figures, _ = evaluate(context.model, adapter, held_out, config, base=unasked, on_batch=tick)
+    return {"validation_examples": len(examples)} | {
+        f"validation_{name}": figures[name] for name in ("accuracy", "nll")
+    }
+
+
+def with_base(run: Run, state: LoopState, title: str) -> LoopState:
+    """The state with the base model's measures, where the coming query needs some that it does not have."""
+    needs = run.strategy.measures("base")
+    if run.context.config.acquisition.score_at_most is not None:
+        return state  # they are computed for what a query scores
+    if state.round == 0 or all(need in state.base for need in needs):
+        return state
+    with run.context.watch.phase("score"):
+        measures = _base_measures(run.context, run.problem.pool, f"{title}: base model on the pool")
+    return state._replace(base={**state.base, **{need: jnp.asarray(measures[need.name]) for need in needs}})
+
+
+def _base_measures(context: ExperimentContext, pool: Pool, title: str, answers: bool = False) -> StoredScores:
+    """The base model's measures, from disk or from a pass over the examples; with its answers where they are wanted."""
+
+    def compute() -> Mapping[str, Any]:
+        with context.progress.task(title, pool.size, "examples") as tick:
+            scores = score_pool(context.model, context.base_adapter, pool, on_batch=tick)
+        return with_answers(scores) if answers else scores.measures
+
+    return context.base.measures(pool, compute)

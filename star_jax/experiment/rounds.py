@@ -1,0 +1,107 @@
+"""One round of one run: what is picked, labelled, trained on and judged, and its files, the checkpoint last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from star_jax.active.loop import choose, learn
+from star_jax.active.pool import available
+from star_jax.active.state import LoopState
+from star_jax.checkpoints.companions import copy_companions, tokenizer_files
+from star_jax.checkpoints.files import read_object
+from star_jax.checkpoints.peft import CONFIG_FILE, save_adapter
+from star_jax.experiment.judging import judge, validate, with_base
+from star_jax.experiment.one_run import Run, run_facts
+from star_jax.experiment.resume import Bought, corrected_state, corrections, said_of
+from star_jax.models.lora import Adapter, b_norm
+from star_jax.report.model_card import model_card, usage_of
+from star_jax.runs.files import replace_folder_atomic, write_text_atomic
+from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, save_choice, save_state
+from star_jax.runs.records import group_counts, length_correlation, nothing_right, queried_rows
+from star_jax.runs.run_settings import choice_origin
+from star_jax.tracking.console import round_title
+from star_jax.tracking.observer import Timed
+from star_jax.tracking.timing import added, row_seconds
+
+
+def play_round(run: Run, state: LoopState) -> LoopState:
+    """One round and its files; the checkpoint is written last, and makes the round count."""
+    context, problem, data, folder = run.context, run.problem, run.data, run.folder
+    config, number = context.config, state.round
+    candidates = np.asarray(available(state.pool))
+    timed = Timed(context.progress, context.watch, f"{run.title}, {round_title(number, config.loop.rounds)}")
+    facts = run_facts(context, run.strategy, data, run.seed)
+    key, origin = jax.random.key(run.seed), choice_origin(config.to_dict(), facts)
+    # 1. What to label, unless an interrupted session has chosen already.
+    kept = load_choice(folder.path, number, origin)
+    if kept is None:
+        state = with_base(run, state, timed.title)
+        kept = KeptChoice(choose(config, run.strategy, problem, state, key, timed), context.watch.lap())
+        with context.watch.phase("write"):
+            save_choice(folder.path, number, kept, origin)
+    # 2. Labels, those of earlier rounds as they have been corrected, and training.
+    changed = corrections(
+        problem.annotator, problem.prompts, Bought(dict(state.labels), np.asarray(state.pool.labelled_in))
+    )
+    if changed:
+        context.progress.log(f"{timed.title}: {said_of(changed)}; they count from the next training on")
+        state = corrected_state(state, changed)
+    state, info = learn(config, problem, state, kept.choice, key, timed, run.strategy)
+    assert state.adapter is not None
+    adapter = state.adapter
+    # 3. How good it is.
+    with context.watch.phase("evaluate"):
+        figures, predictions = judge(run, adapter, timed)
+        held_out = validate(run, adapter, info.validation, timed.title)
+    if figures["accuracy"] == 0:
+        context.progress.log(f"{timed.title}: {nothing_right(predictions)}")
+    # 4. Files.
+    queried = queried_rows(context.task, problem, info, state.labels)
+    row = {
+        "round": number,
+        "labelled": info.labelled,
+        **figures,
+        **held_out,
+        "lora_b_norm": float(b_norm(adapter)),
+        "train_loss": info.train_loss,
+        "score_length_correlation": length_correlation(info, candidates),
+        "picked_groups": group_counts([entry["group"] for entry in queried]),
+    }
+    steps = sum(one.get("train_steps") or 0 for one in folder.metrics())
+    row |= {"train_steps": len(info.losses)} | ({"skipped": skipped} if (skipped := info.skipped) else {})
+    row |= {"corrected": len(changed)} if changed else {}
+    costs = [answer.cost for answer in info.answers if answer.cost is not None]
+    row |= {"label_cost": sum(costs)} if costs else {}
+    with context.watch.phase("write"):
+        folder.write_round(number, queried, predictions)
+        if changed:
+            folder.write_corrected(number, [one.row() for one in changed])
+        replace_folder_atomic(folder.adapter, partial(_write_adapter, run, adapter, row))
+        context.tracking.losses(info.losses, steps)
+        # What is written from here on counts in the next row, or in the summary.
+        timed_row = row | row_seconds(added([kept.seconds, context.watch.lap()]))
+        folder.append_metrics(timed_row)
+        save_state(folder.path, state)
+        forget_choices(folder.path)
+        context.tracking.log({f"round/{name}": value for name, value in row.items()}, info.labelled)
+    context.forecast.add(run.strategy.name, timed_row)
+    context.progress.round_finished(context.forecast)
+    return state
+
+
+def _write_adapter(run: Run, adapter: Adapter, metrics: Mapping[str, Any], path: Path) -> None:
+    """A PEFT folder with its model card, and with the tokenizer and chat template that it was trained with."""
+    context = run.context
+    config, rslora = context.config, context.rslora
+    base, root = config.model.path, context.model.config.module_root
+    save_adapter(adapter, path, base_model=base, dropout=config.lora.dropout, rslora=rslora, root=root)
+    copy_companions(tokenizer_files(context.folder.path), path)
+    usage = usage_of(context.encoder, run.data.pool, read_object(path / CONFIG_FILE))
+    card = model_card(config, run.strategy.name, run.seed, metrics, run.data.facts, usage)
+    write_text_atomic(path / "README.md", card)

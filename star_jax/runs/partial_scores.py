@@ -1,0 +1,151 @@
+"""Scores of batches as they come, kept beside what they are computed for until all are there. Files only.
+
+A file of a pass begins with a line that says what determines its scores; a record for each batch follows:
+
+    length of the description (4 bytes) | description: types and shapes, JSON | the arrays | checksum (16 bytes)
+
+The checksum covers the batch itself too. A record that was cut, or is of another batch, ends what is taken over; the
+file goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from star_jax.data.batching import Batch
+
+FLUSH_SECONDS, SYNC_SECONDS = 1.0, 10.0
+"""How often records are handed to the system, which keeps them if the process dies, and how often it is told to write
+them to the disk, which keeps them if the machine does."""
+
+_LENGTH = struct.Struct("<I")
+_DIGEST_BYTES = 16
+
+
+class PartialScores:
+    """The passes of one computation, each in a file of its own.
+
+    Args:
+      path: beginning of the files' names.
+      origin: hash of everything that the scores depend on.
+    """
+
+    def __init__(self, path: Path, origin: str) -> None:
+        self._path, self._origin = path, origin
+        self._open: dict[str, PartialPass] = {}
+
+    def log(self, name: str) -> PartialPass:
+        """What keeps the results of the pass of that name; asked for again, it begins from the start."""
+        if name in self._open:
+            self._open[name].close()
+        self._open[name] = PartialPass(self._path.with_name(f"{self._path.name}-{name}"), self._origin)
+        return self._open[name]
+
+    def close(self) -> None:
+        """Closes the files, which stay."""
+        for one in self._open.values():
+            one.close()
+
+    def remove(self) -> None:
+        """Once what the scores were for is written."""
+        self.close()
+        self._open.clear()
+        for file in self._path.parent.glob(f"{glob_escape(self._path.name)}-*"):
+            file.unlink(missing_ok=True)
+
+
+def glob_escape(name: str) -> str:
+    """A name as `Path.glob` takes it literally."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+class PartialPass:
+    """An `inference.batched.BatchLog` in a file.
+
+    Args:
+      path: of the file; one of another origin is begun anew.
+      origin: hash of everything that the scores depend on.
+      clock: seconds.
+    """
+
+    def __init__(self, path: Path, origin: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._flushed = self._synced = clock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+        header = json.dumps({"origin": origin}).encode() + b"\n"
+        if self._file.read(len(header)) != header:
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(header)
+        self._end = len(header)
+        self._taking = True
+
+    def take(self, batch: Batch) -> list[np.ndarray] | None:
+        """The results of the next batch, as leaves, where the file has them; None from then on."""
+        if self._taking:
+            found = self._read(batch)
+            if found is not None:
+                return found
+            self._finish_taking()
+        return None
+
+    def add(self, batch: Batch, leaves: Sequence[np.ndarray]) -> None:
+        """Appends the results of a batch; on the disk after `SYNC_SECONDS` at most, if more come."""
+        if self._taking:
+            self._finish_taking()
+        described = json.dumps([[leaf.dtype.str, leaf.shape] for leaf in leaves]).encode()
+        content = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)
+        self._file.write(_LENGTH.pack(len(described)) + described + content + _digest(batch, described, content))
+        now = self._clock()
+        if now - self._flushed >= FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = now
+        if now - self._synced >= SYNC_SECONDS:
+            os.fsync(self._file.fileno())
+            self._synced = now
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _finish_taking(self) -> None:
+        self._taking = False
+        self._file.seek(self._end)
+        self._file.truncate()
+
+    def _read(self, batch: Batch) -> list[np.ndarray] | None:
+        """The next record; None where there is no whole one of this batch."""
+        length = self._file.read(_LENGTH.size)
+        if len(length) < _LENGTH.size:
+            return None
+        described = self._file.read(_LENGTH.unpack(length)[0])
+        try:
+            kinds = [(np.dtype(kind), tuple(shape)) for kind, shape in json.loads(described)]
+            sizes = [kind.itemsize * int(np.prod(shape, dtype=np.int64)) for kind, shape in kinds]
+        except (ValueError, TypeError):
+            return None
+        content = self._file.read(sum(sizes))
+        if self._file.read(_DIGEST_BYTES) != _digest(batch, described, content):
+            return None
+        self._end = self._file.tell()
+        ends = np.cumsum(sizes)
+        parts = [content[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        return [np.frombuffer(part, kind).reshape(shape) for part, (kind, shape) in zip(parts, kinds, strict=True)]
+
+
+def _digest(batch: Batch, described: bytes, content: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for array in (batch.tokens, batch.prompt_lengths, batch.lengths, batch.index):
+        digest.update(array.tobytes())
+    digest.update(f"{batch.capacity} ".encode() + described + content)
+    return digest.digest()
