@@ -14,9 +14,6 @@ SEEDS = 2**32
 WHOLE = 2**31
 """Whole numbers of a configuration are smaller than this, for counts on devices have 32 bits."""
 
-SEEDS = 2**32
-"""Seeds are smaller than this: JAX's keys would be those of smaller ones again."""
-
 
 def require(condition: bool, message: str) -> None:
     """Raises `ConfigError` with a message where a condition does not hold."""
