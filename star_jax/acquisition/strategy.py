@@ -88,7 +88,7 @@ class Picks(NamedTuple):
 
     Attributes:
       indices: `k` int32, first pick first; each unlabelled and named once.
-      scores: `N` float32 it was picked by, for the reports; 0 where labelled; None where there are none.
+      scores: `N` float32 it was picked by, for the reports; 0 where it may not be picked; None where there are none.
     """
 
     indices: Array

@@ -91,7 +91,7 @@ def compute_features(
     full = _Wanted(tuple(need for need in strategy.needs if need.model == "full"), offered)
     draws = _Draws(offer.key, Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout))
     with observer.phase("score", sum(_examples(problem, one, draws) for one in (base, full)), "examples") as tick:
-        watch = _Watch(tick, observer.log if isinstance(observer, KeepsScores) else no_logs)
+        watch = _Watch(tick, observer.score_log if isinstance(observer, KeepsScores) else no_logs)
         found, of_base = _of_model(problem, problem.start, base, draws, config.lora, watch)
         known = {**state.base, **_joined(state.base, found, base.scored)}
         kept = {need: known[need] for need in strategy.needs if need.model == "base"}

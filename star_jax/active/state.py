@@ -41,7 +41,7 @@ class Observer(Protocol):
 class KeepsScores(Protocol):
     """An observer that also keeps scores as they come, so that an interrupted query goes on where it was."""
 
-    def log(self, name: str) -> BatchLog | None:
+    def score_log(self, name: str) -> BatchLog | None:
         """What keeps the results of the pass of that name; None keeps nothing."""
         ...
 
@@ -101,7 +101,12 @@ class LoopState(NamedTuple):
 
 def base_measures(state: LoopState) -> dict[str, Array]:
     """What is known of the base model and is small: its measures, by name."""
-    return {need.name: values for need, values in state.base.items() if isinstance(need, Measure)}
+    return measures_of(state.base)
+
+
+def measures_of(features: Mapping[Feature, Array]) -> dict[str, Array]:
+    """The measures among some features, by name."""
+    return {need.name: values for need, values in features.items() if isinstance(need, Measure)}
 
 
 def base_features(measures: Mapping[str, Array]) -> dict[Feature, Array]:

@@ -22,6 +22,9 @@ import numpy as np
 
 from star_jax import __version__
 
+FOLDER = "tokens"
+"""Name of the folder in OUTPUT_DIR where the tokens of large pools are."""
+
 LARGE = 50_000
 """Prompts from which on their tokens go to a file, where there is a place for one."""
 
@@ -95,8 +98,12 @@ class TokenPlace(NamedTuple):
 
 
 def tokenizer_origin(fingerprint: str) -> str:
-    """`TokenPlace.origin` for the tokenizer of a model folder with that fingerprint."""
-    return " ".join([fingerprint, __version__, *map(version, ("tokenizers", "transformers"))])
+    """`TokenPlace.origin` for the tokenizer of a model folder with that fingerprint, as the code of today reads it."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.name.encode() + file.read_bytes())
+    versions = [__version__, *map(version, ("tokenizers", "transformers"))]
+    return " ".join([fingerprint, code.hexdigest(), *versions])
 
 
 def stored(file: Path, facts: Callable[[], dict[str, Any]], prompts: Iterable[np.ndarray]) -> TokenStore:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from star_jax.acquisition.strategy import Strategy, check_strategy_settings
+from star_jax.active.query import first_strategy
 from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.checkpoints.hub import EMBEDDED
 from star_jax.checkpoints.tensor_shapes import projection_shapes
 from star_jax.config import ExperimentConfig
 from star_jax.data.run_data import RunData
 from star_jax.data.skips import is_skip
+from star_jax.data.store import FOLDER as TOKENS
 from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError
 from star_jax.experiment.plan import named_strategies
@@ -23,16 +25,26 @@ from star_jax.report.places import CURVE, PAGE, check_places
 from star_jax.runs.score_store import FOLDER as SCORES
 
 
+def _check_size_of_queries(config: ExperimentConfig, strategies: Sequence[Strategy]) -> None:
+    """Refuses queries that score fewer examples than they are to pick."""
+    most, first = config.acquisition.score_at_most, first_strategy(config)
+    if most is None:
+        return
+    asked = {"labels_per_round": any(strategy.needs for strategy in strategies), "initial_labels": first is not None}
+    for name, scores in asked.items():
+        count = getattr(config.loop, name)
+        if scores and most < count:
+            raise ConfigError(
+                f"acquisition.score_at_most is {most}, and a query picks loop.{name} = {count} of what it scores; "
+                "raise the one or lower the other"
+            )
+
+
 def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
     """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
     for strategy in strategies:
         check_strategy_settings(strategy, dropout=config.lora.dropout, mc_samples=config.scoring.mc_samples)
-    scored, asked = config.acquisition.score_at_most, config.loop.labels_per_round
-    if scored is not None and scored < asked:
-        raise ConfigError(
-            f"acquisition.score_at_most is {scored}, and a query picks loop.labels_per_round = {asked} of what it "
-            "scores; raise the one or lower the other"
-        )
+    _check_size_of_queries(config, strategies)
     if config.annotator != "auto":
         ANNOTATORS.get(config.annotator, "annotator")
     replay = config.training.replay
@@ -95,7 +107,7 @@ def check_output_dir(config: ExperimentConfig) -> None:
             raise ConfigError(
                 f"output_dir is {out}, inside the folder of {name}, which is only read; name another place"
             )
-    written = [out / name for name in (LABELS_FILE, PAGE, CURVE, SCORES)]
+    written = [out / name for name in (LABELS_FILE, PAGE, CURVE, SCORES, TOKENS)]
     written += [out / strategy / f"seed-{seed}" for strategy in named_strategies(config) for seed in config.seeds]
     read = {
         "data.train": config.data.train,

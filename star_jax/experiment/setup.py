@@ -35,6 +35,7 @@ from star_jax.data.bucketing import Shapes, likely_lengths
 from star_jax.data.loading import load_examples
 from star_jax.data.rows import lengths_of
 from star_jax.data.run_data import RunData, examples_within_limits, prepare, rows_fingerprint
+from star_jax.data.store import FOLDER as TOKENS
 from star_jax.data.store import TokenPlace, tokenizer_origin
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
@@ -55,9 +56,6 @@ from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import Forecast, Stopwatch
 from star_jax.tracking.tracker import Tracking, open_trackers
 from star_jax.training.trainer import training_shapes
-
-TOKENS = "tokens"
-"""Name of the folder in OUTPUT_DIR where the tokens of large pools are."""
 
 REPLAY_FILE = "replay.jsonl"
 """Name of the replay rows beside a model that ships with the package."""

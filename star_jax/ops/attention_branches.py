@@ -21,6 +21,10 @@ from star_jax.ops.packing import Branches, Packing, pack_rows, unpack_rows
 Array = jax.Array
 
 
+SCORES_AT_ONCE = 1 << 24
+"""Scores of the shared beginning that are held at once, 64 MiB of float32; more queries are taken in blocks."""
+
+
 class SharedKeys(NamedTuple):
     """Keys and values of a beginning that all rows share, rotated to their positions, from 0 on.
 
@@ -100,6 +104,19 @@ def attend_branches(query: Array, key: Array, value: Array, branches: Branches, 
 
 def attend_shared(query: Array, shared: SharedKeys, positions: Array, options: AttentionOptions) -> Part:
     """Attention of queries `M×H×d` to the shared beginning, at `positions` `M` counted from its end."""
+    slots, heads = query.shape[:2]
+    block = max(1, SCORES_AT_ONCE // (heads * shared.keys.shape[1]))
+    if slots <= block:
+        return _attend_shared(query, shared, positions, options)
+    count = -(-slots // block)
+    more = count * block - slots
+    queries = jnp.pad(query, ((0, more), (0, 0), (0, 0))).reshape(count, block, *query.shape[1:])
+    places = jnp.pad(positions, (0, more)).reshape(count, block)
+    found = jax.lax.map(lambda part: _attend_shared(part[0], shared, part[1], options), (queries, places))
+    return Part(*(leaf.reshape(count * block, *leaf.shape[2:])[:slots] for leaf in found))
+
+
+def _attend_shared(query: Array, shared: SharedKeys, positions: Array, options: AttentionOptions) -> Part:
     length = shared.keys.shape[1]
     hidden = jnp.zeros((), jnp.float32)
     if options.window is not None:

@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from star_jax.active.pool import PoolState
-from star_jax.active.state import Choice, LoopState, base_features, base_measures
+from star_jax.active.state import Choice, LoopState, base_features, base_measures, measures_of
 from star_jax.documents import exists
 from star_jax.errors import DataError
 from star_jax.models.lora import Adapter
@@ -34,7 +34,10 @@ CHOICE = "choice-{:03d}.npz"
 """Name of the file that keeps a round's choice while its labels are waited for."""
 
 _ARRAYS = ("picked", "scores", "base", "full", "response_tokens")
-"""What is kept of a choice. The base model's measures are kept by the score store, and its vectors are found again."""
+"""What is kept of a choice, beside the base model's measures; its vectors are found again."""
+
+_BASE = "base."
+"""Beginning of the names in it of the base model's measures."""
 
 _GUESSES = "guesses"
 """Name in it of the model's answers to the picks, as JSON."""
@@ -155,6 +158,7 @@ def save_choice(folder: Path, number: int, kept: KeptChoice, origin: str) -> Non
     leaves = {
         name: np.asarray(leaf) for name, leaf in kept.choice._asdict().items() if leaf is not None and name in _ARRAYS
     }
+    leaves |= {f"{_BASE}{name}": np.asarray(one) for name, one in measures_of(kept.choice.base_features).items()}
     seconds = {f"{_SECONDS}{phase}": np.asarray(value) for phase, value in kept.seconds.items()}
     arrays: dict[str, Any] = leaves | seconds | {"origin": np.asarray(origin)}
     arrays[_GUESSES] = np.asarray(json.dumps(kept.choice.guesses))
@@ -188,11 +192,12 @@ def _kept_choice(arrays: Any, origin: str) -> KeptChoice | None:
     guesses = json.loads(str(arrays[_GUESSES])) if _GUESSES in arrays else None  # former choices have none
     if guesses is not None and (not isinstance(guesses, list) or not all(isinstance(text, str) for text in guesses)):
         raise ValueError("the answers that were guessed are no texts")
-    choice = Choice(**leaves, guesses=guesses)
+    measures = {name.removeprefix(_BASE): jnp.asarray(arrays[name]) for name in arrays.files if name.startswith(_BASE)}
+    choice = Choice(**leaves, base_features=base_features(measures), guesses=guesses)
     picked = choice.picked
     if picked.ndim != 1 or not jnp.issubdtype(picked.dtype, jnp.integer) or len(set(picked.tolist())) != len(picked):
         raise ValueError(f"picked is of shape {picked.shape} and type {picked.dtype}, or names an example twice")
-    if any(leaf.ndim != 1 for name, leaf in leaves.items()):
+    if any(leaf.ndim != 1 for leaf in (*leaves.values(), *measures.values())):
         raise ValueError("an array of the choice has not one axis")
     spent = [name for name in arrays.files if name.startswith(_SECONDS)]
     return KeptChoice(choice, {name.removeprefix(_SECONDS): float(arrays[name]) for name in spent})

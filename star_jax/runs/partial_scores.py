@@ -10,6 +10,7 @@ file goes on from there.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -69,13 +70,8 @@ class PartialScores:
         """Once what the scores were for is written."""
         self.close()
         self._open.clear()
-        for file in self._path.parent.glob(f"{glob_escape(self._path.name)}-*"):
+        for file in self._path.parent.glob(f"{glob.escape(self._path.name)}-*"):
             file.unlink(missing_ok=True)
-
-
-def glob_escape(name: str) -> str:
-    """A name as `Path.glob` takes it literally."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def query_origin(origin: str, state: LoopState, key: Array, shapes: Shapes) -> str:
@@ -111,7 +107,8 @@ class PartialPass:
         self._clock = clock
         self._flushed = self._synced = clock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+        # In one step: another process that computes the same scores may remove the file at any moment.
+        self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         header = json.dumps({"origin": origin}).encode() + b"\n"
         if self._file.read(len(header)) != header:
             self._file.seek(0)

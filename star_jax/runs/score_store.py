@@ -33,16 +33,16 @@ FOLDER = "base-scores"
 """Name of the folder in OUTPUT_DIR."""
 
 _WITHOUT_EFFECT = (
-    *("output_dir", "strategies", "seeds", "data", "format", "plugins", "annotator", "track"),
+    *("output_dir", "strategies", "seeds", "data", "format", "plugins", "annotator", "track", "labels", "simulated"),
     *("lora", "training", "acquisition", "loop", "evaluation"),
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 
 _CODE = (
-    *("acquisition", "checkpoints", "inference", "models", "ops", "parallel", "data", "config", "documents"),
-    *("errors.py", "registry.py"),
+    *("acquisition", "active", "checkpoints", "inference", "models", "ops", "parallel", "data", "config", "documents"),
+    *("environment.py", "errors.py", "registry.py", "experiment/setup.py", "experiment/judging.py"),
 )
-"""Folders and files of the package whose code computes scores."""
+"""Folders and files of the package whose code computes scores, or says of what and with which keys."""
 
 _HASH_BYTES = hashlib.sha256().digest_size
 

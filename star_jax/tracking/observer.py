@@ -27,7 +27,7 @@ class Timed:
     title: str
     logs: Logs = no_logs
 
-    def log(self, name: str) -> BatchLog | None:
+    def score_log(self, name: str) -> BatchLog | None:
         """What keeps the scores of the pass of that name; None keeps nothing."""
         return self.logs(name)
 

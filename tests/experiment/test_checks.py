@@ -2,6 +2,7 @@
 
 import pytest
 
+from star_jax.acquisition.strategy import get_strategy
 from star_jax.config import AcquisitionConfig, EvaluationConfig, ExperimentConfig, LoopConfig
 from star_jax.data.tasks import get_task
 from star_jax.errors import ConfigError
@@ -9,11 +10,21 @@ from star_jax.experiment.checks import check_experiment
 
 
 def test_a_query_scores_at_least_what_it_picks():
-    loop, task = LoopConfig(labels_per_round=20), get_task("skills")
-    check_experiment(ExperimentConfig(acquisition=AcquisitionConfig(score_at_most=20), loop=loop), [], task)
-    said = r"^acquisition\.score_at_most is 19, and a query picks loop\.labels_per_round = 20 of what it scores; raise"
-    with pytest.raises(ConfigError, match=said):
-        check_experiment(ExperimentConfig(acquisition=AcquisitionConfig(score_at_most=19), loop=loop), [], task)
+    task = get_task("skills")
+
+    def check(most, strategy, initial="random"):
+        loop = LoopConfig(initial_labels=30, labels_per_round=20, initial=initial)
+        config = ExperimentConfig(acquisition=AcquisitionConfig(score_at_most=most), loop=loop)
+        check_experiment(config, [get_strategy(strategy)], task)
+
+    check(20, "entropy")
+    check(19, "random")  # it scores nothing
+    check(30, "entropy", "k_center")
+    said = r"^acquisition\.score_at_most is {}, and a query picks loop\.{} of what it scores; raise"
+    with pytest.raises(ConfigError, match=said.format(19, "labels_per_round = 20")):
+        check(19, "entropy")
+    with pytest.raises(ConfigError, match=said.format(29, "initial_labels = 30")):
+        check(29, "entropy", "k_center")
     with pytest.raises(ConfigError, match=r"^acquisition\.score_at_most is 0; it must be at least 1, or none$"):
         AcquisitionConfig(score_at_most=0)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from star_jax.data.branches import TRUNK, grow_tree
-from star_jax.ops import attention_xla
+from star_jax.ops import attention_branches, attention_xla
 from star_jax.ops.attention import AttentionOptions
 from star_jax.ops.attention_branches import Part, SharedKeys, attend_branches, branching_attention, combined
 from star_jax.ops.packing import Branches, make_packing, pack_rows
@@ -60,6 +60,7 @@ def branches():
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_place_sees_what_it_continues(arrays, monkeypatch, options, shared, block):
     monkeypatch.setattr(attention_xla, "QUERY_BLOCK", block)
+    monkeypatch.setattr(attention_branches, "SCORES_AT_ONCE", block * HEADS * BEFORE)
     (query, key, value), before = arrays
     options, known = OPTIONS[options], branches()
     packing = make_packing(np.asarray(LENGTHS), ROOM, sum(LENGTHS) + 3, known)

@@ -100,27 +100,29 @@ def test_what_an_interrupted_save_leaves_is_removed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("guesses", [None, ["a \u4e2d\n", "", "x\0"]])
 @pytest.mark.parametrize("scores", [None, jnp.array([0.25, -jnp.inf, 3.0])])
 def test_what_a_round_chose_is_kept_until_it_is_trained_on(tmp_path, scores, guesses):
-    """But for the base model's measures, which lie with its scores."""
-    choice = Choice(jnp.array([4, 1, 2], jnp.int32), scores, None, scores, None, {ENTROPY: ENTROPIES}, guesses)
+    """With the base model's measures, which may be of this query alone; its vectors are found again."""
+    known = {ENTROPY: ENTROPIES, Embedding("base"): jnp.ones((3, 2))}
+    choice = Choice(jnp.array([4, 1, 2], jnp.int32), scores, None, scores, None, known, guesses)
     assert load_choice(tmp_path, 1, "these settings") is None
     save_choice(tmp_path, 1, KeptChoice(choice, {"score": 2.5, "compile": 0.25}), "these settings")
     assert load_choice(tmp_path, 2, "these settings") is None
     assert load_choice(tmp_path, 1, "other settings") is None
     again, seconds = load_choice(tmp_path, 1, "these settings")
     assert seconds == {"score": 2.5, "compile": 0.25}
-    assert again.base_features == {}
+    assert set(again.base_features) == {ENTROPY}
+    np.testing.assert_array_equal(again.base_features[ENTROPY], ENTROPIES)
     assert again.guesses == guesses
     for ours, theirs in zip(again[:5], choice[:5], strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             np.testing.assert_array_equal(ours, theirs)
             assert ours.dtype == theirs.dtype
-    # A file of a former version has no guesses.
+    # A file of a former version has neither guesses nor measures.
     file = tmp_path / "choice-001.npz"
     with np.load(file) as arrays:
-        former = {name: arrays[name] for name in arrays.files if name != "guesses"}
+        former = {name: arrays[name] for name in arrays.files if name != "guesses" and "base." not in name}
     np.savez(file, **former)
-    assert load_choice(tmp_path, 1, "these settings").choice.guesses is None
+    assert load_choice(tmp_path, 1, "these settings").choice[5:] == ({}, None)
     forget_choices(tmp_path)
     assert load_choice(tmp_path, 1, "these settings") is None
     assert not list(tmp_path.iterdir())
