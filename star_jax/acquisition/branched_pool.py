@@ -31,9 +31,9 @@ BRANCHED_SHAPES = 2
 """Shapes of batches of rows that branch: each is a program more to compile, and leaves less padding."""
 
 PAIR_COST = 2.0
-"""Time of an operation of attention beside one of a product with weights: 1.8 is the median, 0.5 to 7.6 the range, of
-rows of 48 to 384 places and beginnings of 8 to 256 tokens, on two CPU cores that were not idle (2026-11-28, jax
-0.10.2), from `python experiments/benchmarks/attended_pairs.py`."""
+"""Time of an operation of attention beside one of a product with weights, rounded up: 1.6 is the median, 0.5 to 6.7 the
+range, of rows of 48 to 384 places and beginnings of 8 to 256 tokens, on two CPU cores that were not idle (2026-11-28,
+jax 0.10.2), from `python experiments/benchmarks/attended_pairs.py`."""
 
 
 class Reading(NamedTuple):
