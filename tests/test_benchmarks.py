@@ -23,9 +23,9 @@ FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
 # The folder's files import one another by their bare names, as scripts do.
 sys.path.insert(0, FOLDER)
 try:
-    bench, flops, random_folders, real_folder, sides, table, workers, workload = (
-        importlib.import_module(name)
-        for name in ("bench", "flops", "random_folders", "real_folder", "sides", "table", "workers", "workload")
+    names = ("bench", "flops", "pool_size", "random_folders", "real_folder", "sides", "table", "workers", "workload")
+    bench, flops, pool_size, random_folders, real_folder, sides, table, workers, workload = (
+        importlib.import_module(name) for name in names
     )
 finally:
     sys.path.remove(FOLDER)
@@ -439,3 +439,14 @@ def test_the_two_ways_of_the_peer_agree(peer, dtype, tmp_path):
     if dtype == "float32":
         for task, name in (("generate", "tokens"), ("round", "picked")):
             assert results["plain", task].check[name] == results["tuned", task].check[name]
+
+
+def test_a_pool_of_any_size_has_distinct_prompts_of_real_lengths(tmp_path):
+    pool_size.write_pool(tmp_path / "pool.jsonl", 3000, 58)
+    rows = [json.loads(line) for line in (tmp_path / "pool.jsonl").read_text().splitlines()]
+    assert len({row["text"] for row in rows}) == len({row["id"] for row in rows}) == 3000
+    lengths = [len(row["text"].split()) for row in rows]
+    known = [min(prompt, 58) for prompt, _ in json.loads(pool_size.LENGTHS.read_text())["lengths"]]
+    assert set(lengths) <= set(known)
+    # Independent draws: the mean is within six of its standard deviations.
+    assert abs(np.mean(lengths) - np.mean(known)) < 6 * np.std(known) / np.sqrt(3000)

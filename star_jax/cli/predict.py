@@ -163,7 +163,7 @@ def _answers(opened: Opened, prompts: Sequence[Prompt], kept: PartialRows, progr
     from star_jax.evaluation.predictions import Answered, answer_prompts, answer_shapes, readable_answer
 
     answerer, done = opened.answerer, len(kept.rows)
-    shapes = answer_shapes(answerer.encoder, [*map(len, answerer.encoder.prompts(prompts))], answerer.batch_size)
+    shapes = answer_shapes(answerer.encoder, answerer.encoder.prompts(prompts).lengths, answerer.batch_size)
     if done:
         progress.log(f"goes on after {done} prompts that an interrupted command has answered")
     with progress.task("answer", len(prompts) - done, "prompts") as tick:

@@ -108,7 +108,7 @@ def stored(file: Path, facts: Callable[[], dict[str, Any]], prompts: Iterable[np
       prompts: tokens of each.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w+b") as content:
             content.write(b" " * _HEADER_BYTES)

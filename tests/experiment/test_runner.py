@@ -9,6 +9,7 @@ import signal
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from star_jax.experiment import setup
 from star_jax.parallel.mesh import data_mesh
 from star_jax.registry import TRACKERS, load_plugins
 from star_jax.runs.files import read_yaml
+from star_jax.runs.partial_scores import PartialPass
 from star_jax.runs.score_store import BaseScores
 from star_jax.tracking import console
 from star_jax.tracking.console import Progress
@@ -112,6 +114,51 @@ def test_a_run_of_an_earlier_version_goes_on_until_its_model_changes(tmp_path):
     (model / "special_tokens_map.json").write_text("{ }")
     with pytest.raises(ConfigError, match=r"\(the files of model\.path have changed\)"):
         play(tmp_path / "run", **parts)
+
+
+class Killed(Exception):
+    """What ends a run in the middle of a scoring."""
+
+
+def test_a_run_that_is_killed_while_it_scores_goes_on_there(tmp_path, monkeypatch):
+    """In the base model's pass, then in the query's samples; the picks are those of a run that nothing stopped."""
+    changes = {"strategies": ("star",), "scoring": dataclasses.replace(CONFIG.scoring, batch_size=6)}
+    changes["generation"] = dataclasses.replace(CONFIG.generation, batch_size=6)
+    play(tmp_path / "whole", **changes)
+    add, take, begin = PartialPass.add, PartialPass.take, PartialPass.__init__
+    passes: list[dict[str, Any]] = []
+    stop = {"in": "answers"}
+
+    def began(self, path, origin):
+        passes.append({"name": path.name, "taken": 0, "added": 0})
+        begin(self, path, origin)
+
+    def added(self, batch, leaves):
+        if passes[-1]["added"] == 3 and stop["in"] in passes[-1]["name"]:
+            raise Killed
+        passes[-1]["added"] += 1
+        add(self, batch, leaves)
+
+    def taken(self, batch):
+        found = take(self, batch)
+        passes[-1]["taken"] += found is not None
+        return found
+
+    for name, replacement in (("__init__", began), ("add", added), ("take", taken)):
+        monkeypatch.setattr(PartialPass, name, replacement)
+    for stop["in"] in ("answers", "full-samples-proposed"):
+        with pytest.raises(Killed):
+            play(tmp_path / "parts", **changes)
+    assert [path.name for path in (tmp_path / "parts" / "star" / "seed-0").glob(".scores*")] != []
+    passes.clear()
+    stop["in"] = "nothing"
+    play(tmp_path / "parts", **changes)
+    of_query = {one["name"].removeprefix(".scores-001-"): one["taken"] for one in passes if "scores-001" in one["name"]}
+    assert of_query["full-samples-proposed"] == 3
+    assert of_query["full-samples-answers"] > 3
+    assert picks(tmp_path / "parts", "star") == picks(tmp_path / "whole", "star")
+    left = [path.name for path in (tmp_path / "parts").rglob(".*")]
+    assert not [name for name in left if name.endswith(("-answers", "-proposed"))]
 
 
 @pytest.fixture

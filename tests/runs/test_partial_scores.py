@@ -1,13 +1,19 @@
 """Results of batches kept as they come, against a pass that nothing interrupted."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from star_jax.acquisition.needs import Embedding, Measure
+from star_jax.active.loop import init
+from star_jax.active.pool import label
 from star_jax.data.batching import Shape, sequence_batches
+from star_jax.data.bucketing import Shapes
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.inference.batched import map_batches
-from star_jax.runs.partial_scores import FLUSH_SECONDS, PartialPass, PartialScores
+from star_jax.models.lora import Adapter
+from star_jax.runs.partial_scores import FLUSH_SECONDS, PartialPass, PartialScores, query_origin
 
 SHAPES = (Shape(3, 5, 12), Shape(3, 9, 24))
 
@@ -133,3 +139,25 @@ def test_records_reach_the_system_within_a_second(tmp_path, rows):
     assert size > before
     log.close()
     assert (tmp_path / "p").stat().st_size == size
+
+
+def test_the_origin_of_a_query_is_all_that_its_scores_depend_on():
+    factors = {"layers": {"q_proj": {"a": jnp.ones((1, 2, 3)), "b": jnp.zeros((1, 3, 2))}}}
+    adapter = Adapter(factors, {"layers": {"q_proj": {"scale": jnp.ones(1)}}})
+    state = init(5)._replace(round=1, adapter=adapter)
+    base = {Measure("margin", "base"): jnp.ones(5)}
+    key, shapes = jax.random.key(0), Shapes(SHAPES, SHAPES)
+    trained = jax.tree.map(lambda leaf: leaf + 1e-7, adapter)
+    others = [
+        ("two", state, key, shapes),
+        ("one", state._replace(round=2), key, shapes),
+        ("one", state._replace(adapter=trained), key, shapes),
+        ("one", state._replace(pool=label(state.pool, jnp.asarray([3]), 0)), key, shapes),
+        ("one", state._replace(base=base), key, shapes),
+        ("one", state, jax.random.key(1), shapes),
+        ("one", state, key, shapes._replace(sequences=SHAPES[:1])),
+    ]
+    assert len({query_origin(*one) for one in [("one", state, key, shapes), *others]}) == len(others) + 1
+    # Vectors of the base model are not in a state that was read from disk, and change no measure.
+    vectors = {Embedding(): jnp.ones((5, 2))}
+    assert query_origin("one", state._replace(base=vectors), key, shapes) == query_origin("one", state, key, shapes)

@@ -74,7 +74,7 @@ def check_unicode(text: str, what: str) -> None:
 
     JSON can spell one, and no tokenizer can read it.
     """
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(f"{what} holds an unpaired surrogate (\\ud800 to \\udfff); remove it")
 
 
