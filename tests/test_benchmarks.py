@@ -23,12 +23,9 @@ FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
 # The folder's files import one another by their bare names, as scripts do.
 sys.path.insert(0, FOLDER)
 try:
+    names = ("bench", "flops", "pool_size", "random_folders", "real_folder", "sides", "table", "workers", "workload")
     bench, flops, pool_size, random_folders, real_folder, sides, table, workers, workload = (
-        importlib.import_module(name)
-        for name in (
-            *("bench", "flops", "pool_size", "random_folders", "real_folder"),
-            *("sides", "table", "workers", "workload"),
-        )
+        importlib.import_module(name) for name in names
     )
 finally:
     sys.path.remove(FOLDER)

@@ -146,10 +146,8 @@ def workload_of(args: argparse.Namespace) -> Workload:
     given = {name: value for name, value in vars(args).items() if value is not None}
     shape = replace(default.shape, **{name: given[name] for name in SHAPE_FLAGS if name in given})
     sizes = {name: given[name] for name in (*SIZE_FLAGS, *BATCH_FLAGS) if name in given}
-    named = [name for name in ("rows", *Rows._fields[1:]) if name in given]
-    _require(
-        args.model is not None or not named, f"--{'/'.join(named)}".replace("_", "-") + ": rows of text go with --model"
-    )
+    named = [f"--{name.replace('_', '-')}" for name in ("rows", *Rows._fields[1:]) if name in given]
+    _require(args.model is not None or not named, f"{', '.join(named)}: rows of text go with --model")
     if args.model is not None:
         named = [f"--{name.replace('_', '-')}" for name in SHAPE_FLAGS if name in given]
         _require(not named, f"{', '.join(named)}: with --model, the shape is that of the model; leave it out")

@@ -30,8 +30,8 @@ RUNGS_AN_OCTAVE = 6
 OCTAVES = 3
 """How often the largest capacity is halved at most; smaller steps, the rest of an epoch say, take the smallest."""
 
-WIDTHS = 3
-"""Widths of a capacity at most, each about half of the one before."""
+WIDTHS = (1, 0.75, 0.5, 0.375, 0.25)
+"""Widths of a capacity at most, as parts of the longest row."""
 
 SIMULATED_STEPS = 256
 """Random steps from which the usual capacities are chosen."""
@@ -51,7 +51,7 @@ def step_ladder(steps: Sequence[Sequence[int]], rows: int, longest: int, devices
     exact = (whole * 2 ** (-rung / RUNGS_AN_OCTAVE) for rung in range(OCTAVES * RUNGS_AN_OCTAVE + 1))
     widest = _widest(steps, min(USUAL_SHAPES, len(steps)), whole, devices) | {whole: longest}
     capacities = {*widest, *(min(whole, _rounded(math.ceil(capacity))) for capacity in exact)}
-    widths = {min(longest, -(-(longest >> halvings) // 16) * 16) for halvings in range(WIDTHS)}
+    widths = {min(longest, -(-math.ceil(longest * part) // 16) * 16) for part in WIDTHS}
     # Rows that are narrower than that do not fill the capacity.
     shapes = tuple(
         sorted(

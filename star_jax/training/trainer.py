@@ -27,17 +27,11 @@ from star_jax.models.lora import Adapter, Factors, init_adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
 from star_jax.parallel.mesh import ROWS, by_rows, data_mesh, replicated
+from star_jax.training.compile_cost import program_tokens
 from star_jax.training.losses import TokenLosses, objective, token_losses
 from star_jax.training.optimizers import direction, learning_rate
 
 Array = jax.Array
-
-PROGRAM_FLOPS = {"cpu": 5e11}
-"""Platform -> what a device computes in the time that compiling a step takes. With SmolLM2-135M on two cores a program
-took as long as 7 steps of 160 tokens on each of two devices."""
-
-PROGRAM_FLOPS_ELSEWHERE = 5e15
-"""The same on any other platform, assumed: a quarter of a minute of some 300 TFLOP/s."""
 
 STEPS_AHEAD = 2
 """Steps that may be queued on the device while an earlier one runs."""
@@ -207,13 +201,6 @@ def training_shapes(
     """
     sizes = config.batch_size, config.replay_rows
     return step_ladder(random_steps(labelled, replay, sizes), sum(sizes), longest, data_mesh().size)
-
-
-def program_tokens(model: LanguageModel) -> float:
-    """Tokens that a device trains on in about the time that it takes to compile a step."""
-    # Forwards two operations a weight and token, and two for the gradient of what the frozen weights have read.
-    work = 4 * sum(leaf.size for leaf in jax.tree.leaves(model.params["layers"]))
-    return PROGRAM_FLOPS.get(jax.default_backend(), PROGRAM_FLOPS_ELSEWHERE) / work
 
 
 def fit(

@@ -47,7 +47,7 @@ def test_a_training_takes_shapes_of_the_ladder_and_each_step_fits_one(training, 
     steps, rows, longest, devices = training
     ladder, share = step_ladder(steps[::2], rows, longest, devices), -(-rows // devices)
     assert len(ladder.usual) <= USUAL_SHAPES + 1
-    assert len(ladder.shapes) <= (OCTAVES * RUNGS_AN_OCTAVE + 1 + USUAL_SHAPES) * WIDTHS
+    assert len(ladder.shapes) <= (OCTAVES * RUNGS_AN_OCTAVE + 1 + USUAL_SHAPES) * len(WIDTHS)
     assert ladder.shapes[-1] == Shape(share, longest, share * longest)
     assert {*ladder.usual} <= {*ladder.shapes}
     assert all(shape.rows == share and shape.width <= longest for shape in ladder.shapes)
