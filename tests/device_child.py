@@ -37,7 +37,6 @@ from star_jax.experiment import runner as experiment
 from star_jax.experiment import setup
 from star_jax.inference import generation
 from star_jax.tracking.console import Progress
-from star_jax.training import trainer
 
 POOL = 50
 """No multiple of 8: on eight devices some have rows that only fill a batch up, and some nothing else."""
@@ -75,7 +74,7 @@ CONFIG = ExperimentConfig(
 def run(folder: Path, out: Path) -> None:
     """Runs the benchmark with few shapes."""
     setup.choose_shapes = lambda *lengths_and_sizes: SHAPES
-    trainer.STEP_SHAPES = 1
+    step_shapes.USUAL_SHAPES = 1
     config = dataclasses.replace(CONFIG, output_dir=str(out), model=ModelConfig(str(folder / "model")))
     experiment.run_experiment(config, Progress("silent"))
 

@@ -148,9 +148,10 @@ def test_key_matters_only_where_chance_does(name: str) -> None:
 
 
 def test_nothing_is_told_of_responses() -> None:
-    """A strategy is called with a key, a mask with arrays of numbers, and which query it is."""
-    assert list(inspect.signature(pick).parameters) == ["strategy", "key", "features", "unlabelled", "query"]
-    assert [field.name for field in dataclasses.fields(PoolFeatures)] == ["unlabelled", "features"]
+    """A strategy is called with a key, two masks with arrays of numbers, and which query it is."""
+    told = ["strategy", "key", "features", "unlabelled", "query", "labelled"]
+    assert list(inspect.signature(pick).parameters) == told
+    assert [field.name for field in dataclasses.fields(PoolFeatures)] == ["unlabelled", "features", "settled"]
     assert [field.name for field in dataclasses.fields(Query)] == ["index", "total", "count"]
     assert PickFunction.__args__[:-1] == (jax.Array, PoolFeatures, Query)
 
