@@ -29,6 +29,7 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.data import step_shapes
 from star_jax.data.batching import Shape
 from star_jax.data.bucketing import Shapes
 from star_jax.data.tasks import get_task
