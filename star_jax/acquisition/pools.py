@@ -21,6 +21,7 @@ from star_jax.data.bucketing import Shapes, budget_shapes, prompt_shapes
 from star_jax.data.examples import Prompt
 from star_jax.data.rows import PromptRows, row_lengths
 from star_jax.data.tokenization import Encoder, TokenizedExample
+from star_jax.models.architecture import TransformerConfig
 from star_jax.parallel.mesh import data_mesh
 
 PROMPT_SHAPES, SEQUENCE_SHAPES, CANDIDATE_SHAPES = 2, 2, 2
@@ -101,6 +102,11 @@ class CandidatePool(NamedTuple):
     def answered_shapes(self) -> tuple[Shape, ...]:
         """Shapes of batches of prompts with one answer each."""
         return tuple(shape._replace(rows=shape.rows // self.candidates) for shape in self.shapes)
+
+    def shapes_read(self, config: TransformerConfig) -> tuple[Shape, ...]:
+        """Shapes of the batches that a model of that shape reads, the larger ones where it depends on the pass."""
+        form = None if self.branched is None else self.branched.form(config, alike=False)
+        return self.shapes if form is None else form.shapes
 
     def batches(self, chosen: ArrayLike | None = None) -> Iterator[Batch]:
         """Batches of B·C rows, of the examples of the given numbers, or of all."""

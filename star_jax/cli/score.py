@@ -187,12 +187,13 @@ def _token_place(config: ScoreConfig, kept: Path | None) -> TokenPlace | None:
 
 def refuse_large_batches(config: PoolFlags, shape: TransformerConfig, pool: Pool) -> None:
     """Refuses batches of which a device could not hold even one layer, or the keys and values of responses."""
-    from star_jax.acquisition.pools import GeneratedPool
+    from star_jax.acquisition.pools import CandidatePool, GeneratedPool
     from star_jax.environment import memory_bytes
     from star_jax.experiment.sizes import Demand, cache_bytes, hidden_bytes, refuse_what_does_not_fit
 
     demands = []
-    for rows, width, capacity in pool.shapes:
+    shapes = pool.shapes_read(shape) if isinstance(pool, CandidatePool) else pool.shapes
+    for rows, width, capacity in shapes:
         size, what = hidden_bytes(shape, capacity), "one layer of a batch"
         if isinstance(pool, GeneratedPool):
             size, what = cache_bytes(shape, rows, width + pool.response_limit), "keys and values of a batch"
