@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from star_jax.evaluation.statistics import mean_and_sd
+from star_jax.evaluation.statistics import mean_and_sd, paired_difference
 from star_jax.tracking.timing import PHASES
+
+BASELINE = "random"
+"""The strategy that the others are compared with."""
 
 LINE_WIDTH = 1000
 """Columns allowed where the output is no terminal: more than any line has, so that nothing is cut or wrapped."""
@@ -59,6 +62,33 @@ def results_table(rows: Sequence[Mapping[str, Any]], between: str = " ± ") -> T
     return table
 
 
+def paired_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """The AUBC of each strategy less that of random, seed by seed; None where no two seeds have both.
+
+    Args:
+      rows: one a run, as summary.json has them. Areas over different budgets are not compared.
+    """
+    areas: dict[str, dict[tuple[Any, Any], float]] = {}
+    for row in rows:
+        if row.get("aubc") is not None:
+            areas.setdefault(row["strategy"], {})[row["seed"], row["labelled"]] = row["aubc"]
+    baseline = areas.pop(BASELINE, {})
+    table = Table(box=box.SIMPLE)
+    table.add_column(f"AUBC less that of {BASELINE}", no_wrap=True)
+    for name in ("seeds", "difference", "95 % interval", "larger on"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for strategy, own in areas.items():
+        pairs = [(area, baseline[run]) for run, area in own.items() if run in baseline]
+        if len(pairs) < 2:
+            continue
+        found = paired_difference(*zip(*pairs, strict=True))
+        assert found.interval is not None
+        low, high = found.interval
+        wins = f"{sum(ours > theirs for ours, theirs in pairs)} of {found.n}"
+        table.add_row(Text(strategy), str(found.n), f"{found.mean:+.3f}", f"{low:+.3f} to {high:+.3f}", wins)
+    return table if table.rows else None
+
+
 def times_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The closing table of seconds: a row a run, what it took in all and where it went.
 
@@ -79,9 +109,11 @@ def times_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints `results_table` and `times_table` to stdout."""
+    """Prints `results_table`, `paired_table` and `times_table` to stdout."""
     console, between = stdout_console()
     console.print(results_table(rows, between))
+    if (paired := paired_table(rows)) is not None:
+        console.print(paired)
     if any("seconds" in row for row in rows):
         console.print(times_table(rows))
 
