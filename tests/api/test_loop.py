@@ -336,7 +336,10 @@ import jax
 jax.config.update("jax_disable_most_optimizations", True)
 import star_jax as sj
 sys.path.insert(0, {tests!r})
+import pytest
 from api.test_loop import bits, ids, label_of
+from shapes import have_one_shape
+have_one_shape(pytest.MonkeyPatch())  # as in the first process
 lora = sj.LoraConfig(rank=2, targets=("q_proj", "down_proj"))
 training = sj.TrainingConfig(epochs=1, learning_rate=5e-3)
 loop = sj.ActiveLoop(

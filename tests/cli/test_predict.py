@@ -221,22 +221,22 @@ def test_an_interrupted_command_goes_on_where_it_stopped(own, tmp_path, capfd, m
     flags = ("--batch-size", "4", "--calibrate-on", "test")
     monkeypatch.setattr(predict, "BATCHES_KEPT", 1)
     called(capfd, own, *flags, out=whole)
-    asked, answer = [], predictions.answer_prompts
+    asked, answer = [], predictions.answer_pool
 
-    def interrupted(answerer, adapter, prompts, *args):
+    def interrupted(answerer, adapter, pool, prompts, *args):
         if len(asked) == 2:
             asked.clear()
             raise KeyboardInterrupt
         asked.append(len(prompts))
-        return answer(answerer, adapter, prompts, *args)
+        return answer(answerer, adapter, pool, prompts, *args)
 
-    monkeypatch.setattr(predictions, "answer_prompts", interrupted)
+    monkeypatch.setattr(predictions, "answer_pool", interrupted)
     assert "with --out FILE, the same command goes on" in called(capfd, own, *flags, code=130, out=out)
     assert not out.exists()
     partial = tmp_path / ".rest.csv.partial"
     with partial.open("ab") as file:
         file.write(b'{"response": "cut')
-    monkeypatch.setattr(predictions, "answer_prompts", lambda *args: asked.append(len(args[2])) or answer(*args))
+    monkeypatch.setattr(predictions, "answer_pool", lambda *args: asked.append(len(args[3])) or answer(*args))
     called(capfd, own, *flags, out=out)
     assert asked == [4, 4, 4, 4, 2]
     assert out.read_bytes() == whole.read_bytes()

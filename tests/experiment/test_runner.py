@@ -189,7 +189,7 @@ def test_seconds_of_a_run_are_those_of_its_rounds_whatever_the_sessions(tmp_path
     Nothing that takes time is in no phase.
     """
     for module, name, seconds in (
-        *((experiment, "open_experiment", 50), (setup, "prepare", 7), (experiment, "prepare_test_set", 3)),
+        *((experiment, "open_experiment", 50), (setup, "prepare", 7), (experiment, "judged_set", 3)),
         *(
             (judging, "score_pool", 20),
             (features, "score_pool", 30),
