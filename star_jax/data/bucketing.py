@@ -23,7 +23,8 @@ class StepLadder(NamedTuple):
 
     Attributes:
       shapes: of a device's share of a step, in increasing order; the last holds any step.
-      usual: those of them that cost a training nothing, as other trainings use them too.
+      usual: those of them that are counted as free, since other trainings use them too; a training whose rows are wider
+        takes a wider one, which is a program more.
     """
 
     shapes: tuple[Shape, ...] = ()

@@ -65,8 +65,9 @@ class RunFolder:
         """Creates or continues the folder of one run and locks it until `close`.
 
         config.yaml is the given configuration with `strategies` and `seeds` narrowed to this run, so that it
-        repeats this run alone. It and environment.json are written anew until a round is finished; from then on only
-        `FIT_TO_MEMORY` keys may change, in config.yaml once the run goes on (`record`).
+        repeats this run alone, but for rounding where each seed draws a pool of its own. It and environment.json are
+        written anew until a round is finished; from then on only `FIT_TO_MEMORY` keys may change, in config.yaml once
+        the run goes on (`record`).
 
         Args:
           root: OUTPUT_DIR.
