@@ -93,7 +93,7 @@ def _columns(cell: Cell) -> list[tuple[str, str]]:
     """Columns of the pool that are shown beside the prompt."""
     own = (WHO, WHEN, "strategy", opinions.REASON, opinions.DECIDED)
     shown = [(name, from_text(text)) for name, text in cell.more.items() if text and name not in own]
-    return [(name, text) for name, text in shown if not re.match(r"(response|labelled_at) \(", name)]
+    return [(name, text) for name, text in shown if not re.match(r"(response|labelled_at|skip_reason) \(", name)]
 
 
 def _reasons(sheet: Sheet, name: str, used: Collection[str]) -> list[str]:

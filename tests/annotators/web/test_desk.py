@@ -72,6 +72,24 @@ def test_a_free_answer_that_was_meant_to_skip_is_refused(make_table):
     assert desk.sheet().cells["a"].text == "dark\nand light"
 
 
+def test_lines_end_in_many_ways_and_are_the_same(make_table, rows, tmp_path):
+    desk, table = Desk(make_table(answers=())), tmp_path / "labels.csv"
+    table.write_bytes(table.read_bytes().replace(b'"is it light?",""', b'"is it light?","dark\r\nor light"'))
+    desk.answer("a", "dark", "ann", seen="dark\nor light")
+    assert rows()["a"]["response"] == "dark"
+    desk.answer("a", "dark\rred", "ann", seen="dark")
+    assert rows()["a"]["response"] == "dark\nred"
+
+
+def test_what_was_replaced_in_the_meantime_is_not_emptied(desk, rows):
+    desk.answer("a", "light", "ann")
+    desk.answer("a", "sound", "ann")
+    with pytest.raises(DataError, match="labelled 'sound' in the meantime"):
+        desk.take_back("a", "ann", "light")
+    desk.take_back("a", "ann", "sound")
+    assert rows()["a"]["response"] == ""
+
+
 def test_edits_by_hand_are_seen_and_kept(desk, rows, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text(table.read_text("utf-8").replace('"is it light?",""', '"is it light?","light"'), "utf-8")
