@@ -102,9 +102,11 @@ def _reasons(sheet: Sheet, name: str, used: Collection[str]) -> list[str]:
     names = sheet.asked[name].strategies if name in sheet.asked else ()
     if not why:
         return []
-    by = f" by {' and '.join(names)}" if names else ""
-    if "score" not in why and "uncertainty" not in why:
+    picker = why.get("picked_by")
+    if picker == "random":
         return ["drawn at random", f"number {why['rank'] + 1} of this draw"]
+    # A former release did not write down what has picked, only who asks.
+    by = f" by {picker}" if picker else f", for {' and '.join(names)}" if names else ""
     said = [f"picked as number {why['rank'] + 1}{by}"]
     if "uncertainty" in why:
         others = [sheet.why(other).get("uncertainty") for other in sheet.cells if other not in used]
