@@ -196,7 +196,7 @@ def facility_location(key: Array, points: Points, count: int) -> Picks:
     data subset selection and active learning", section 3), S with what is taken. Exact up to `EXACT` examples. In a
     larger pool each step compares ⌈N/k · ln 1/ε⌉ random candidates (stochastic greedy, Mirzasoleiman et al. 2015, arXiv
     1409.7938, algorithm 1), `MOST_CANDIDATES` at most, and the sum is over `CLIENTS` random examples, of which the mean
-    differs from that of the pool by some 1/√`CLIENTS` at the most (Hoeffding 1963).
+    differs from that of the pool by some 1/√`CLIENTS` with high probability (Hoeffding 1963).
 
     Args:
       key: PRNG key, used in a large pool.
@@ -214,7 +214,7 @@ def facility_location(key: Array, points: Points, count: int) -> Picks:
 
 
 def _similarity(one: Array, other: Array) -> Array:
-    """(1 + cos)/2 of unit vectors, from their squared distance."""
+    """(1 + cos)/2 of unit vectors, from their squared distance; a vector of zeros has 3/4 to all, as one halfway."""
     return jnp.maximum(1 - squared_distances(one, other) / 4, 0)
 
 

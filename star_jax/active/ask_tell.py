@@ -17,7 +17,7 @@ import numpy as np
 from star_jax.acquisition.strategy import Strategy
 from star_jax.active.loop import init, train
 from star_jax.active.pool import SKIPPED, available, label, skip
-from star_jax.active.query import QueryKeys, first_strategy, initial, query_of, requests_of, score_and_pick
+from star_jax.active.query import QueryKeys, first_strategy, initial, picker, query_of, requests_of, score_and_pick
 from star_jax.active.state import LoopState, Observer, Problem
 from star_jax.annotators.annotator import Answer, Request
 from star_jax.config import ExperimentConfig
@@ -115,7 +115,7 @@ def ask(
             )
         query = query_of(config, state.loop, count)
         choice = score_and_pick(config, asker, problem, state.loop, keys, query, observer)
-    requests = requests_of(problem, choice, strategy.name)
+    requests = requests_of(problem, choice, strategy.name, picker(config, strategy, first=state.loop.adapter is None))
     loop = state.loop._replace(base={**state.loop.base, **choice.base_features})
     return state._replace(loop=loop, asks=state.asks + 1, open=tuple(requests)), requests
 

@@ -21,6 +21,7 @@ from star_jax.active.pool import available, init_pool, label, skip
 from star_jax.active.query import (
     first_strategy,
     initial,
+    picker,
     query_keys,
     query_of,
     requests_of,
@@ -125,10 +126,12 @@ def learn(
     _, _, train_key = round_keys(key, state)
     # 1. Labels for what was chosen; what was skipped leaves the pool without one.
     name: str | None = None
+    by: str | None = None
     spare: Iterator[Request] = iter(())
     if strategy is not None:
-        name, spare = strategy.name, spare_requests(config, strategy, problem, state, choice, key, observer)
-    answers = collect(problem.annotator, requests_of(problem, choice, name), spare)
+        name, by = strategy.name, picker(config, strategy, first=not state.round)
+        spare = spare_requests(config, strategy, problem, state, choice, key, observer)
+    answers = collect(problem.annotator, requests_of(problem, choice, name, by), spare)
     place = {prompt.id: index for index, prompt in enumerate(problem.prompts)}
     picked = np.asarray([place[answer.id] for answer in answers], np.int32)
     skipped = np.asarray([answer.skipped for answer in answers], bool)

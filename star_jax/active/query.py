@@ -6,6 +6,7 @@ Round r ≥ 1 scores the pool with the model of round r − 1, so its query is n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -53,16 +54,31 @@ FIRST = {"typiclust": "typiclust", "k_center": "k_center", "base_uncertainty": "
 """`loop.initial` -> the strategy that picks the first labels; it needs the base model alone."""
 
 
+DRAWN = "random"
+"""What has picked an example that was drawn."""
+
+
 def first_strategy(config: ExperimentConfig) -> Strategy | None:
     """What picks the first labels, before there is an adapter; None where they are drawn at random."""
     name = FIRST.get(config.loop.initial)
     return None if name is None else get_strategy(name, config.acquisition)
 
 
-def requests_of(problem: Problem, choice: Choice, strategy: str | None = None) -> list[Request]:
+def picker(config: ExperimentConfig, strategy: Strategy, first: bool) -> str:
+    """Name of what picks: the strategy, or before the first training what `loop.initial` says."""
+    asker = first_strategy(config) if first else strategy
+    return DRAWN if asker is None else asker.name
+
+
+def requests_of(
+    problem: Problem, choice: Choice, strategy: str | None = None, picked_by: str | None = None
+) -> list[Request]:
     """What a choice asks to be labelled, first pick first."""
     picked = np.asarray(choice.picked).tolist()
-    return [_request(problem, choice, index, rank, strategy) for rank, index in enumerate(picked)]
+    return [
+        replace(_request(problem, choice, index, rank, strategy), picked_by=picked_by)
+        for rank, index in enumerate(picked)
+    ]
 
 
 def _request(problem: Problem, choice: Choice, index: int, rank: int, strategy: str | None) -> Request:
@@ -97,6 +113,7 @@ def spare_requests(
     query scored only some, the others come behind them, at random.
     """
     asker, name = strategy if state.round else first_strategy(config), strategy.name
+    by = picker(config, strategy, first=not state.round)
     keys, features = query_keys(key, state), None if asker is None else _features_of(asker, choice)
     unlabelled = available(state.pool)
     offered = unlabelled if asker is None else what_is_scored(config, asker, unlabelled, keys)
@@ -118,11 +135,11 @@ def spare_requests(
         fresh = [index for index in found.tolist() if index not in before]
         asked += fresh
         for index in fresh:
-            yield _request(problem, choice, index, rank, name)
+            yield replace(_request(problem, choice, index, rank, name), picked_by=by)
             rank += 1
     rest = unlabelled & ~offered
     for index in np.asarray(uniform(keys.subset, rest, int(rest.sum()))).tolist():
-        yield _request(problem, choice, index, rank, name)
+        yield replace(_request(problem, choice, index, rank, name), picked_by=DRAWN)
         rank += 1
 
 

@@ -32,6 +32,8 @@ class Request:
       strategy: which strategy asks; None where nobody says.
       uncertainty: the model's on it, in the unit of the strategy's first measure; None where it was not computed.
       guess: what the model answers; None where it was not asked.
+      picked_by: the strategy that has picked it, which before the first training is that of `loop.initial`; `random`
+        where it was drawn; None where nobody says.
 
     Example:
       >>> Request(Prompt("a-1", "2 + 2 =")).id
@@ -44,6 +46,7 @@ class Request:
     strategy: str | None = None
     uncertainty: float | None = None
     guess: str | None = None
+    picked_by: str | None = None
 
     @property
     def id(self) -> str:

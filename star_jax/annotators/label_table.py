@@ -12,13 +12,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from star_jax.annotators.annotator import Request
+from star_jax.data.cells import as_text, from_text
 from star_jax.data.examples import Prompt
 from star_jax.data.faults import said_at_once
 from star_jax.data.readers import ShortRow, position, read_rows
@@ -30,8 +31,8 @@ from star_jax.runs.files import write_bytes_atomic, write_json_atomic
 COLUMNS = ("id", "prompt", "response")
 """The table's own columns."""
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
-"""How a cell begins that a spreadsheet would compute, or one that has been kept from it."""
+_WRITTEN = re.compile(r"annotator|skip_reason|decided_by|(response|skip_reason) \(.*\)")
+"""Columns beside the table's own that have what people write."""
 
 
 class Cell(NamedTuple):
@@ -39,9 +40,9 @@ class Cell(NamedTuple):
 
     Attributes:
       prompt: the cell, as it is in the file.
-      text: what a person wrote.
+      text: what a person wrote, without the apostrophe before what looks like a formula.
       place: of the row, for messages.
-      more: cells of other columns.
+      more: cells of other columns, as they are in the file, but for what people write, which is as `text`.
     """
 
     prompt: str
@@ -66,16 +67,6 @@ class Asked(NamedTuple):
     why: Mapping[str, Any] = MappingProxyType({})
 
 
-def as_text(text: str) -> str:
-    """A cell that spreadsheets take for text: an apostrophe before what they would compute."""
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def from_text(cell: str) -> str:
-    """What `as_text` was given."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
 def asked_for(prompt: Prompt, strategies: Sequence[str] = (), why: Mapping[str, Any] = MappingProxyType({})) -> Asked:
     """What is remembered of a prompt."""
     return Asked(_hash(prompt.text), _hash(" ".join(prompt.readable.split())), tuple(strategies), why)
@@ -89,12 +80,14 @@ def reasons(request: Request, answers: Sequence[str] | None) -> dict[str, Any]:
       answers: response texts of a closed answer set.
 
     Returns:
-      `rank`, `score`, `uncertainty` and `guess` of the request, and `answers`, as a person writes them.
+      `rank`, `score`, `uncertainty`, `guess` and `picked_by` of the request, and `answers`, as a person writes them.
     """
     known: dict[str, Any] = {"rank": request.rank, "score": request.score, "uncertainty": request.uncertainty}
     known = {name: value for name, value in known.items() if value is not None and math.isfinite(value)}
     if request.guess is not None:
         known["guess"] = request.guess
+    if request.picked_by is not None:
+        known["picked_by"] = request.picked_by
     if answers:
         known["answers"] = [answer.strip() for answer in answers]
     return known
@@ -107,6 +100,11 @@ def shown_hash(cell: str) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _as_written(column: str, cell: str, change: Callable[[str], str]) -> str:
+    """The cell, changed where people write into its column."""
+    return change(cell) if _WRITTEN.fullmatch(column) else cell
 
 
 def _own_column(name: str) -> str:
@@ -169,8 +167,8 @@ class LabelTable:
                     ),
                 )
                 continue
-            more = {column: cell for column, cell in row.items() if column not in COLUMNS}
-            yield place, row["id"], Cell(row["prompt"], row["response"].strip(), place, more)
+            more = {name: _as_written(name, cell, from_text) for name, cell in row.items() if name not in COLUMNS}
+            yield place, row["id"], Cell(row["prompt"], from_text(row["response"].strip()), place, more)
 
     def cells(self, ids: Collection[str] | None = None) -> dict[str, Cell]:
         """Id -> what the table has of it, in the table's order.
@@ -232,7 +230,10 @@ class LabelTable:
         """Writes the table alone: what was asked for is the same as before."""
         added = list(dict.fromkeys(column for cell in cells.values() for column in cell.more))
         records = [
-            [as_text(name), cell.prompt, cell.text, *(cell.more.get(column, "") for column in added)]
+            [
+                *(as_text(name), cell.prompt, as_text(cell.text)),
+                *(_as_written(column, cell.more.get(column, ""), as_text) for column in added),
+            ]
             for name, cell in cells.items()
         ]
         write_bytes_atomic(self.path, write_table(self._style(), [[*COLUMNS, *added], *records]))

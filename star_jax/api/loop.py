@@ -295,7 +295,7 @@ class ActiveLoop:
                 for name, leaves in tree["layers"].items():
                     arrays |= {f"{kind}/{name}/{part}": np.asarray(leaf) for part, leaf in leaves.items()}
         np.savez(folder / _ARRAYS, **arrays)
-        fields = ("id", "rank", "score", "strategy", "uncertainty", "guess")
+        fields = ("id", "rank", "score", "strategy", "uncertainty", "guess", "picked_by")
         asked = [{name: getattr(one, name) for name in fields} for one in state.open]
         numbers = {"round": state.loop.round, "asks": state.asks, "skipped": state.skipped}
         known = {"settings": self._config.to_dict(), "labels": self.labels, "open": asked}
@@ -332,7 +332,7 @@ def _read_state(path: Path, kept: Mapping[str, Any], problem: Problem) -> AskTel
     asked = tuple(
         Request(
             problem.prompts[place[one["id"]]],
-            *(one.get(name) for name in ("rank", "score", "strategy", "uncertainty", "guess")),
+            *(one.get(name) for name in ("rank", "score", "strategy", "uncertainty", "guess", "picked_by")),
         )
         for one in kept["open"]
     )

@@ -73,9 +73,9 @@ class LabelFlags:
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Serves the page until it is interrupted; 0 then, for nothing is lost."""
     given = flags.parse(program, LabelFlags, argv)
-    guidelines = _guidelines(given.guidelines)
-    runs = find_waiting(given.place)
     try:
+        guidelines = _guidelines(given.guidelines)
+        runs = find_waiting(given.place)
         from star_jax.annotators.web.server import bind, serve
     except ModuleNotFoundError as error:
         raise ConfigError(

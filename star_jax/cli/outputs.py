@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from star_jax.annotators.label_table import as_text
+from star_jax.data.cells import as_text
 from star_jax.errors import ConfigError
 from star_jax.runs.files import check_writable, write_jsonl_atomic, write_text_atomic
 

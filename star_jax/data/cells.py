@@ -1,4 +1,4 @@
-"""What the cells of a label column mean where the program that wrote the table could not say it.
+"""What cells mean where the program that wrote the table could not say it: labels, and what begins like a formula.
 
 A column of whole numbers with gaps leaves most programs as one of fractions, `1.0`, and a gap as `NaN` or `NA`. The
 other cells of the column tell what was meant: `NA` among numbers is a gap, among words it is a word.
@@ -22,6 +22,12 @@ _log = logging.getLogger(__name__)
 GAPS = frozenset({"na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "nat", "null", "none"})
 """What programs write where a value is missing, in small letters."""
 
+PICKS = ("id", "prompt", "response", "rank", "score")
+"""Columns of a table of picks, whose texts `as_text` has written."""
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
+"""How a cell begins that a spreadsheet would compute, or one that has been kept from it."""
+
 _NUMBER = re.compile(r"[-+\u2212]?[0-9.][0-9.,' \u00a0\u202f]*(?:[eE][-+]?[0-9]+)?%?")
 _WHOLE = re.compile(r"[-+]?[0-9]+\.0+")
 
@@ -31,6 +37,23 @@ Row = dict[str, Any]
 def plain_row(row: Row) -> Row:
     """The row with Python's values for NumPy's."""
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+
+
+def as_text(text: str) -> str:
+    """A cell that spreadsheets take for text: an apostrophe before what they would compute."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_text(cell: str) -> str:
+    """What `as_text` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def pick_row(row: Row) -> Row:
+    """The row with the texts that its cells stand for, where it is one of a table with all columns of `PICKS`."""
+    if not all(name in row for name in PICKS):
+        return row
+    return {name: from_text(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def clear_labels(rows: Iterable[Row], columns: Collection[str], skip: str = SKIP) -> None:

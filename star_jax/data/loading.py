@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from star_jax.config import SKIP, DataConfig, LabelsConfig, OnBadRow
-from star_jax.data.cells import clear_labels, plain_row, warn_of_gaps
+from star_jax.data.cells import clear_labels, pick_row, plain_row, warn_of_gaps
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.faults import said_at_once
 from star_jax.data.readers import Numbered, Record, Source, base_name, position, read_rows, unit
@@ -245,7 +245,9 @@ def _usable(
 
 def _rows(task: Task, source: Source, split: str, skip: str) -> Numbered:
     """The rows of a source with their values as a task reads them."""
-    rows = ((number, plain_row(row) if isinstance(row, dict) else row) for number, row in read_rows(source, split))
+    of_cells = isinstance(source, str) and source.lower().endswith((".csv", ".tsv"))
+    clear = (lambda row: pick_row(plain_row(row))) if of_cells else plain_row
+    rows = ((number, clear(row) if isinstance(row, dict) else row) for number, row in read_rows(source, split))
     if not task.sparse:
         yield from rows
         return

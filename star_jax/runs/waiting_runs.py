@@ -9,7 +9,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from star_jax.annotators.csv_file import LABELS_FILE
@@ -29,7 +29,7 @@ class WaitingRuns:
     Attributes:
       folder: OUTPUT_DIR.
       runs: folders of runs, OUTPUT_DIR/STRATEGY/seed-N.
-      config: of the first of them.
+      config: of the first of them, with the plug-ins of all.
       whole: whether these are all runs of the folder.
     """
 
@@ -51,11 +51,12 @@ class WaitingRuns:
 
     def command(self) -> list[str]:
         """What goes on with the runs, as arguments of a process in the folder that the first one was started in."""
-        seeds = dict.fromkeys(run.name.removeprefix("seed-") for run in self.runs)
+        seeds = dict.fromkeys(map(_seed, self.runs))
+        plugins = ("--plugins", ",".join(self.config.plugins)) if self.config.plugins else ()
         return [
             *(sys.executable, "-m", "star_jax.run", "--config", str(self.runs[0] / CONFIG_FILE)),
             *("--output-dir", str(self.folder)),
-            *("--strategies", ",".join(self.strategies), "--seeds", ",".join(seeds)),
+            *("--strategies", ",".join(self.strategies), "--seeds", ",".join(seeds), *plugins),
         ]
 
     def finished(self) -> bool:
@@ -121,14 +122,35 @@ def find_waiting(place: str) -> WaitingRuns:
     if not going:
         raise ConfigError(f"every run in {place} is finished; there is nothing to label")
     config = _shared_config(going)
+    _refuse_unwanted_runs(place, folder, going)
     _refuse_another_place(config)
     if not (folder / LABELS_FILE).exists():
         raise ConfigError(f"nobody is asked for labels in {folder}: {_why_not(config)}")
     return WaitingRuns(folder, tuple(going), config, whole=not alone)
 
 
+def _seed(run: Path) -> str:
+    return run.name.removeprefix("seed-")
+
+
+def _refuse_unwanted_runs(place: str, folder: Path, runs: Sequence[Path]) -> None:
+    """Refuses runs that one command cannot go on with: it would begin another one, as of a seed that a strategy lacks.
+
+    Raises:
+      ConfigError: naming that run.
+    """
+    for strategy in dict.fromkeys(run.parent.name for run in runs):
+        for seed in dict.fromkeys(map(_seed, runs)):
+            other = folder / strategy / f"seed-{seed}"
+            if not (other / CONFIG_FILE).is_file():
+                raise ConfigError(
+                    f"the strategies in {place} do not have the same seeds, and going on with all of them would begin "
+                    f"{other}; name one run, such as {runs[0]}, and label for one after the other"
+                )
+
+
 def _shared_config(runs: Sequence[Path]) -> ExperimentConfig:
-    """The configuration of all runs, which may differ in what fits into memory.
+    """The configuration of all runs, which may differ in what fits into memory, and in plug-ins, which are all named.
 
     Raises:
       ConfigError: they cannot be gone on with by one command.
@@ -137,12 +159,14 @@ def _shared_config(runs: Sequence[Path]) -> ExperimentConfig:
     first = configs[runs[0]]
     for run, config in configs.items():
         changed = differences(first.to_dict(), config.to_dict()).keys() - set(FIT_TO_MEMORY)
+        changed |= {"labels.skip"} if config.labels.skip != first.labels.skip else set()
         if changed:
             raise ConfigError(
                 f"{runs[0]} and {run} differ in {', '.join(sorted(changed))}; name one of the two, and label for one "
                 "after the other"
             )
-    return first
+    plugins = dict.fromkeys(name for config in configs.values() for name in config.plugins)
+    return replace(first, plugins=tuple(plugins))
 
 
 def _refuse_another_place(config: ExperimentConfig) -> None:

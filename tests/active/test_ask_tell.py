@@ -73,7 +73,10 @@ def test_the_first_requests_may_be_what_the_base_model_is_least_sure_of(problem,
     requests = asked(problem, start(SIZE), 4, strategy="random", config=first)[1]
     assert [request.id for request in requests] == [problem.prompts[place].id for place in order[:4]]
     assert [request.score for request in requests] == pytest.approx(entropy[order[:4]].tolist(), rel=1e-5)
+    assert {(request.strategy, request.picked_by) for request in requests} == {("random", "base_only")}
     assert asked(problem, labelled, 3, strategy="random", config=first)[1][0].score is None
+    assert asked(problem, start(SIZE), 1, strategy="entropy")[1][0].picked_by == "random"
+    assert asked(problem, labelled, 1, strategy="entropy")[1][0].picked_by == "entropy"
 
 
 @pytest.mark.parametrize("strategy", ["entropy", "random", "entropy_dynamic", "bald"])

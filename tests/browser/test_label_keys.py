@@ -130,3 +130,15 @@ def test_nobody_else_on_this_machine_gets_in(page, open_page):
     root = re.match(r"http://[^/]+/", address).group()
     assert page.goto(root).status == 404
     assert page.goto(f"{root}{'x' * 32}/").status == 404
+
+
+def test_a_key_that_is_held_down_answers_once(tmp_path, page, open_page):
+    page.goto(open_page(TOPICS))
+    page.keyboard.down("1")
+    moved_on(page, "a")
+    for _ in range(3):
+        page.keyboard.down("1")  # what a keyboard sends until the key is let go
+    page.keyboard.up("1")
+    page.keyboard.press("2")
+    moved_on(page, "b")
+    assert labels(tmp_path) == [*TOPICS[:2], "", ""]

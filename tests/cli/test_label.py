@@ -1,5 +1,6 @@
 """The command before it serves anything: what it refuses, and in which words."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -11,6 +12,17 @@ from waiting import make_run
 
 from star_jax.cli import label
 from star_jax.cli.guard import guarded_main
+
+WAITS = """
+import sys, time
+if "star_jax.run" in sys.orig_argv:
+    print("waiting", flush=True)
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+"""Makes of `python -m star_jax.run` a process that does nothing until it is told to stop."""
 
 
 @pytest.fixture
@@ -67,6 +79,13 @@ def test_without_the_extra(waiting, capsys, monkeypatch):
     assert "pip install 'star_jax[web]'" in refused(capsys, waiting)
 
 
+def test_guidelines_without_the_extra(waiting, tmp_path, capsys, monkeypatch):
+    (tmp_path / "guidelines.md").write_text("# Be kind\n")
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    said = refused(capsys, waiting, "--guidelines", tmp_path / "guidelines.md")
+    assert "needs the package markdown_it; install it with pip install 'star_jax[web]'" in said
+
+
 def test_guidelines_are_rendered_and_their_html_is_not(tmp_path):
     file = tmp_path / "guidelines.md"
     file.write_text("# Be kind\n\n<script>alert(1)</script>\n\n| a | b |\n|---|---|\n| c | d |\n")
@@ -94,17 +113,19 @@ def test_ctrl_c_closes_the_page(waiting):
         assert page.stdout.read() == closed
 
 
-def test_ctrl_c_stops_the_run_too_and_says_so(waiting):
-    """A run that trains is asked to stop, once; here it is one that does not come to that."""
+def test_ctrl_c_stops_the_run_too_and_says_so(waiting, tmp_path):
+    """A run that trains is asked to stop, once; here it is one that waits until then."""
+    (tmp_path / "sitecustomize.py").write_text(WAITS)
     (waiting / "labels.csv").write_text("id,prompt,response\na,what?,this\n")
     command = [sys.executable, "-m", "star_jax", "label", str(waiting), "--port", "0", "--browser", "false"]
     log = waiting / "labelling.log"
-    with subprocess.Popen([*command, "--pause", "0"], stdout=subprocess.PIPE, text=True) as page:
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", os.getcwd())]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen([*command, "--pause", "0"], stdout=subprocess.PIPE, text=True, env=environment) as page:
         try:
             assert page.stdout.readline().startswith("0 examples need a label: ")
-            for _ in range(600):
-                if log.exists():
-                    break
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and not (log.exists() and "waiting" in log.read_text()):
                 time.sleep(0.05)
             page.send_signal(signal.SIGINT)
             assert page.wait(120) == 0

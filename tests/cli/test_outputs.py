@@ -7,11 +7,15 @@ import shutil
 
 import pytest
 
-from star_jax.annotators.label_table import from_text
 from star_jax.checkpoints.hub import resolve_folder
 from star_jax.cli import export, run, score
 from star_jax.cli.guard import guarded_main
 from star_jax.cli.outputs import TABLES, check_output_file, check_output_folder, write_rows
+from star_jax.config import FormatConfig
+from star_jax.data.cells import PICKS, from_text
+from star_jax.data.examples import Prompt
+from star_jax.data.loading import load_prompts
+from star_jax.data.tasks import get_task
 from star_jax.errors import ConfigError
 from star_jax.experiment import runner
 
@@ -167,6 +171,21 @@ def test_both_formats_read_back(tmp_path, capsys):
     assert found[1]["answer"] == "'=1+1"  # which a spreadsheet would compute
     assert [row["needs_person"] for row in found] == ["true", "false"]
     assert [float(row["confidence"]) for row in found] == [0.25, 1e-05]
+
+
+def test_a_table_of_picks_is_read_as_what_was_picked(tmp_path):
+    """What was written against spreadsheets is neither trained on nor part of an id, in a table of these columns."""
+    texts = {"-a": "-3 + 5 =", "b": "'tis =", "+3": "''=1", "=c": "\t@x", "-4": "5"}
+    rows = [dict(zip(PICKS, (name, text, None, 0, None), strict=True)) for name, text in texts.items()]
+    write_rows(tmp_path / "picks.csv", rows)
+    write_rows(tmp_path / "picks.jsonl", rows)
+    other = [{name: value for name, value in row.items() if name != "rank"} for row in rows]
+    write_rows(tmp_path / "other.csv", other)
+    task = get_task("generic", FormatConfig(prompt="{{ prompt }}|", response="{{ response }}"))
+    for name in ("picks.csv", "picks.jsonl"):
+        found = {one.id: one.text for one in load_prompts(task, str(tmp_path / name), "train")}
+        assert found == {name: f"{text}|" for name, text in texts.items()}
+    assert load_prompts(task, str(tmp_path / "other.csv"), "train")[0] == Prompt("'-a", "'-3 + 5 =|")
 
 
 def test_a_number_in_a_table_stays_one(tmp_path):

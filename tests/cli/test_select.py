@@ -11,6 +11,7 @@ from star_jax.cli.guard import guarded_main
 from star_jax.cli.run import main as run
 from star_jax.cli.select_flags import SelectConfig, parse_select
 from star_jax.config import AcquisitionConfig, LoraConfig
+from star_jax.data.cells import PICKS
 from star_jax.registry import STRATEGIES
 
 COLUMNS = ["id", "prompt", "response", "rank", "score"]
@@ -45,7 +46,7 @@ def test_a_budget_is_picked_at_once(pool, tmp_path, capsys, strategy):
     texts = {row["id"]: row["question"] for row in map(json.loads, pool.read_text().splitlines())}
     assert len({row["id"] for row in rows}) == 5
     for row in rows:
-        assert list(row) == COLUMNS
+        assert list(row) == COLUMNS == list(PICKS)
         assert row["prompt"] == texts[row["id"]]
         assert row["response"] is None
         assert (row["score"] is None) == (strategy == "random")
@@ -121,7 +122,7 @@ def test_mistakes_are_one_sentence(pool, tmp_path, capsys, extra, said):
 def test_the_pool_is_not_written_over(pool, capsys):
     before = pool.read_text()
     selected(pool, pool, code=2)
-    assert "which is read as well" in capsys.readouterr().err
+    assert "the file of --data, which would be lost" in capsys.readouterr().err
     assert pool.read_text() == before
 
 

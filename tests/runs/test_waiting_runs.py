@@ -10,7 +10,7 @@ import pytest
 from waiting import LOOP, make_run
 
 from star_jax.cli.run import parse_run
-from star_jax.config import DataConfig
+from star_jax.config import DataConfig, LabelsConfig
 from star_jax.errors import ConfigError
 from star_jax.runs.waiting_runs import find_waiting
 
@@ -103,6 +103,26 @@ def test_runs_of_different_settings_are_labelled_for_one_after_the_other(root):
     make_run(root, "bald", 0, annotator="csv")
     assert "differ in annotator; name one of the two" in refusal(root)
     assert find_waiting(str(root / "bald" / "seed-0")).config.annotator == "csv"
+
+
+def test_no_run_is_begun_that_nobody_has_asked_for(root):
+    make_run(root, "star", 7)
+    said = refusal(root)
+    assert f"would begin {root / 'random' / 'seed-7'}; name one run, such as {root / 'random' / 'seed-0'}" in said
+    assert find_waiting(str(root / "star" / "seed-7")).strategies == ["star"]
+    make_run(root, "random", 7)  # a finished one is not begun again
+    (root / "random" / "seed-7" / "summary.json").write_text("{}")
+    assert len(find_waiting(str(root)).runs) == 5
+
+
+def test_plugins_of_all_runs_are_named_and_what_skips_must_be_the_same(tmp_path):
+    make_run(tmp_path, "one", 0, plugins=("mine.py",))
+    make_run(tmp_path, "other", 0, plugins=("yours.py", "mine.py"))
+    (tmp_path / "labels.csv").write_text("id,prompt,response\n")
+    command = find_waiting(str(tmp_path)).command()
+    assert command[command.index("--plugins") + 1] == "mine.py,yours.py"
+    make_run(tmp_path, "third", 0, labels=LabelsConfig(skip="n/a"))
+    assert "differ in labels.skip; name one of the two" in refusal(tmp_path)
 
 
 def test_another_working_folder_than_that_of_the_run_is_told_of(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
@@ -125,7 +126,10 @@ class Continuation:
     def look(self) -> Status:
         """Does what there is to do now, and says what is going on."""
         with self._lock:
-            self.status = self._next()
+            try:
+                self.status = self._next()
+            except (ConfigError, DataError, OSError) as error:  # it is asked again in a moment
+                self.status = Status(Phase.FAILED, said(error))
             return self.status
 
     def go_on(self) -> None:
@@ -133,6 +137,10 @@ class Continuation:
         with self._lock:
             self._failed, self._full_since = None, self._clock() - self._pause
             self.look()
+
+    def held(self) -> AbstractContextManager[object]:
+        """Within it, no other thread starts a run."""
+        return self._lock
 
     def may_take_back(self) -> bool:
         """Whether a label can be emptied: not while a process may be reading it."""
@@ -167,25 +175,30 @@ class Continuation:
         return self._start()
 
     def _start(self) -> Status:
-        self._full_since, self._asked = None, frozenset(self._table.names())
-        with self._log.open("ab") as output:
-            self._begin = output.tell()
-            self._child = _process(self._runs.command(), output)
+        self._full_since = None
+        try:
+            self._asked = frozenset(self._table.names())
+            with self._log.open("ab") as output:
+                self._begin = output.tell()
+                self._child = _process(self._runs.command(), output)
+        except (ConfigError, DataError, OSError) as error:
+            self._failed = (f"the run cannot be started: {said(error)}", self._table.version())
+            return Status(Phase.FAILED, self._failed[0])
         return Status(Phase.RUNNING)
 
     def _ended(self, code: int) -> None:
         """Remembers why the run did not go on, until somebody changes the table or says that it shall."""
-        said = last_line(self._log, self._begin).removeprefix("star_jax: ").removeprefix("error: ")
-        if code == 0 or self._runs.busy() or IN_USE in said:
+        line = last_line(self._log, self._begin).removeprefix("star_jax: ").removeprefix("error: ")
+        if code == 0 or self._runs.busy() or IN_USE in line:
             return
         if code != NEEDS_LABELS:
             self._failed = (
-                said or f"the run has stopped with exit code {code}, see {self._log}",
+                line or f"the run has stopped with exit code {code}, see {self._log}",
                 self._table.version(),
             )
         elif self._asks_for_nothing():
-            said = f"the run asks for labels that the table does not show, see {self._log}"
-            self._failed = (said, self._table.version())
+            line = f"the run asks for labels that the table does not show, see {self._log}"
+            self._failed = (line, self._table.version())
 
     def _asks_for_nothing(self) -> bool:
         """Whether starting the run again would change nothing.
@@ -219,6 +232,14 @@ def _process(command: Sequence[str], output: IO[bytes]) -> subprocess.Popen[byte
         start_new_session=True,
         env=environment,
     )
+
+
+def said(error: Exception) -> str:
+    """What is wrong, in a sentence; of an error of the system, with the file that it is about."""
+    if not isinstance(error, OSError):
+        return str(error)
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def last_line(log: Path, begin: int = 0) -> str:

@@ -124,7 +124,7 @@ class Desk:
           DataError: the table cannot be read or has no such example, the label is none, or somebody has written
             another one in the meantime.
         """
-        text = text.replace("\r\n", "\n").strip()
+        text = _with_plain_lines(text).strip()
         answers = self.sheet().why(name).get("answers")
         if not text:
             raise DataError("the answer is empty; write one, or skip the example")
@@ -137,14 +137,14 @@ class Desk:
         given = Given(text, clean_name(who), _now())
         self._change(name, partial(_written, given=given, seen=seen, decide=decide))
 
-    def skip(self, name: str, reason: str = "", who: str = "", seen: str | None = None) -> None:
-        """Writes that an example cannot be labelled, and why; errors as those of `answer`."""
+    def skip(self, name: str, reason: str = "", who: str = "", seen: str | None = None, decide: bool = False) -> None:
+        """Writes that an example cannot be labelled, and why; arguments and errors as those of `answer`."""
         given = Given(self.scope.skip, clean_name(who), _now(), " ".join(reason.split())[:LONGEST_TEXT])
-        self._change(name, partial(_written, given=given, seen=seen))
+        self._change(name, partial(_written, given=given, seen=seen, decide=decide))
 
-    def take_back(self, name: str, who: str = "") -> None:
-        """Empties what a person has written; errors as those of `answer`."""
-        self._change(name, partial(opinions.taken_back, who=clean_name(who)))
+    def take_back(self, name: str, who: str = "", seen: str | None = None) -> None:
+        """Empties what a person has written; arguments and errors as those of `answer`."""
+        self._change(name, partial(_emptied, who=clean_name(who), seen=seen))
 
     def _change(self, name: str, change: Callable[[Cell], Cell]) -> None:
         with self.table.locked():
@@ -157,12 +157,32 @@ class Desk:
 
 
 def _written(cell: Cell, given: Given, seen: str | None, decide: bool = False) -> Cell:
-    if decide:
-        return opinions.decided(cell, given)
-    if seen not in (None, cell.text) and cell.text != given.text and not opinions.is_second(cell, given.who):
+    counts = decide or not opinions.is_second(cell, given.who)
+    if counts and _with_plain_lines(cell.text) != given.text:
+        _refuse_unseen(cell, seen)
+    return opinions.decided(cell, given) if decide else opinions.answered(cell, given)
+
+
+def _emptied(cell: Cell, who: str, seen: str | None) -> Cell:
+    if not opinions.is_second(cell, who):
+        _refuse_unseen(cell, seen)
+    return opinions.taken_back(cell, who)
+
+
+def _refuse_unseen(cell: Cell, seen: str | None) -> None:
+    """Refuses to replace a label that the person was not shown; browsers and spreadsheets end lines in their own way.
+
+    Raises:
+      DataError: saying what is written there.
+    """
+    if seen is not None and _with_plain_lines(seen) != _with_plain_lines(cell.text):
         said = f"labelled {cell.text!r}" if cell.text else "emptied"
         raise DataError(f"the example has been {said} in the meantime; look at it, and answer again if that is wrong")
-    return opinions.answered(cell, given)
+
+
+def _with_plain_lines(text: str) -> str:
+    """A text whose lines end as on Unix."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def clean_name(who: str) -> str:

@@ -2,7 +2,8 @@
 
 A row has one label that counts, in `response`, with `annotator` and `labelled_at`. Where somebody else has labelled the
 same example, that label is in columns of its own, `response (NAME)` and `labelled_at (NAME)`, and changes nothing.
-Where somebody decides between them, all labels stand in such columns, and `decided_by` names who has decided.
+Where somebody decides between them, or corrects what another has written, all labels stand in such columns, and
+`decided_by` names who has decided.
 """
 
 from __future__ import annotations
@@ -97,21 +98,27 @@ def is_second(cell: Cell, who: str) -> bool:
 
 def _beside(cell: Cell, given: Given) -> Cell:
     columns = {f"response ({given.who})": given.text, f"labelled_at ({given.who})": given.when}
+    reason = f"{REASON} ({given.who})"
+    if given.reason or reason in cell.more:
+        columns[reason] = given.reason
     return cell._replace(more={**cell.more, **columns})
 
 
 def decided(cell: Cell, given: Given) -> Cell:
     """The cell with an answer that counts from now on; what each person has said stays beside it."""
     if cell.text and not cell.more.get(DECIDED):
-        cell = _beside(cell, Given(cell.text, cell.more.get(WHO, ""), cell.more.get(WHEN, "")))
+        before = (cell.more.get(name, "") for name in (WHO, WHEN, REASON))
+        cell = _beside(cell, Given(cell.text, *before))
     more = {**cell.more, WHO: given.who, WHEN: given.when, DECIDED: given.who or "somebody"}
+    if given.reason or REASON in more:
+        more[REASON] = given.reason
     return cell._replace(text=given.text, more=more)
 
 
 def taken_back(cell: Cell, who: str) -> Cell:
     """The cell without the answer of a person."""
     second = is_second(cell, who)
-    gone = (f"response ({who})", f"labelled_at ({who})") if second else (WHO, WHEN, REASON)
+    gone = tuple(f"{name} ({who})" for name in ("response", WHEN, REASON)) if second else (WHO, WHEN, REASON)
     more = {name: "" if name in gone else text for name, text in cell.more.items()}
     return cell._replace(text=cell.text if second else "", more=more)
 

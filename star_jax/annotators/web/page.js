@@ -2,11 +2,13 @@
 "use strict";
 const base = document.body.dataset.base;
 const find = (selector) => document.querySelector(selector);
+const TYPING_MS = 60000; // after this without a key, a draft no longer keeps the page as it is
 let sending = false;
+let typed = -Infinity;
 
 function draftKey() {
   const form = find("#answer");
-  return form && `star_jax draft ${form.dataset.id}`;
+  return form && `star_jax draft ${document.body.dataset.experiment} ${form.dataset.id}`;
 }
 
 function ready() {
@@ -29,6 +31,7 @@ function ready() {
 
 function show(text, address) {
   const fresh = new DOMParser().parseFromString(text, "text/html").getElementById("page");
+  if (!fresh) throw new Error("this is not the page");
   find("#page").replaceWith(fresh);
   find("#lost").hidden = true;
   if (address) history.replaceState(null, "", address);
@@ -45,10 +48,10 @@ async function send(form, button) {
   sending = true;
   const fields = new URLSearchParams(new FormData(form));
   if (button && button.name) fields.set(button.name, button.value);
-  const draft = form.matches("#answer") ? draftKey() : null; // `form.id` is the field of that name
+  const draft = form.matches("#answer, #skipping form") ? draftKey() : null; // `form.id` is the field of that name
   try {
     const answer = await fetch(form.action, { method: "POST", body: fields });
-    if (!answer.ok && answer.status !== 422) throw new Error(answer.statusText);
+    if (!answer.ok && answer.status !== 422 && answer.status !== 413) throw new Error(answer.statusText);
     if (answer.ok && draft) localStorage.removeItem(draft);
     show(await answer.text(), answer.ok ? answer.url : null);
   } catch {
@@ -60,14 +63,18 @@ async function send(form, button) {
 
 async function look() {
   try {
-    const { version } = await (await fetch(`${base}state`)).json();
+    const state = await fetch(`${base}state`);
+    if (!state.ok) throw new Error(state.statusText);
+    const { version } = await state.json();
     const page = find("#page");
     find("#lost").hidden = true;
     const box = find("#response");
-    const busy = sending || find("#skipping")?.open || (box && localStorage.getItem(draftKey()) !== null) ||
+    const busy = sending || find("#skipping")?.open || (box && performance.now() - typed < TYPING_MS) ||
       document.activeElement?.id === "who" || find("#search")?.value;
     if (version !== page.dataset.version && !busy) {
-      const text = await (await fetch(location.href)).text();
+      const answer = await fetch(location.href);
+      if (!answer.ok) throw new Error(answer.statusText);
+      const text = await answer.text();
       if (!sending) show(text);
     }
   } catch {
@@ -82,7 +89,10 @@ document.addEventListener("submit", (event) => {
 });
 
 document.addEventListener("input", (event) => {
-  if (event.target.id === "response") localStorage.setItem(draftKey(), event.target.value);
+  if (event.target.id === "response") {
+    typed = performance.now();
+    localStorage.setItem(draftKey(), event.target.value);
+  }
   if (event.target.id === "search") {
     const wanted = event.target.value.trim().toLowerCase();
     for (const button of document.querySelectorAll(".answers button"))
@@ -117,9 +127,11 @@ document.addEventListener("keydown", (event) => {
   else if (key === "u") target = find("#undo");
   else if (key === "s") target = find("#skipping summary");
   else if (key === "g") target = find("#guidelines summary");
-  if (!target) return;
+  // A key that is held down answers once: by then, another example is on the page.
+  const again = event.repeat && (target || (key === "enter" && !box.matches("textarea")));
+  if (!target && !again) return;
   event.preventDefault();
-  target.click();
+  if (!again) target.click();
 });
 
 ready();

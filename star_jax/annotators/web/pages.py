@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import jinja2
 
+from star_jax.annotators.csv_file import WHO
 from star_jax.annotators.web import opinions, view
-from star_jax.annotators.web.continuation import Continuation, Phase, Status
+from star_jax.annotators.web.continuation import Continuation, Phase, Status, said
 from star_jax.annotators.web.desk import Desk, Sheet, clean_name
 from star_jax.annotators.web.view import Look
 from star_jax.errors import ConfigError, DataError
@@ -87,11 +88,11 @@ class Pages:
         status = self.continuation.look()
         values = {"base": base, "look": self.look, "who": chosen.who, "second": chosen.second}
         values |= {"message": chosen.message, "problem": "", "status": self._said(status)}
-        values |= {"version": self.version(status)}
+        values |= {"version": self.version(status), "experiment": self._experiment()}
         try:
             values |= self._state(chosen, status)
-        except (ConfigError, DataError) as error:
-            values |= {"problem": str(error), "rounds": 0, "accuracy": None, "summary": None, "item": None}
+        except (ConfigError, DataError, OSError) as error:
+            values |= {"problem": said(error), "rounds": 0, "accuracy": None, "summary": None, "item": None}
         return _TEMPLATE.render(values)
 
     def _state(self, chosen: Chosen, status: Status) -> dict[str, Any]:
@@ -100,11 +101,15 @@ class Pages:
         done, rounds = self.record.rounds()
         values: dict[str, Any] = {"round": done, "rounds": rounds, "accuracy": self.record.accuracy()}
         values |= {"summary": view.summary(sheet, self.look, used, chosen.who), "item": None, "again": False}
+        values |= {"decide": False, "author": ""}
         name = self._next(sheet, chosen, used)
         if name is not None:
             blind = chosen.second and chosen.who not in opinions.opinions(sheet.cells[name])
             values["item"] = view.item(sheet, name, self.look, used, blind)
-            values["again"] = bool(sheet.cells[name].text) and not chosen.second
+            values["again"] = again = bool(sheet.cells[name].text) and not chosen.second
+            others = again and opinions.is_second(sheet.cells[name], chosen.who)
+            values["decide"] = others or (again and bool(values["item"]["opinions"]))
+            values["author"] = sheet.cells[name].more.get(WHO, "") if others else ""
         return values | {"fix": view.named_in(status.line, sheet.cells) if status.phase is Phase.FAILED else None}
 
     def version(self, status: Status | None = None) -> str:
@@ -112,6 +117,10 @@ class Pages:
         status = status or self.continuation.look()
         seen = (status.phase, status.line, math.ceil(status.seconds), self.desk.version())
         return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+
+    def _experiment(self) -> str:
+        """Tells what a browser keeps for this table from what it keeps for others, whatever address they are at."""
+        return hashlib.sha256(str(self.desk.table.path.parent.resolve()).encode()).hexdigest()[:16]
 
     def _said(self, status: Status) -> dict[str, Any]:
         line = view.readable(status.line)
@@ -141,13 +150,12 @@ class Pages:
         Returns:
           What to show then; None where there is no such action.
         """
-        name, second = form.get("id", ""), form.get("second") == "1"
+        name, second, decide = form.get("id", ""), form.get("second") == "1", form.get("decide") == "1"
         try:
             if action == "answer":
-                decide = form.get("decide") == "1"
                 self.desk.answer(name, form.get("response", ""), who, form.get("seen"), decide)
             elif action == "skip":
-                self.desk.skip(name, form.get("reason", ""), who, form.get("seen"))
+                self.desk.skip(name, form.get("reason", ""), who, form.get("seen"), decide)
             elif action == "undo":
                 return self._undo(who)
             elif action == "go-on":
@@ -163,6 +171,10 @@ class Pages:
 
     def _undo(self, who: str) -> Chosen:
         """The last answer is taken back; where a training may have it already, it is shown to be corrected instead."""
+        with self.continuation.held():  # no run begins between the question and the answer
+            return self._taken_back(who)
+
+    def _taken_back(self, who: str) -> Chosen:
         sheet, used = self.desk.sheet(), self.record.used()
         name = next(iter(opinions.latest(sheet.cells, who)), None)
         if name is None:
@@ -170,7 +182,7 @@ class Pages:
         cell = sheet.cells[name]
         second = opinions.is_second(cell, who)
         if second or not (name in used or cell.more.get(opinions.DECIDED) or not self.continuation.may_take_back()):
-            self.desk.take_back(name, who)
+            self.desk.take_back(name, who, cell.text)
             return Chosen(who, name, second)
         return Chosen(who, name)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from http.cookies import SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
@@ -26,8 +25,8 @@ from star_jax.annotators.web.pages import Chosen, Pages, person
 LOOPBACK = "127.0.0.1"
 """The one address that is listened on."""
 
-LARGEST_FORM = 1 << 20
-"""Bytes of a form that are read."""
+LARGEST_FORM = 4 << 20
+"""Bytes of a form that are read: the longest answer and what it replaces, with 12 bytes a character, fit in."""
 
 LOOK_SECONDS = 0.5
 """Between two looks at whether the run should go on."""
@@ -44,7 +43,13 @@ HEADERS = {
 }
 """Of every answer."""
 
+TOO_LARGE = "what was sent is too large, and was not saved; shorten the answer"
+
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
+
+
+class _TooLarge(Exception):
+    """A form has more than `LARGEST_FORM` bytes."""
 
 
 def make_app(pages: Pages, token: str) -> Starlette:
@@ -68,7 +73,7 @@ def make_app(pages: Pages, token: str) -> Starlette:
         form = await _form(request)
         answer = _elsewhere(base, {"second": "1"} if form.get("second") == "1" else {})
         answer.set_cookie(
-            COOKIE, quote(person(form.get("who", ""))), max_age=10**8, path="/", httponly=True, samesite="strict"
+            COOKIE, quote(person(form.get("who", ""))), max_age=10**8, path=base, httponly=True, samesite="strict"
         )
         return answer
 
@@ -84,6 +89,10 @@ def make_app(pages: Pages, token: str) -> Starlette:
         query = {} if chosen.name is None else {"id": chosen.name}
         return _elsewhere(base, query | ({"second": "1"} if chosen.second else {}))
 
+    async def too_large(request: Request, error: Exception) -> Response:
+        chosen = Chosen(_who(request), message=TOO_LARGE)
+        return await run_in_threadpool(lambda: _page(pages.show(chosen, base), 413))
+
     routes = [
         Route("/", index),
         Route("/state", state),
@@ -92,7 +101,9 @@ def make_app(pages: Pages, token: str) -> Starlette:
         Route("/{action}", act, methods=["POST"]),
     ]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])
-    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=[hosts])
+    return Starlette(
+        routes=[Mount(f"/{token}", routes=routes)], middleware=[hosts], exception_handlers={_TooLarge: too_large}
+    )
 
 
 def _page(html: str, status: int = 200) -> Response:
@@ -110,18 +121,24 @@ def _static(file: str, kind: str) -> Callable[[Request], Response]:
 
 
 def _who(request: Request) -> str:
-    cookie = SimpleCookie(request.headers.get("cookie", "")).get(COOKIE)
-    return person(unquote(cookie.value)) if cookie is not None else request.app.state.who
+    cookie = request.cookies.get(COOKIE)
+    return person(unquote(cookie)) if cookie is not None else request.app.state.who
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The fields of a form, as far as `LARGEST_FORM` goes."""
-    body = b""
+    """The fields of a form.
+
+    Raises:
+      _TooLarge: once all of it has come, so that the browser hears the answer; nothing of it is kept then.
+    """
+    body, size = bytearray(), 0
     async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_FORM:
-            break
-    return dict(parse_qsl(body[:LARGEST_FORM].decode("utf-8", "replace"), keep_blank_values=True))
+        size += len(part)
+        if size <= LARGEST_FORM:
+            body += part
+    if size > LARGEST_FORM:
+        raise _TooLarge
+    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
 
 def bind(port: int) -> socket.socket:

@@ -93,7 +93,7 @@ def _columns(cell: Cell) -> list[tuple[str, str]]:
     """Columns of the pool that are shown beside the prompt."""
     own = (WHO, WHEN, "strategy", opinions.REASON, opinions.DECIDED)
     shown = [(name, from_text(text)) for name, text in cell.more.items() if text and name not in own]
-    return [(name, text) for name, text in shown if not re.match(r"(response|labelled_at) \(", name)]
+    return [(name, text) for name, text in shown if not re.match(r"(response|labelled_at|skip_reason) \(", name)]
 
 
 def _reasons(sheet: Sheet, name: str, used: Collection[str]) -> list[str]:
@@ -102,9 +102,11 @@ def _reasons(sheet: Sheet, name: str, used: Collection[str]) -> list[str]:
     names = sheet.asked[name].strategies if name in sheet.asked else ()
     if not why:
         return []
-    by = f" by {' and '.join(names)}" if names else ""
-    if "score" not in why and "uncertainty" not in why:
+    picker = why.get("picked_by")
+    if picker == "random":
         return ["drawn at random", f"number {why['rank'] + 1} of this draw"]
+    # A former release did not write down what has picked, only who asks.
+    by = f" by {picker}" if picker else f", for {' and '.join(names)}" if names else ""
     said = [f"picked as number {why['rank'] + 1}{by}"]
     if "uncertainty" in why:
         others = [sheet.why(other).get("uncertainty") for other in sheet.cells if other not in used]

@@ -27,7 +27,7 @@ def make_table(tmp_path):
         guesses = ["sound", None, "light"]
         person.annotate(
             [
-                Request(prompt, rank, 0.5 - rank / 10, strategy, 2.0 + rank, guess)
+                Request(prompt, rank, 0.5 - rank / 10, strategy, 2.0 + rank, guess, strategy)
                 for rank, (prompt, guess) in enumerate(zip(PROMPTS, guesses, strict=True))
             ]
         )

@@ -88,6 +88,28 @@ def test_a_run_that_fails_is_not_started_again_before_something_has_changed(desk
     assert until(going, Phase.FINISHED).line == ""
 
 
+def test_a_run_that_cannot_be_started_is_told_of_and_tried_again_when_asked(desk, runs, going, clock, monkeypatch):
+    fill(desk)
+    monkeypatch.setattr(runs, "command", lambda: ["/nowhere/python"])
+    going.go_on()
+    assert going.status == (Phase.FAILED, "the run cannot be started: /nowhere/python: No such file or directory", 0.0)
+    monkeypatch.undo()
+    runs.script = "exit 0"
+    assert going.look().phase is Phase.FAILED
+    going.go_on()
+    assert going.status.phase is Phase.RUNNING
+
+
+def test_what_cannot_be_looked_at_is_told_of_until_it_can(desk, runs, going, clock, monkeypatch):
+    def refuse():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(runs, "busy", refuse)
+    assert going.look() == (Phase.FAILED, "Too many open files", 0.0)
+    monkeypatch.undo()
+    assert going.look().phase is Phase.LABELLING
+
+
 def test_another_process_at_work_is_waited_for(desk, runs, going, clock):
     fill(desk)
     runs.at_work, runs.script = True, "exit 9"

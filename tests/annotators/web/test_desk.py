@@ -24,6 +24,7 @@ def test_what_was_asked_is_known_with_its_reasons(desk):
         "uncertainty": 2.0,
         "guess": "sound",
         "answers": ["light", "sound"],
+        "picked_by": "star",
     }
     assert "guess" not in sheet.why("b")
     assert desk.missing() == 3
@@ -70,6 +71,45 @@ def test_a_free_answer_that_was_meant_to_skip_is_refused(make_table):
         desk.answer("a", "skip")
     desk.answer("a", "dark\r\nand light")
     assert desk.sheet().cells["a"].text == "dark\nand light"
+
+
+def test_lines_end_in_many_ways_and_are_the_same(make_table, rows, tmp_path):
+    desk, table = Desk(make_table(answers=())), tmp_path / "labels.csv"
+    table.write_bytes(table.read_bytes().replace(b'"is it light?",""', b'"is it light?","dark\r\nor light"'))
+    desk.answer("a", "dark", "ann", seen="dark\nor light")
+    assert rows()["a"]["response"] == "dark"
+    desk.answer("a", "dark\rred", "ann", seen="dark")
+    assert rows()["a"]["response"] == "dark\nred"
+
+
+def test_what_was_replaced_in_the_meantime_is_not_emptied(desk, rows):
+    desk.answer("a", "light", "ann")
+    desk.answer("a", "sound", "ann")
+    with pytest.raises(DataError, match="labelled 'sound' in the meantime"):
+        desk.take_back("a", "ann", "light")
+    desk.take_back("a", "ann", "sound")
+    assert rows()["a"]["response"] == ""
+
+
+def test_nothing_that_people_write_is_a_formula_in_the_file_and_all_of_it_is_read_as_they_wrote_it(
+    make_table, rows, tmp_path
+):
+    desk, table = Desk(make_table(answers=())), tmp_path / "labels.csv"
+    desk.answer("a", "=1+1", "@ann")
+    desk.answer("a", "-2", "+bob")
+    desk.skip("b", "=cmd", "ann")
+    row = rows()["a"]
+    assert (row["response"], row["annotator"], row["response (+bob)"]) == ("'=1+1", "'@ann", "'-2")
+    assert rows()["b"]["skip_reason"] == "'=cmd"
+    cells = desk.sheet().cells
+    assert (cells["a"].text, cells["a"].more["annotator"], cells["a"].more["response (+bob)"]) == ("=1+1", "@ann", "-2")
+    assert cells["b"].more["skip_reason"] == "=cmd"
+    by_hand = {"'=2": "=2", "=3": "=3", "'tis": "'tis", "''-4": "'-4"}
+    for written, meant in by_hand.items():
+        table.write_text(f'id,prompt,response\n"a","is it light?","{written}"\n', "utf-8")
+        assert Desk(desk.table).sheet().cells["a"].text == meant
+        desk.table.write_cells(desk.table.cells())
+        assert desk.table.cells()["a"].text == meant
 
 
 def test_edits_by_hand_are_seen_and_kept(desk, rows, tmp_path):

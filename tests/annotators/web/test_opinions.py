@@ -40,6 +40,17 @@ def test_a_skip_has_a_reason_that_goes_with_it():
     assert "skip_reason" not in labelled("yes").more
 
 
+def test_reasons_go_with_the_answers_they_are_for():
+    cell = opinions.answered(labelled("yes"), given("[skip]", "bob", reason="unclear"))
+    assert cell.more["skip_reason (bob)"] == "unclear"
+    assert opinions.answered(cell, given("no", "bob")).more["skip_reason (bob)"] == ""
+    assert opinions.taken_back(cell, "bob").more["skip_reason (bob)"] == ""
+    skipped = opinions.answered(Cell("prompt"), given("[skip]", reason="broken"))
+    over = opinions.decided(skipped, given("yes", "bob"))
+    assert (over.more["skip_reason"], over.more["skip_reason (ann)"]) == ("", "broken")
+    assert opinions.decided(over, given("[skip]", "bob", reason="no answer")).more["skip_reason"] == "no answer"
+
+
 def test_a_second_person_does_not_change_what_counts():
     cell = opinions.answered(labelled("yes"), given("no", "bob", 5))
     assert (cell.text, cell.more["annotator"]) == ("yes", "ann")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from star_jax.annotators.label_table import Cell
+from star_jax.annotators.label_table import Asked, Cell
 from star_jax.annotators.web import view
+from star_jax.annotators.web.desk import Sheet
 
 
 def test_a_line_of_a_run_is_shown_without_its_time_and_counts_rounds_from_one():
@@ -22,6 +23,20 @@ def test_a_line_of_a_run_is_shown_without_its_time_and_counts_rounds_from_one():
 )
 def test_the_example_that_a_message_names_is_found(message, expected):
     assert view.named_in(message, {"b": Cell("")}) == expected
+
+
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [
+        ({"picked_by": "random"}, ["drawn at random", "number 3 of this draw"]),
+        ({"picked_by": "base_only", "score": 0.5}, ["picked as number 3 by base_only", "score 0.5"]),
+        ({"picked_by": "mine"}, ["picked as number 3 by mine"]),  # a plug-in without scores draws nothing
+        ({}, ["picked as number 3, for star"]),  # as a former release wrote it down
+    ],
+)
+def test_why_is_what_is_known_of_it(why, expected):
+    sheet = Sheet({"a": Cell("")}, {"a": Asked("", "", ("star",), {"rank": 2, **why})})
+    assert view._reasons(sheet, "a", ()) == expected
 
 
 @pytest.mark.parametrize(
