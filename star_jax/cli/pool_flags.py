@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from star_jax.cli import flags
 from star_jax.config import SEEDS, WHOLE, ExperimentConfig, FormatConfig, OnBadRow, TooLong, check_format
+from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.errors import ConfigError
+from star_jax.registry import load_plugins
+
+Flags = TypeVar("Flags", bound="PoolFlags")
 
 COUNTS = ("batch_size", "max_prompt_tokens", "max_response_tokens")
 
@@ -73,6 +79,26 @@ def require_at_most(config: Any, most: dict[str, int]) -> None:
         if value is not tyro.MISSING and value > bound:
             said = value if value < 10**20 else "of more than 20 digits"
             raise ConfigError(f"--{name.replace('_', '-')} is {said}; it must be at most {bound}")
+
+
+def defaults_for(program: str, argv: Sequence[str], blank: Flags, of: Callable[[ExperimentConfig], Flags]) -> Flags:
+    """Defaults of all flags, once the plug-ins that their help names are loaded.
+
+    Args:
+      program: name in messages.
+      argv: the flags, of which `--config` and `--plugins` are looked at.
+      blank: where no file is named.
+      of: makes them from the experiment of the file that is.
+
+    Raises:
+      ConfigError: the file or a plug-in cannot be used.
+    """
+    early = flags.given(program, argv, "config", "plugins")
+    chosen = early["config"]
+    defaults = blank if chosen is None else of(config_from_mapping(*load_yaml(chosen)))
+    load_plugins(defaults.plugins if early["plugins"] is None else flags.separated(early["plugins"]))
+    flags.describe_names(type(defaults))
+    return defaults
 
 
 def pool_defaults(experiment: ExperimentConfig) -> dict[str, Any]:

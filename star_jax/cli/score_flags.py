@@ -9,11 +9,9 @@ from typing import Annotated, Literal
 import tyro
 
 from star_jax.cli import flags
-from star_jax.cli.pool_flags import PoolFlags, pool_defaults, require_at_least, require_at_most
+from star_jax.cli.pool_flags import PoolFlags, defaults_for, pool_defaults, require_at_least, require_at_most
 from star_jax.config import LEAST_DROPOUT, MOST_SAMPLES, Answers, ExperimentConfig
-from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.errors import ConfigError
-from star_jax.registry import load_plugins
 
 PROGRAM = "star-jax score"
 
@@ -69,14 +67,8 @@ def parse_score(argv: Sequence[str], program: str = PROGRAM) -> ScoreConfig:
       ConfigError: the file or a plug-in cannot be used, or values make no sense or contradict each other.
       SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be read, explained on stderr.
     """
-    early = flags.given(program, argv, "config", "plugins")
-    chosen = early["config"]
-    if chosen is None:
-        defaults = ScoreArguments(model=tyro.MISSING, data=tyro.MISSING, task=tyro.MISSING)
-    else:
-        defaults = _score_defaults(config_from_mapping(*load_yaml(chosen)))
-    load_plugins(defaults.plugins if early["plugins"] is None else flags.separated(early["plugins"]))
-    flags.describe_names(ScoreArguments)
+    blank = ScoreArguments(model=tyro.MISSING, data=tyro.MISSING, task=tyro.MISSING)
+    defaults = defaults_for(program, argv, blank, _score_defaults)
     parsed = flags.parse(program, ScoreArguments, argv, defaults)
     return ScoreConfig(**{name: value for name, value in flags.shallow(parsed).items() if name != "config"})
 

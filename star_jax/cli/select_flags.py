@@ -10,10 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 from star_jax.cli import flags
-from star_jax.cli.pool_flags import PoolFlags, pool_defaults, require_at_least, require_at_most
+from star_jax.cli.pool_flags import PoolFlags, defaults_for, pool_defaults, require_at_least, require_at_most
 from star_jax.config import WHOLE, AcquisitionConfig, ExperimentConfig, LoraConfig
-from star_jax.config_file import config_from_mapping, load_yaml
-from star_jax.registry import load_plugins
 
 PROGRAM = "star-jax select"
 
@@ -60,14 +58,8 @@ def parse_select(argv: Sequence[str], program: str = PROGRAM) -> SelectConfig:
       ConfigError: the file or a plug-in cannot be used, or values make no sense or contradict each other.
       SystemExit: code 0 after `--help`; code 2 after a flag or value that cannot be read, explained on stderr.
     """
-    early = flags.given(program, argv, "config", "plugins")
-    chosen = early["config"]
-    if chosen is None:
-        defaults = SelectArguments(model=tyro.MISSING, data=tyro.MISSING, task=tyro.MISSING, count=tyro.MISSING)
-    else:
-        defaults = _select_defaults(config_from_mapping(*load_yaml(chosen)))
-    load_plugins(defaults.plugins if early["plugins"] is None else flags.separated(early["plugins"]))
-    flags.describe_names(SelectArguments)
+    blank = SelectArguments(model=tyro.MISSING, data=tyro.MISSING, task=tyro.MISSING, count=tyro.MISSING)
+    defaults = defaults_for(program, argv, blank, _select_defaults)
     parsed = flags.parse(program, SelectArguments, argv, defaults)
     return SelectConfig(**{name: value for name, value in flags.shallow(parsed).items() if name != "config"})
 

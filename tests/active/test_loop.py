@@ -415,21 +415,27 @@ def test_a_strategy_of_an_embedding_and_two_measures_runs_through_the_loop(probl
     assert not info.response_tokens[~unlabelled].any()
 
 
+class ScoreCounter:
+    """An observer that notes what each scoring said it would go through, and what it counted."""
+
+    def __init__(self):
+        self.totals = []
+
+    @contextmanager
+    def phase(self, name, total, unit):
+        done = []
+        yield done.append
+        if name == "score":
+            self.totals.append((total, sum(done)))
+
+
 def test_each_feature_is_one_pass_over_the_pool(problem):
     """Measures of one model and way of scoring share theirs; what is known of the base model takes none.
 
     The full model scores what is unlabelled, or all where sketches are made of its answers.
     """
-    totals = []
-
-    class Counter:
-        @contextmanager
-        def phase(self, name, total, unit):
-            done = []
-            yield done.append
-            if name == "score":
-                totals.append((total, sum(done)))
-
+    counter = ScoreCounter()
+    totals = counter.totals
     key, size = jax.random.key(0), len(problem.prompts)
     state = play(problem, "random", rounds=1)[0]
     left = size - len(state.labels)
@@ -443,11 +449,11 @@ def test_each_feature_is_one_pass_over_the_pool(problem):
         "both models": ((Measure("margin", "base"), Measure("sequence_nll", "base"), Measure("margin")), size + left),
     }
     for needed, _ in needs.values():
-        choose(CONFIG, first_unlabelled(needed), problem, state, key, Counter())
+        choose(CONFIG, first_unlabelled(needed), problem, state, key, counter)
     assert totals == [(examples,) * 2 for _, examples in needs.values()]
     totals.clear()
     known = {Measure("margin", "base"): jnp.zeros(size), Measure("sequence_nll", "base"): jnp.ones(size)}
-    choose(CONFIG, first_unlabelled(needs["both models"][0]), problem, state._replace(base=known), key, Counter())
+    choose(CONFIG, first_unlabelled(needs["both models"][0]), problem, state._replace(base=known), key, counter)
     assert totals == [(left, left)]
 
 
@@ -580,22 +586,14 @@ def test_a_query_scores_a_random_part_and_picks_from_it(problem):
 
 
 def test_the_base_model_scores_what_no_earlier_query_has_scored(problem):
-    totals = []
-
-    class Counter:
-        @contextmanager
-        def phase(self, name, total, unit):
-            done = []
-            yield done.append
-            if name == "score":
-                totals.append((total, sum(done)))
-
+    counter = ScoreCounter()
+    totals = counter.totals
     config, strategy, key = with_subset(12), get_strategy("base_only"), jax.random.key(0)
     state = step(config, strategy, problem, init(len(problem.prompts)), key)[0]
     whole = score_pool(problem.model, None, problem.pool).measures["token_entropy"]
     known: set[int] = set()
     for _ in range(3):
-        choice = choose(config, strategy, problem, state, key, Counter())
+        choice = choose(config, strategy, problem, state, key, counter)
         part = set(np.flatnonzero(~np.isnan(np.asarray(choice.scores)) & np.asarray(available(state.pool))).tolist())
         assert len(part) == min(12, 30 - len(state.labels))
         assert totals[-1] == (len(part - known),) * 2
