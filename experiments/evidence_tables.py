@@ -1,6 +1,6 @@
 """Every table of PROTOCOL.md from one file of raw results.
 
-    python experiments/evidence_tables.py collect DIR@COMMIT ...     finished runs, and the commit they ran with
+    python experiments/evidence_tables.py collect DIR@COMMIT ...     adds finished runs, and the commit they ran with
     python experiments/evidence_tables.py                            the tables, as Markdown
 
 The file is experiments/results/skills.jsonl.xz: a line a run, with the rows of its metrics.jsonl.
@@ -45,17 +45,25 @@ SELECTION, TRAINING = ("mc_1", "minmax", "linear"), ("decay_b_0", "penalty", "dr
 
 
 def collect(sources: Sequence[str]) -> int:
-    """Writes all finished runs of folders of experiments/evidence.py, each with its commit; returns how many."""
-    lines = []
+    """Adds all finished runs of folders of experiments/evidence.py, each with its commit; returns how many there are.
+
+    A run that the file has already stays as it is: reported seeds run once.
+    """
+    lines: dict[tuple[str, str, int], str] = {}
+    with lzma.open(RESULTS, "rt") as file:
+        for line in file:
+            run = json.loads(line)
+            lines[run["experiment"], run["strategy"], run["seed"]] = line
     for source, experiment in itertools.product(sources, EXPERIMENTS):
         directory, commit = Path(source.rpartition("@")[0]), source.rpartition("@")[2]
         for summary in sorted((directory / experiment).glob("*/seed-*/summary.json")):
             said = json.loads(summary.read_text())
             rows = [json.loads(line) for line in (summary.parent / "metrics.jsonl").read_text().splitlines()]
             head = {"experiment": experiment, "strategy": said["strategy"], "seed": said["seed"], "commit": commit}
-            lines.append(json.dumps({**head, "seconds": said["seconds"]["total"], "rounds": rows}) + "\n")
+            line = json.dumps({**head, "seconds": said["seconds"]["total"], "rounds": rows}) + "\n"
+            lines.setdefault((experiment, said["strategy"], said["seed"]), line)
     with lzma.open(RESULTS, "wt", preset=9) as file:
-        file.writelines(lines)
+        file.writelines(lines.values())
     return len(lines)
 
 
