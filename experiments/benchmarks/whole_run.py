@@ -1,5 +1,7 @@
-"""Seconds of a whole run by phase, in two checkouts: python experiments/benchmarks/whole_run.py BEFORE --model FOLDER \\
-    --train pool.jsonl --test test.jsonl --prompt '{{ text }}' --response '{{ label }}'
+"""Seconds of a whole run by phase in two checkouts:
+
+    python experiments/benchmarks/whole_run.py BEFORE --model FOLDER --train pool.jsonl --test test.jsonl \\
+        --prompt "{{ text }}" --response "{{ label }}"
 
 The same configuration, strategy and seed in a checkout of an earlier commit and in this one, in turns, each in a
 process of its own with an empty output folder. A model's configuration is given to both without the fields named by
