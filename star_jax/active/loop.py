@@ -180,7 +180,9 @@ def train(
     """
     examples = [Example(problem.prompts[index], response) for index, response in labels.items()]
     training, validation = hold_out(examples, config.training.validation_fraction)
-    with (observer or Unobserved()).phase("train", len(training) * config.training.epochs, "examples") as tick:
+    with (observer or Unobserved()).phase(
+        "train", len(training) * config.training.epochs_of(len(training)), "examples"
+    ) as tick:
         fitted = fit(
             key,
             problem.model,

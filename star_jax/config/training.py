@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,9 @@ from star_jax.config.checks import require, require_finite
 
 MOST_EPOCHS = 10_000
 """More than anybody has use for; a slip of the finger would take years."""
+
+MOST_STEPS = 1_000_000
+"""The same for steps."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class TrainingConfig:
     """Share of the steps, at the end, over which the rate falls; as far as the warm-up leaves them."""
     epochs: int = 3
     """Passes over the labelled set."""
+    min_steps: int = 0
+    """Steps to take at least: a labelled set that gives fewer is passed over more often."""
+    average_fraction: float = 0.0
+    """Share of the steps, at the end, over whose weights the adapter is the mean (Izmailov et al. 2018); 0 for the
+    weights after the last step."""
     batch_size: int = 8
     """Labelled rows a step, over all devices."""
     rematerialise: bool = False
@@ -65,11 +74,15 @@ class TrainingConfig:
         require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be positive")
         require(self.epochs >= 1, f"training.epochs is {self.epochs}; it must be at least 1")
         require(self.epochs <= MOST_EPOCHS, f"training.epochs is {self.epochs}; it must be at most {MOST_EPOCHS}")
+        require(
+            0 <= self.min_steps <= MOST_STEPS,
+            f"training.min_steps is {self.min_steps}; it must be from 0 to {MOST_STEPS}",
+        )
         require(self.batch_size >= 1, f"training.batch_size is {self.batch_size}; it must be at least 1")
         for name in ("adam_b1", "adam_b2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"training.{name} is {value}; it must be in [0, 1)")
-        for name in ("warmup_fraction", "decay_fraction"):
+        for name in ("warmup_fraction", "decay_fraction", "average_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"training.{name} is {value}; it must be in [0, 1]")
         clip, floor = self.gradient_clip, self.entropy_floor
@@ -90,3 +103,7 @@ class TrainingConfig:
             (self.replay_rows > 0) == (self.replay is not None),
             "training.replay and training.replay_rows go together; set both or neither",
         )
+
+    def epochs_of(self, rows: int) -> int:
+        """Passes over a labelled set of so many rows, at least one: `epochs`, or what `min_steps` takes."""
+        return max(self.epochs, math.ceil(self.min_steps / math.ceil(rows / self.batch_size)))

@@ -192,7 +192,7 @@ def _cross_fit(opened: Opened, examples: Sequence[Example], progress: Progress) 
     for number in range(FOLDS):
         inside, outside = np.flatnonzero(fold != number).tolist(), np.flatnonzero(fold == number).tolist()
         title = f"calibration, part {number + 1}/{FOLDS}: train"
-        with progress.task(title, len(inside) * config.training.epochs, "examples") as tick:
+        with progress.task(title, len(inside) * config.training.epochs_of(len(inside)), "examples") as tick:
             data = TrainingRows([rows[place] for place in inside], replay, steps)
             fitted = fit(
                 jax.random.fold_in(key, number), model, data, config.lora, config.training, start=start, on_step=tick

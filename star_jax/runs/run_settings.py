@@ -30,6 +30,7 @@ NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "labels
 
 LATER = (
     *("annotator", "acquisition.score_at_most", "evaluation.answers", "loop.initial"),
+    *("training.min_steps", "training.average_fraction"),
     *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)),
 )
 """Configuration keys that the first release did not have."""

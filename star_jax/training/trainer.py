@@ -177,7 +177,7 @@ def _slopes(
 
 def schedule_steps(rows: int, config: TrainingConfig) -> int:
     """Steps over which the learning rate runs: those that are really taken for so many labelled rows."""
-    return math.ceil(rows / config.batch_size) * config.epochs
+    return math.ceil(rows / config.batch_size) * config.epochs_of(rows)
 
 
 def epoch_batches(key: Array, rows: int, batch_size: int, epochs: int) -> Iterator[np.ndarray]:
@@ -242,16 +242,20 @@ def fit(
     total = jnp.asarray(schedule_steps(len(rows), config), jnp.int32)
     fixed = Fixed(model, scale, dropout_key, total)
     # All steps are known before the first, so that their shapes are chosen for them.
-    chosen = list(epoch_batches(order_key, len(rows), config.batch_size, config.epochs))
+    chosen = list(epoch_batches(order_key, len(rows), config.batch_size, config.epochs_of(len(rows))))
+    averaged = range(len(chosen) - math.ceil(len(chosen) * config.average_fraction), len(chosen))
     extra = _replay_stream(replay_key, len(replay), config.replay_rows)
     taken = [[rows[i] for i in new] + [replay[i] for i in next(extra)] for new in chosen]
     lengths = [[len(row.tokens) for row in step] for step in taken]
     shapes = shapes_of_steps(ladder, lengths, program_tokens(model), data_mesh().size)
     running: deque[tuple[TrainInfo, int]] = deque()
     steps: list[TrainInfo] = []
-    for new, step in zip(chosen, taken, strict=True):
+    mean: Factors | None = None
+    for number, (new, step) in enumerate(zip(chosen, taken, strict=True)):
         batch = make_batch(step, range(len(step)), shapes, data_mesh().size)
         state, info = train_step(fixed, state, train_batch(batch), capacity=batch.capacity, lora=lora, config=config)
+        if number in averaged:
+            mean = _mean(state.weights if mean is None else mean, state.weights, number - averaged.start + 1)
         steps.append(info)
         running.append((info, len(new)))
         if len(running) > STEPS_AHEAD:
@@ -266,7 +270,14 @@ def fit(
         raise FloatingPointError(
             f"the training loss is {last} after {int(total)} steps; lower training.learning_rate or use float32"
         )
-    return FitResult(Adapter(state.weights, scale), last, np.asarray([info.cross_entropy for info in done], np.float32))
+    weights = state.weights if mean is None else mean
+    return FitResult(Adapter(weights, scale), last, np.asarray([info.cross_entropy for info in done], np.float32))
+
+
+@jax.jit
+def _mean(mean: Factors, weights: Factors, count: Array | int) -> Factors:
+    """The mean of `count` weights, from that of all but the last, and the last."""
+    return jax.tree.map(lambda one, other: one + (other - one) / count, mean, weights)
 
 
 def _count_next(running: deque[tuple[TrainInfo, int]], on_step: Callable[[int], None]) -> None:

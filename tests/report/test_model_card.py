@@ -73,7 +73,9 @@ def test_figures_are_those_given(metrics):
 
 def test_how_it_was_trained(metrics):
     lora = LoraConfig(rank=12, alpha=24.0, dropout=0.25, rslora=True, targets=("q_proj", r".*[.](0|1)[.]mlp[.].*"))
-    training = TrainingConfig(learning_rate=3e-4, epochs=5, batch_size=6, decay_b=0.0, l2_b=0.125)
+    training = TrainingConfig(
+        learning_rate=3e-4, epochs=5, batch_size=6, decay_b=0.0, l2_b=0.125, min_steps=40, average_fraction=0.25
+    )
     text = made(
         metrics | {"labelled": 60},
         "entropy",
@@ -90,7 +92,8 @@ def test_how_it_was_trained(metrics):
         f"seed 3, round {metrics['round']} of 0 to 19",
         "r 12, alpha 24, scale alpha / √r (rsLoRA), on `q_proj`, `.*[.](0|1)[.]mlp[.].*`",
         "dropout 0.25",
-        "learning rate 0.0003 (linear), 5 epochs, batches of 6",
+        "learning rate 0.0003 (linear), 5 epochs and 40 steps at least, batches of 6",
+        "mean of the weights of the last 0.25 of the steps",
         "held back by: 0.125 · ‖B‖² in the loss\n",
         "geometric mean of the probabilities of an answer's tokens; ECE has 11 bins",
     ):

@@ -22,6 +22,7 @@ from star_jax.training.trainer import (
     epoch_batches,
     fit,
     init_state,
+    schedule_steps,
     train_batch,
     train_step,
     training_shapes,
@@ -110,6 +111,35 @@ def test_a_small_mapping_is_learnt(small_model):
     assert np.mean([before[place] for place in places]) < -2
     assert all(after[place[:2]].argmax() == place[2] for place in places)
     assert np.mean([after[place] for place in places]) > -0.1
+
+
+def test_few_rows_are_passed_over_until_there_are_steps_enough(small_model):
+    rows = draw_rows(0, 6)
+    for least, steps in ((0, 6), (6, 6), (7, 8), (11, 12)):
+        config = dataclasses.replace(WITH_REPLAY, min_steps=least)
+        seen: list[int] = []
+        fitted = train(0, small_model, rows, rows, lora=REPLAYED["lora"], config=config, on_step=seen.append)
+        assert schedule_steps(len(rows), config) == steps == len(seen) == len(fitted.step_losses)
+        assert seen == [4, 2] * (steps // 2)
+
+
+@pytest.mark.parametrize(("share", "counted"), [(1e-9, 1), (0.5, 3), (0.6, 4), (1.0, 6)])
+def test_the_adapter_is_the_mean_of_the_weights_of_the_last_steps(monkeypatch, small_model, share, counted):
+    after: list = []
+
+    def kept_step(*args, **options):
+        state, info = train_step(*args, **options)
+        after.append(jax.tree.map(np.array, state.weights))
+        return state, info
+
+    monkeypatch.setattr(trainer, "train_step", kept_step)
+    rows = draw_rows(0, 6)
+    config = dataclasses.replace(WITH_REPLAY, average_fraction=share)
+    adapter = train(0, small_model, rows, rows, lora=REPLAYED["lora"], config=config).adapter
+    assert len(after) == 6
+    mean = jax.tree.map(lambda *leaves: np.mean(np.asarray(leaves, np.float64), axis=0), *after[-counted:])
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7), adapter.weights, mean)
+    assert (counted == 1) != differs(adapter.weights, after[-1])
 
 
 def test_frozen_weights_stay_and_the_scales_too(small_model):
