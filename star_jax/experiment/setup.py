@@ -42,6 +42,7 @@ from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
 from star_jax.environment import memory_bytes
 from star_jax.errors import ConfigError
+from star_jax.experiment.after_round import AfterRound
 from star_jax.experiment.checks import check_data, check_experiment, check_model
 from star_jax.experiment.sizes import experiment_demands, refuse_what_does_not_fit
 from star_jax.models.architecture import TransformerConfig
@@ -95,6 +96,7 @@ class ExperimentContext(Sources):
       watch: splits the time of the session; each run takes what it has spent.
       tracking: where figures go besides the run folders.
       forecast: how long the rest will take.
+      after_round: what is done when a round is finished.
       start: the adapter the user starts from, or None.
       rslora: whether adapters are written with rsLoRA's scale.
     """
@@ -103,6 +105,7 @@ class ExperimentContext(Sources):
     watch: Stopwatch
     tracking: Tracking
     forecast: Forecast
+    after_round: AfterRound
     start: Adapter | None = None
     rslora: bool = False
 
@@ -179,6 +182,7 @@ def open_experiment(
         watch=watch,
         tracking=tracking or open_trackers((), progress.log),
         forecast=_forecast(config, [strategy.name for strategy in strategies]),
+        after_round=AfterRound(config.after_round, progress.log),
         start=start,
         rslora=rslora,
     )
