@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from star_jax.errors import ConfigError, DataError, LabelsNeeded
-from star_jax.tracking.interruption import asked, heeded
+from star_jax.tracking.interruption import Terminated, asked, heeded, termination_heeded
+
+AGAIN = 75
+"""Exit code after SIGTERM where the same command goes on: `EX_TEMPFAIL` of sysexits.h, "try again"."""
 
 
 def guarded_main(
     main: Callable[[Sequence[str]], int],
     argv: Sequence[str] | None = None,
     when_interrupted: str = "interrupted",
+    when_terminated: str | None = None,
 ) -> int:
     """Runs a command; what the user can put right becomes one line on stderr.
 
@@ -21,14 +26,16 @@ def guarded_main(
       main: takes the arguments after the program's name and returns an exit code.
       argv: those arguments; the process's own when None.
       when_interrupted: what to say after Ctrl-C.
+      when_terminated: what to say after SIGTERM, of a command that has steps to stop after; None for one that has none
+        and ends at once.
 
     Returns:
       The exit code: what `main` returned, 2 after a `ConfigError`, a `DataError`, a `FloatingPointError` (training
       or scores diverged), where memory is full or a file cannot be written, 3 where a person has to label first,
-      130 after Ctrl-C, 141 when the reader of stdout went away.
+      `AGAIN` after SIGTERM, 130 after Ctrl-C, 141 when the reader of stdout went away.
     """
     try:
-        with heeded():
+        with heeded(), nullcontext() if when_terminated is None else termination_heeded():
             code = _stoppable(main, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
@@ -41,6 +48,9 @@ def guarded_main(
     except LabelsNeeded as needed:
         print(f"star_jax: {needed}")
         return 3
+    except Terminated:
+        print(f"star_jax: {when_terminated}", file=sys.stderr)
+        return AGAIN
     except KeyboardInterrupt:
         print(f"star_jax: {when_interrupted}", file=sys.stderr)
         return 130

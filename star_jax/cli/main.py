@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"star_jax: error: there is no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"star_jax.cli.{name}")
-    return guarded_main(module.main, rest, getattr(module, "WHEN_INTERRUPTED", "interrupted"))
+    said = getattr(module, "WHEN_INTERRUPTED", "interrupted"), getattr(module, "WHEN_TERMINATED", None)
+    return guarded_main(module.main, rest, *said)
 
 
 def command() -> None:

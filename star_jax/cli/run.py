@@ -21,9 +21,9 @@ from star_jax.errors import ConfigError, DataError, LabelsNeeded
 from star_jax.registry import load_plugins
 
 PROGRAM = "star-jax run"
-WHEN_INTERRUPTED = (
-    "interrupted; finished rounds and all labels are kept, and the same command continues after the last finished round"
-)
+_KEPT = "finished rounds and all labels are kept, and the same command continues after the last finished round"
+WHEN_INTERRUPTED = f"interrupted; {_KEPT}"
+WHEN_TERMINATED = f"asked to end, and ended; {_KEPT}"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = _PACKAGE / "configs" / "quickstart.yaml"
@@ -119,4 +119,5 @@ def _report_so_far(folder: str, log: Callable[[str], None]) -> None:
 
 def command() -> None:
     """`python -m star_jax.run`."""
-    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.run"), None, WHEN_INTERRUPTED))
+    said = WHEN_INTERRUPTED, WHEN_TERMINATED
+    sys.exit(guarded_main(lambda argv: main(argv, "python -m star_jax.run"), None, *said))

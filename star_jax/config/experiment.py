@@ -60,6 +60,9 @@ class ExperimentConfig:
     else; or the name of an annotator."""
     track: tuple[str, ...] = ()
     """Where figures go besides the run folders, comma separated."""
+    after_round: str | None = None
+    """Command of the shell that is run after each round, with the run folder in STAR_JAX_RUN_FOLDER: for example a copy
+    to a bucket. Where it fails, the run goes on and says so."""
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -75,6 +78,9 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.output_dir.strip()), "output_dir is empty; name a folder, for example runs/mine")
+        require(
+            self.after_round is None or bool(self.after_round.strip()), "after_round is empty; name a command, or none"
+        )
         require(bool(self.strategies), "strategies is empty; name at least one, for example star")
         require(
             AUTO not in self.strategies or len(self.strategies) == 1,

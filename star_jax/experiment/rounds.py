@@ -41,6 +41,8 @@ def play_round(run: Run, state: LoopState) -> LoopState:
     with PartialScores(folder.path / f".scores-{state.round:03d}", scored_with) as scored:
         after = _play(run, state, key, origin, scored.log)
         scored.remove()
+    with context.watch.phase("write"):
+        context.after_round(folder.path, state.round)
     return after
 
 

@@ -96,6 +96,7 @@ def run_experiment(
                 except LabelsNeeded as needed:
                     waiting = needed  # all runs ask in one table, so the last one speaks for all
                     watch.lap()  # what it has spent lies with its choice
+    context.after_round.conclude()
     if waiting is not None:
         raise waiting
     return [summaries[strategy.name, seed] for strategy in strategies for seed in config.seeds]

@@ -31,9 +31,8 @@ from star_jax.checkpoints.hub import EMBEDDED, ModelFolder, open_folder
 from star_jax.checkpoints.huggingface import load_folder
 from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import ExperimentConfig
-from star_jax.data.bucketing import Shapes, likely_lengths
+from star_jax.data.bucketing import Shapes
 from star_jax.data.loading import load_examples
-from star_jax.data.rows import lengths_of
 from star_jax.data.run_data import RunData, examples_within_limits, prepare, rows_fingerprint
 from star_jax.data.store import FOLDER as TOKENS
 from star_jax.data.store import TokenPlace, tokenizer_origin
@@ -42,7 +41,9 @@ from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
 from star_jax.environment import memory_bytes
 from star_jax.errors import ConfigError
+from star_jax.experiment.after_round import AfterRound
 from star_jax.experiment.checks import check_data, check_experiment, check_model
+from star_jax.experiment.lengths import known_lengths
 from star_jax.experiment.sizes import experiment_demands, refuse_what_does_not_fit
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter, init_adapter
@@ -95,6 +96,7 @@ class ExperimentContext(Sources):
       watch: splits the time of the session; each run takes what it has spent.
       tracking: where figures go besides the run folders.
       forecast: how long the rest will take.
+      after_round: what is done when a round is finished.
       start: the adapter the user starts from, or None.
       rslora: whether adapters are written with rsLoRA's scale.
     """
@@ -103,6 +105,7 @@ class ExperimentContext(Sources):
     watch: Stopwatch
     tracking: Tracking
     forecast: Forecast
+    after_round: AfterRound
     start: Adapter | None = None
     rslora: bool = False
 
@@ -117,13 +120,16 @@ class ExperimentContext(Sources):
         return _base_adapter(self.config, self.model, self.start)
 
 
-def open_sources(config: ExperimentConfig, strategies: Sequence[Strategy], progress: Progress) -> Sources:
+def open_sources(
+    config: ExperimentConfig, strategies: Sequence[Strategy], progress: Progress, room: float | None = None
+) -> Sources:
     """Opens what is needed to read the data; settings that contradict each other or the model are refused here.
 
     Args:
       config: the experiment.
       strategies: of all runs.
       progress: where to show what is going on.
+      room: bytes of memory that it has to fit; this machine's when None.
 
     Raises:
       ConfigError, DataError: something the user can put right.
@@ -135,7 +141,7 @@ def open_sources(config: ExperimentConfig, strategies: Sequence[Strategy], progr
     longest = limits.prompt + limits.response
     shape = read_config(folder.path, config.model.dtype, longest, config.model.ignored_fields)
     check_model(config, shape)
-    refuse_what_does_not_fit(experiment_demands(config, shape), memory_bytes())
+    refuse_what_does_not_fit(experiment_demands(config, shape), memory_bytes() if room is None else room)
     encoder = Encoder(folder.tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=folder.end_ids)
     replay = load_replay(config, task, encoder, folder)
     return Sources(
@@ -179,6 +185,7 @@ def open_experiment(
         watch=watch,
         tracking=tracking or open_trackers((), progress.log),
         forecast=_forecast(config, [strategy.name for strategy in strategies]),
+        after_round=AfterRound(config.after_round, progress.log),
         start=start,
         rslora=rslora,
     )
@@ -237,22 +244,16 @@ def log_seed(progress: Progress, seed: int, data: RunData) -> None:
 
 
 def experiment_shapes(context: ExperimentContext, data: Sequence[RunData]) -> Shapes:
-    """Shapes for the data of all seeds, so that all runs share their programs.
-
-    Prompts of the pool are known, their responses are hidden; how long those may be, the test set's tell, which all
-    seeds have.
-    """
-    config, encoder, test = context.config, context.encoder, data[0].test
-    pools = {one.facts["pool"]: one.tokens for one in data}  # seeds may have the same one
-    pool = np.concatenate([lengths_of(part) for part in pools.values()])
-    asked, known = lengths_of(test.prompts), np.asarray([len(row.tokens) for row in test.rows])
-    likely = likely_lengths(pool, [len(row.tokens) - row.prompt_length for row in test.rows])
-    prompts = np.concatenate([pool, asked])
-    longest = max(encoder.longest_row(prompts), int(known.max(initial=1)))
+    """Shapes for the data of all seeds, so that all runs share their programs."""
+    config = context.config
+    lengths = known_lengths(context.encoder, data, context.replay)
     sizes = BatchSizes(config.generation.batch_size, config.scoring.batch_size)
-    shapes = choose_shapes(prompts, np.concatenate([likely, known]), longest, sizes)
-    replay = [len(row.tokens) for row in context.replay]
-    return shapes._replace(training=training_shapes(likely, replay, max([longest, *replay]), config.training))
+    prompts = np.concatenate([lengths.prompts, lengths.asked])
+    rows = np.concatenate([lengths.likely, lengths.known])
+    shapes = choose_shapes(prompts, rows, lengths.longest, sizes)
+    longest = max([lengths.longest, *lengths.replay])
+    training = training_shapes(lengths.likely, lengths.replay, longest, config.training)
+    return shapes._replace(training=training)
 
 
 def make_problem(context: ExperimentContext, data: RunData, shapes: Shapes) -> Problem:

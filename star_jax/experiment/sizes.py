@@ -48,7 +48,7 @@ class Demand(NamedTuple):
     size: int
 
 
-def refuse_what_does_not_fit(demands: Sequence[Demand], room: int) -> None:
+def refuse_what_does_not_fit(demands: Sequence[Demand], room: float) -> None:
     """Refuses the first setting that asks for more than there is.
 
     Args:
@@ -62,7 +62,7 @@ def refuse_what_does_not_fit(demands: Sequence[Demand], room: int) -> None:
         if size > room:
             raise ConfigError(
                 f"{setting} is {value}: {what} would take {_gigabytes(size)} GB at the least, and there are "
-                f"{_gigabytes(room)} GB of memory; choose a smaller one"
+                f"{_gigabytes(int(room))} GB of memory; choose a smaller one"
             )
 
 

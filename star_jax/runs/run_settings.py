@@ -25,7 +25,7 @@ FINGERPRINTS = {
 }
 """Entries of data.json that a run must find again, and what has changed where it does not."""
 
-NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "labels.skip", "labels.columns")
+NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "after_round", "labels.skip", "labels.columns")
 """Configuration keys that do not change what one strategy and seed compute."""
 
 LATER = (

@@ -1,8 +1,11 @@
-"""Ctrl-C as a request that is kept until a step heeds it.
+"""Ctrl-C, and SIGTERM, as a request that is kept until a step heeds it.
 
 Python raises `KeyboardInterrupt` wherever the program happens to be, and where that is a callback of the garbage
 collector or of a compiled library, the exception is dropped there and the program goes on as if nothing had been said.
 So the request is written down as well, and every step of a run asks for it.
+
+SIGTERM is how a machine that is taken away, or a scheduler, asks a program to end soon. It interrupts nothing: the step
+under way is done, and what is being written is written.
 """
 
 from __future__ import annotations
@@ -16,6 +19,11 @@ from contextlib import contextmanager
 from typing import Any
 
 _request = threading.Event()
+_termination = threading.Event()
+
+
+class Terminated(KeyboardInterrupt):
+    """A step has heeded SIGTERM."""
 
 
 def asked() -> bool:
@@ -24,9 +32,40 @@ def asked() -> bool:
 
 
 def stop_if_asked() -> None:
-    """Between two steps: raises `KeyboardInterrupt` where Ctrl-C was pressed, whoever has dropped the first one."""
+    """Between two steps: raises `KeyboardInterrupt` where Ctrl-C was pressed, whoever has dropped the first one.
+
+    After SIGTERM it raises `Terminated`.
+    """
     if _request.is_set():
         raise KeyboardInterrupt
+    if _termination.is_set():
+        raise Terminated
+
+
+@contextmanager
+def termination_heeded() -> Iterator[None]:
+    """Inside, the first SIGTERM is remembered until a step asks for it; the second ends the process at once.
+
+    Where it is ignored or already somebody else's, and outside of the main thread, nothing changes.
+    """
+    _termination.clear()
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _note(number: int, frame: Any) -> None:
+    _termination.set()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.write(2, b"star_jax: asked to end; stops after this step\n")
 
 
 @contextmanager

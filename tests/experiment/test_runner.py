@@ -19,7 +19,8 @@ from star_jax.active import features, loop
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.fingerprints import folder_fingerprint, former_fingerprint
 from star_jax.checkpoints.hub import resolve_folder
-from star_jax.cli.guard import guarded_main
+from star_jax.cli import run as run_command
+from star_jax.cli.guard import AGAIN, guarded_main
 from star_jax.config import (
     DataConfig,
     ExperimentConfig,
@@ -578,6 +579,53 @@ def test_a_run_stops_one_step_after_an_interrupt_that_was_dropped_and_goes_on(tm
     assert guarded_main(lambda argv: len(play(tmp_path / "again")), []) == 1
     assert picks(tmp_path / "again", "base_only") == picks(tmp_path / "whole", "base_only")
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_run_that_is_asked_to_end_finishes_its_step_and_goes_on_with_the_same_command(tmp_path, monkeypatch, capfd):
+    """SIGTERM in the middle of steps of both rounds: nothing is interrupted, and the exit code says `again`."""
+    whole, taken, at = console.stop_if_asked, [], None
+
+    def step():
+        taken.append(None)
+        if len(taken) == at:
+            signal.raise_signal(signal.SIGTERM)
+            taken.append("the step went on")
+        whole()
+
+    def run():
+        return guarded_main(
+            lambda argv: len(play(tmp_path / "again")) - 1, [], "interrupted", run_command.WHEN_TERMINATED
+        )
+
+    monkeypatch.setattr(console, "stop_if_asked", step)
+    before = signal.getsignal(signal.SIGTERM)
+    play(tmp_path / "whole")
+    for at in (3, 9):
+        taken.clear()
+        assert run() == AGAIN == 75
+        assert taken[-1] == "the step went on"
+        assert len(taken) == at + 1
+        said = capfd.readouterr().err.splitlines()
+        assert said[0] == "star_jax: asked to end; stops after this step"
+        assert said[-1] == f"star_jax: {run_command.WHEN_TERMINATED}"
+    at = None
+    assert run() == 0
+    assert picks(tmp_path / "again", "base_only") == picks(tmp_path / "whole", "base_only")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_command_is_run_after_each_round_and_may_fail(tmp_path, capfd):
+    """It sees the finished round; where it fails, the run goes on, and counts."""
+    command = 'echo "$STAR_JAX_ROUND $(wc -l < "$STAR_JAX_RUN_FOLDER/metrics.jsonl")" >> seen; echo no bucket; exit 7'
+    config = dataclasses.replace(CONFIG, output_dir=str(tmp_path / "run"), after_round=f"cd {tmp_path}; {command}")
+    experiment.run_experiment(config, Progress("lines"))
+    assert (tmp_path / "seen").read_text().split() == ["0", "1", "1", "2"]
+    said = capfd.readouterr().err
+    assert said.count("warning: after_round ended with exit code 7 after round 1: no bucket") == 1
+    assert "warning: after_round failed 2 times" in said
+    other = dataclasses.replace(config, after_round=f"echo again >> {tmp_path}/seen")
+    experiment.run_experiment(other, Progress("silent"))  # another command is the same run, which is finished
+    assert "again" not in (tmp_path / "seen").read_text()
 
 
 def test_the_base_models_accuracy_is_that_of_its_own_answers_and_costs_no_pass(tmp_path, base_passes):
