@@ -1,9 +1,9 @@
-"""Greedy generation: one prefill over the prompts, then one token a step until every row has ended.
+"""Responses, greedy or drawn: one prefill over the prompts, then one token a step until every row has ended.
 
 The lengths of free answers differ widely, and a batch has ended when its longest row has. Where answers may be long,
 the rows that go on are therefore moved to a batch of half the size as soon as they fit into it.
 
-Shapes: `B` batch, `P` prompt tokens, `R` new tokens, `V` vocabulary.
+Shapes: `B` batch, `P` prompt tokens, `R` new tokens, `V` vocabulary, `K` responses drawn for each prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from star_jax.inference.sampling import Decoding, Draws, check_decoding, draw_tokens
 from star_jax.inference.scoring import TokenStatistics, distribution_statistics
 from star_jax.models.decoding import KVCache, decode_step, prefill, step_variables, unstacked
 from star_jax.models.lm_head import logits, output_head
@@ -86,6 +87,7 @@ class _Progress(NamedTuple):
     done: Array
     written: Generated
     cache: KVCache
+    keys: Array | None
 
 
 def generate(
@@ -110,13 +112,79 @@ def generate(
       capacity: tokens of the prompts that are computed, at least those of all of them; None for B·P.
       scored: whether the statistics of the tokens are wanted too.
     """
-    (batch, prompt_width), width = prompts.tokens.shape, stop.width
+    hidden, cache = _read(model, adapter, prompts, stop, capacity)
+    return _respond(model, adapter, stop, None, _start(prompts, stop, scored, cache, None), hidden)
+
+
+def sample(
+    model: LanguageModel,
+    adapter: Adapter | None,
+    prompts: PromptBatch,
+    stop: Stop,
+    draws: Draws,
+    *,
+    capacity: int | None = None,
+) -> Generated:
+    """K responses to each prompt, drawn token by token; the prompt is read once.
+
+    Args:
+      model: as `generate` takes it, like all that is not named here.
+      adapter: None for the base model.
+      prompts: `B` of them.
+      stop: where responses end.
+      draws: how tokens are drawn, and with which keys.
+      capacity: tokens of the prompts that are computed.
+
+    Returns:
+      Responses with leaves `K×B×…`. The statistics are of the model's own distribution, at temperature 1 and without
+      a nucleus; those of a token have an axis more, `K×1×B×R`.
+
+    Raises:
+      ConfigError: nothing can be drawn that way.
+    """
+    check_decoding(draws.decoding)
+    hidden, cache = _read(model, adapter, prompts, stop, capacity)
+
+    def one(number: Array) -> Generated:
+        start = _start(prompts, stop, True, cache, _folded(draws.keys, number))
+        return _respond(model, adapter, stop, draws.decoding, start, hidden)
+
+    return jax.lax.map(one, jnp.arange(draws.decoding.samples))
+
+
+def _read(
+    model: LanguageModel, adapter: Adapter | None, prompts: PromptBatch, stop: Stop, capacity: int | None
+) -> tuple[Array, KVCache]:
+    """Hidden states `B×D` behind the prompts, and a cache with room for the responses."""
+    slots = prompts.tokens.shape[1] + stop.width - 1
+    return prefill(model, adapter, prompts.tokens, prompts.lengths, slots, capacity)
+
+
+def _start(prompts: PromptBatch, stop: Stop, scored: bool, cache: KVCache, keys: Array | None) -> _Progress:
+    """Before the first token."""
+    batch = prompts.lengths.shape[0]
+    unseen = jnp.zeros((1, batch, stop.width))
+    nothing = TokenStatistics(unseen, unseen, unseen, unseen, unseen[0]) if scored else None
+    blank = jnp.zeros((batch, stop.width), jnp.int32)
+    done = jnp.zeros(batch, bool) if prompts.row_mask is None else ~prompts.row_mask
+    written = Generated(blank, jnp.zeros(batch, jnp.int32), nothing)
+    return _Progress(jnp.zeros((), jnp.int32), prompts.lengths, blank[:, 0], done, written, cache, keys)
+
+
+def _respond(
+    model: LanguageModel, adapter: Adapter | None, stop: Stop, decoding: Decoding | None, start: _Progress, last: Array
+) -> Generated:
+    """Writes responses behind prompts that are read, whose hidden states are `last` `B×D`; greedy where not drawn."""
     layers, head, ends = unstacked(model, adapter), output_head(model), jnp.asarray(stop.end_ids)
 
     def choose(at: _Progress, hidden: Array, cache: KVCache) -> _Progress:
         """Writes the token after hidden states `B×D`."""
         scores = logits(hidden, head)
-        token = jnp.where(at.done, 0, jnp.argmax(scores, axis=-1).astype(jnp.int32))
+        if decoding is None or at.keys is None:
+            best = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        else:
+            best = draw_tokens(scores, _folded(at.keys, at.number), decoding)
+        token = jnp.where(at.done, 0, best)
         written = _write(at.written, at.number, token, scores, at.done)
         done = at.done | jnp.isin(token, ends)
         return at._replace(number=at.number + 1, token=token, done=done, written=written, cache=cache)
@@ -129,30 +197,28 @@ def generate(
         """Writes the rest of the responses."""
         half = at.token.shape[0] // 2
         fewer = half if halvings and half >= FEWEST_ROWS else 0
-        at = jax.lax.while_loop(lambda at: (at.number < width) & (jnp.sum(~at.done) > fewer), advance, at)
+        at = jax.lax.while_loop(lambda at: (at.number < stop.width) & (jnp.sum(~at.done) > fewer), advance, at)
         if not fewer:
             return at.written
         chosen = jnp.argsort(at.done, stable=True)[:fewer]
         return _put_back(at.written, chosen, finish(_some(at, chosen), halvings - 1))
 
-    last, cache = prefill(model, adapter, prompts.tokens, prompts.lengths, prompt_width + width - 1, capacity)
-    unseen = jnp.zeros((1, batch, width))
-    nothing = TokenStatistics(unseen, unseen, unseen, unseen, unseen[0]) if scored else None
-    blank = jnp.zeros((batch, width), jnp.int32)
-    done = jnp.zeros(batch, bool) if prompts.row_mask is None else ~prompts.row_mask
-    written = Generated(blank, jnp.zeros(batch, jnp.int32), nothing)
-    start = _Progress(jnp.zeros((), jnp.int32), prompts.lengths, blank[:, 0], done, written, cache)
-    return finish(choose(start, last, cache), HALVINGS if width >= LONG_ANSWER else 0)
+    return finish(choose(start, last, start.cache), HALVINGS if stop.width >= LONG_ANSWER else 0)
+
+
+def _folded(keys: Array, number: Array) -> Array:
+    """Keys `B` of a number, one of each key."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
 def _some(at: _Progress, chosen: Array) -> _Progress:
     """The progress of `chosen` rows."""
     (layers, slots), (tokens, lengths, statistics) = at.cache, at.written
-    of_rows = (at.prompt_lengths, at.token, at.done, tokens, lengths, layers, slots.positions)
-    prompt_lengths, token, done, tokens, lengths, layers, positions = jax.tree.map(itemgetter(chosen), of_rows)
+    of_rows = (at.prompt_lengths, at.token, at.done, tokens, lengths, layers, slots.positions, at.keys)
+    prompt_lengths, token, done, tokens, lengths, layers, positions, keys = jax.tree.map(itemgetter(chosen), of_rows)
     statistics = jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=-2), statistics)
     cache = KVCache(layers, slots._replace(positions=positions))
-    return _Progress(at.number, prompt_lengths, token, done, Generated(tokens, lengths, statistics), cache)
+    return _Progress(at.number, prompt_lengths, token, done, Generated(tokens, lengths, statistics), cache, keys)
 
 
 def _put_back(whole: Generated, chosen: Array, part: Generated) -> Generated:
