@@ -94,6 +94,14 @@ FAMILIES = {
 WRAPPERS: Mapping[str, tuple[str, ...]] = {"gemma3": ("gemma3_text",), "mistral3": ("mistral", "ministral3")}
 """`model_type` of models that read images as well -> the families that their `text_config` may be of."""
 
+_UNLIKE_LAYERS = "its layers differ in shape: those that see everything have wider heads than those with a window"
+_DELTA_NET = "most of its layers are gated delta nets, which keep a state where attention has keys and values"
+OUT_OF_REACH: Mapping[str, str] = {
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _UNLIKE_LAYERS),
+    **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), _DELTA_NET),
+}
+"""`model_type` of families that people ask for -> why the decoder, one block for all layers, cannot be theirs."""
+
 
 def expert_paths(config: TransformerConfig) -> ExpertPaths:
     """Where the experts of a model lie in a checkpoint."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from star_jax.checkpoints.config_fields import declared_fields, leftover_fields, rope_leftovers
 from star_jax.checkpoints.config_limits import check_config_fields, check_sizes
-from star_jax.checkpoints.families import FAMILIES, WRAPPERS, Family, usual_norms
+from star_jax.checkpoints.families import FAMILIES, OUT_OF_REACH, WRAPPERS, Family, usual_norms
 from star_jax.checkpoints.files import on_one_line, read_object, require_model, without_advice
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import Architecture, Experts, TransformerConfig
@@ -74,6 +74,7 @@ def _text_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
             if raw.get("auto_map")
             else ""
         )
+        advice += f"; {OUT_OF_REACH[kind]}" if kind in OUT_OF_REACH else ""
         known = ", ".join([*FAMILIES, *WRAPPERS])
         raise ConfigError(f"model_type is {kind!r}{advice}; the families that are read are {known}")
     text = raw if kind in FAMILIES else raw.get("text_config")
