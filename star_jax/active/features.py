@@ -91,11 +91,11 @@ def compute_features(
     full = _Wanted(tuple(need for need in strategy.needs if need.model == "full"), offered)
     draws = _Draws(offer.key, Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout))
     with observer.phase("score", sum(_examples(problem, one, draws) for one in (base, full)), "examples") as tick:
-        watch = _Watch(tick, observer.score_log if isinstance(observer, KeepsScores) else no_logs)
-        found, of_base = _of_model(problem, problem.start, base, draws, config.lora, watch)
+        watch = Watch(tick, observer.score_log if isinstance(observer, KeepsScores) else no_logs)
+        found, of_base = _of_model(problem, problem.start, base, draws, config.lora, watch.of("base"))
         known = {**state.base, **_joined(state.base, found, base.scored)}
         kept = {need: known[need] for need in strategy.needs if need.model == "base"}
-        arrays, answered = _of_model(problem, state.adapter, full, draws, config.lora, watch)
+        arrays, answered = _of_model(problem, state.adapter, full, draws, config.lora, watch.of("full"))
     tokens = None if answered is None else answered.measures["response_tokens"]
     if base.scored is not None and len(base.scored) < len(offered):
         of_base = None  # for some that may be picked, it has answered in an earlier query
@@ -151,14 +151,20 @@ class _Draws(NamedTuple):
         return self.sampling if sampled else None
 
 
-class _Watch(NamedTuple):
-    """Who counts examples, and what keeps the scores of a pass as they come."""
+class Watch(NamedTuple):
+    """Who is told of each batch, and what keeps the results of a pass as they come.
+
+    Attributes:
+      tick: told the number of examples of each batch.
+      logs: gives what keeps them.
+    """
 
     tick: Callable[[int], None]
-    logs: Logs
+    logs: Logs = no_logs
 
-    def of(self, model: str, sampled: bool) -> Logs:
-        return lambda name: self.logs(f"{model}-{'samples' if sampled else 'plain'}-{name}")
+    def of(self, part: str) -> Watch:
+        """The same for a part whose passes are called after it."""
+        return Watch(self.tick, lambda name: self.logs(f"{part}-{name}"))
 
 
 class _Wanted(NamedTuple):
@@ -201,7 +207,7 @@ def _of_model(
     wanted: _Wanted,
     draws: _Draws,
     lora: LoraConfig,
-    watch: _Watch,
+    watch: Watch,
 ) -> tuple[dict[Feature, Array], PoolScores | None]:
     """Features of one of the two models, and its answers where it gave some."""
     arrays: dict[Feature, Array] = {}
@@ -209,13 +215,13 @@ def _of_model(
     # 1. Measures, a pass for each way of scoring.
     for sampled in wanted.ways:
         options: dict[str, Any] = {"key": draws.key, "sampling": draws.way(sampled), "rows": wanted.scored}
-        options |= {"on_batch": watch.tick, "logs": watch.of(wanted.needs[0].model, sampled)}
+        options |= {"on_batch": watch.tick, "logs": watch.of("samples" if sampled else "plain").logs}
         found = score_pool(problem.model, adapter, problem.pool, **options)
         measures = [need for need in wanted.needs if isinstance(need, Measure) and need.samples == sampled]
         arrays |= {need: found.measures[need.name] for need in measures}
     # 2. Vectors.
     rows = PoolRows(problem.tokens, problem.shapes.prompts, problem.pool, found)
-    arrays |= pool_vectors(problem.model, adapter, wanted.needs, rows, lora, watch.tick)
+    arrays |= pool_vectors(problem.model, adapter, wanted.needs, rows, lora, watch)
     return arrays, found
 
 
@@ -241,7 +247,7 @@ def pool_vectors(
     needs: Sequence[Feature],
     rows: PoolRows,
     lora: LoraConfig,
-    on_batch: Callable[[int], None],
+    watch: Watch,
 ) -> dict[Feature, Array]:
     """The embeddings and gradient sketches among the needs, all of one model.
 
@@ -251,14 +257,15 @@ def pool_vectors(
       needs: features; measures among them are left to others.
       rows: prompts, and the model's answers.
       lora: settings of the fresh adapter whose gradients are the base model's, which has none of its own.
-      on_batch: told the number of examples of each batch.
+      watch: told of batches, and keeps what they give.
     """
     arrays: dict[Feature, Array] = {}
     # 1. Embeddings, one pass for all.
     embeddings = [need for need in needs if isinstance(need, Embedding)]
     if embeddings:
         readouts = [Readout(need.pooling, need.projection) for need in embeddings]
-        found = embed_prompts(model, adapter, rows.prompts, rows.shapes, readouts, on_batch)
+        log = watch.logs("-".join(["embedded", *(f"{pooling}{width or ''}" for pooling, width in readouts)]))
+        found = embed_prompts(model, adapter, rows.prompts, rows.shapes, readouts, watch.tick, log)
         arrays |= dict(zip(embeddings, found, strict=True))
     # 2. Gradients of the answers.
     for need in needs:
@@ -266,5 +273,6 @@ def pool_vectors(
             assert rows.answered is not None
             trained = init_adapter(jax.random.key(_FRESH_SEED), model.params, lora) if adapter is None else adapter
             sequences, shapes = answered_rows(rows.pool, rows.answered), rows.pool.answered_shapes
-            arrays[need] = gradient_sketches(model, trained, sequences, shapes, need.width, on_batch)
+            log = watch.logs(f"sketched{need.width}")
+            arrays[need] = gradient_sketches(model, trained, sequences, shapes, need.width, watch.tick, log)
     return arrays

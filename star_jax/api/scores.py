@@ -15,7 +15,7 @@ from star_jax.acquisition.pool_scoring import Sampling, generated_texts
 from star_jax.acquisition.pool_scoring import score_pool as score_batches
 from star_jax.acquisition.strategy import Query, check_finite, check_picks, get_strategy
 from star_jax.acquisition.uncertainty import MEASURES
-from star_jax.active.features import PoolRows, pool_vectors
+from star_jax.active.features import PoolRows, Watch, pool_vectors
 from star_jax.active.query import select
 from star_jax.api.checks import check_key, check_whole
 from star_jax.api.model import Model, TunedAdapter
@@ -134,7 +134,7 @@ def score_pool(
     for which, lora, answered in (("full", weights, found), ("base", None, of_base)):
         needs = [need for need in features if need.model == which]
         rows = PoolRows(tokens.prompts, tokens.shapes.prompts, batches, answered)
-        made = pool_vectors(model.weights, lora, needs, rows, LoraConfig(), on_batch)
+        made = pool_vectors(model.weights, lora, needs, rows, LoraConfig(), Watch(on_batch))
         vectors |= {need: np.asarray(array) for need, array in made.items()}
     measures, base = ({name: np.asarray(one.measures[name]) for name in MEASURES} for one in (found, of_base))
     return Scores(names, responses, measures, base, sampling is not None, vectors)

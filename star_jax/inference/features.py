@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.data.batching import Batch, Shape, prompt_batches
-from star_jax.inference.batched import map_batches
+from star_jax.inference.batched import BatchLog, map_batches
 from star_jax.models.lora import Adapter
 from star_jax.models.merged import merge_adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states
@@ -49,6 +49,7 @@ def embed_prompts(
     shapes: Sequence[Shape],
     readouts: Sequence[Readout],
     on_batch: Callable[[int], None] = lambda rows: None,
+    log: BatchLog | None = None,
 ) -> tuple[Array, ...]:
     """Embeds prompts on all local devices, by one pass for all readouts.
 
@@ -59,6 +60,7 @@ def embed_prompts(
       shapes: of batches of prompts.
       readouts: what is read from the hidden states.
       on_batch: told the number of prompts of each batch.
+      log: keeps what the batches give as it comes.
 
     Returns:
       For each readout `N×D` float32, or `N×P` with a projection by a matrix of entries N(0, 1/P), which keeps distances
@@ -78,7 +80,7 @@ def embed_prompts(
         return _embed((*merged, matrices), rows, capacity=capacity, readouts=tuple(readouts))
 
     batches = prompt_batches(prompts, shapes, data_mesh().size)
-    found: tuple[Array, ...] = map_batches(run, batches, 1, len(prompts), on_batch)
+    found: tuple[Array, ...] = map_batches(run, batches, 1, len(prompts), on_batch, log)
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from star_jax.config import TrainingConfig
 from star_jax.data.batching import Batch, Shape, sequence_batches
 from star_jax.data.tokenization import TokenizedExample
-from star_jax.inference.batched import map_batches
+from star_jax.inference.batched import BatchLog, map_batches
 from star_jax.models.lm_head import output_head
 from star_jax.models.lora import Adapter, Factors
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
@@ -40,6 +40,7 @@ def gradient_sketches(
     shapes: Sequence[Shape],
     width: int,
     on_batch: Callable[[int], None] = lambda rows: None,
+    log: BatchLog | None = None,
 ) -> Array:
     """Sketches of each example's gradient, on all local devices, dropout off.
 
@@ -54,6 +55,7 @@ def gradient_sketches(
       shapes: of batches of rows.
       width: W.
       on_batch: told the number of examples of each batch.
+      log: keeps what the batches give as it comes.
 
     Returns:
       `N×W` float32: a count sketch (Charikar et al. 2002; Weinberger et al. 2009, arXiv 0902.2206), which adds each
@@ -65,7 +67,7 @@ def gradient_sketches(
         inputs = (batch.tokens, batch.prompt_lengths, np.maximum(batch.lengths, 1))
         return _sketch(shared, inputs, width=width)
 
-    found: Array = map_batches(run, sequence_batches(rows, shapes, data_mesh().size), 1, len(rows), on_batch)
+    found: Array = map_batches(run, sequence_batches(rows, shapes, data_mesh().size), 1, len(rows), on_batch, log)
     return found
 
 

@@ -416,10 +416,13 @@ def test_a_strategy_of_an_embedding_and_two_measures_runs_through_the_loop(probl
 
 
 class ScoreCounter:
-    """An observer that notes what each scoring said it would go through, and what it counted."""
+    """An observer that notes what each scoring said it would go through, what it counted, and what may be kept."""
 
     def __init__(self):
-        self.totals = []
+        self.totals, self.kept = [], []
+
+    def score_log(self, name):
+        self.kept.append(name)
 
     @contextmanager
     def phase(self, name, total, unit):
@@ -448,8 +451,21 @@ def test_each_feature_is_one_pass_over_the_pool(problem):
         "a sketch alone": ((GradientSketch("base", 3),), 2 * size),
         "both models": ((Measure("margin", "base"), Measure("sequence_nll", "base"), Measure("margin")), size + left),
     }
-    for needed, _ in needs.values():
+    kept = {}
+    for name, (needed, _) in needs.items():
         choose(CONFIG, first_unlabelled(needed), problem, state, key, counter)
+        kept[name], counter.kept = counter.kept, []
+    # Each pass keeps what it has by a name of its own.
+    assert kept["with and without samples"] == [
+        *("full-plain-answers", "full-samples-answers", "full-samples-proposed")
+    ]
+    assert kept["two embeddings and a measure"] == [
+        "base-embedded-mean",
+        "full-plain-answers",
+        "full-embedded-mean",
+    ]
+    assert kept["two embeddings of one model"] == ["full-embedded-mean-last3"]
+    assert kept["a sketch alone"] == ["base-plain-answers", "base-sketched3"]
     assert totals == [(examples,) * 2 for _, examples in needs.values()]
     totals.clear()
     known = {Measure("margin", "base"): jnp.zeros(size), Measure("sequence_nll", "base"): jnp.ones(size)}

@@ -399,7 +399,10 @@ def test_what_is_wrong_in_a_text_part_is_named(tmp_path: Path, fields: Fields, s
         ({"model_type": None}, "model_type is None; the families that are read are"),
         ({"model_type": "gemma4_text"}, "is 'gemma4_text'; its layers differ in shape: .* with a window; the families"),
         ({"model_type": "gemma4", "text_config": {}}, "model_type is 'gemma4'; its layers differ in shape"),
-        ({"model_type": "qwen3_5_text"}, "model_type is 'qwen3_5_text'; most of its layers are gated delta nets, which"),
+        (
+            {"model_type": "qwen3_5_text"},
+            "model_type is 'qwen3_5_text'; most of its layers are gated delta nets, which",
+        ),
         (
             {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
             "quantization_config says that the weights are stored quantised, which is not read; take the unquantised",

@@ -35,6 +35,23 @@ def small_adapter() -> Adapter:
     return random_adapter(np.random.default_rng(1), SHAPE, scale=0.8)
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[None]]:
+    """Gives a list that each call of a module's function, by its name, makes longer."""
+
+    def count(module, name: str) -> list[None]:
+        function, calls = getattr(module, name), []
+
+        def called(*arguments, **options):
+            calls.append(None)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, called)
+        return calls
+
+    return count
+
+
 def _logits(model: LanguageModel, adapter: Adapter | None, tokens) -> np.ndarray:
     config, params = model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
     groups, width, length = config.num_key_value_heads, config.head_dim, len(tokens)

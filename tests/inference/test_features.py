@@ -9,6 +9,7 @@ from star_jax.inference import features
 from star_jax.inference.features import PROJECTION_SEED, Readout
 from star_jax.models.lora import with_adapter
 from star_jax.parallel.mesh import data_mesh
+from star_jax.runs.partial_scores import PartialScores
 
 LENGTHS = (5, 1, 9, 3, 9, 2, 7, 4, 6, 1, 8)
 SHAPES = (Shape(2, 4, 8), Shape(3, 9, 27))
@@ -118,6 +119,17 @@ def test_one_pass_gives_all_readouts(small_model, small_adapter, prompts):
     assert sum(seen) == len(prompts)
     for got, readout in zip(found, readouts, strict=True):
         assert_close(got, np.asarray(embed_prompts(small_model, small_adapter, prompts, SHAPES, *readout)))
+
+
+def test_what_an_interrupted_pass_has_kept_is_not_computed_again(small_model, prompts, tmp_path, counted):
+    partial, calls = PartialScores(tmp_path / "p", "one"), counted(features, "_embed")
+    first = features.embed_prompts(small_model, None, prompts, SHAPES, [Readout()], log=partial.log("embedded"))
+    made = len(calls)
+    again = features.embed_prompts(small_model, None, prompts, SHAPES, [Readout()], log=partial.log("embedded"))
+    partial.close()
+    assert made > 1
+    assert len(calls) == made + 1  # the last batch, which tells the structure of the results
+    np.testing.assert_array_equal(*first, *again)
 
 
 def test_progress_counts_every_prompt_once(small_model, prompts):

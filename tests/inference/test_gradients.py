@@ -7,9 +7,11 @@ import pytest
 
 from star_jax.data.batching import Shape
 from star_jax.data.tokenization import TokenizedExample
+from star_jax.inference import gradients
 from star_jax.inference.gradients import SKETCH_SEED, count_sketch, gradient_sketches
 from star_jax.models.lora import Adapter
 from star_jax.parallel.mesh import data_mesh
+from star_jax.runs.partial_scores import PartialScores
 
 PROMPTS, RESPONSES = (5, 1, 4, 2, 6, 3, 1), (2, 3, 1, 3, 2, 4, 1)
 SHAPES = (Shape(2, 5, 10), Shape(3, 8, 24))
@@ -103,6 +105,18 @@ def test_a_wide_sketch_is_the_gradient_in_another_order(rng):
     np.testing.assert_allclose(got[[3, 0, 7]], [values[0], -values[1], values[2]], rtol=1e-6)
     np.testing.assert_allclose(got[1], values[4] - values[3], rtol=1e-5)  # 9 mod 8 is 1
     assert np.count_nonzero(got) == 4
+
+
+def test_what_an_interrupted_pass_has_kept_is_not_computed_again(small_model, small_adapter, rows, tmp_path, counted):
+    partial, calls = PartialScores(tmp_path / "p", "one"), counted(gradients, "_sketch")
+    of_rows = (small_model, small_adapter, rows, SHAPES, WIDTH)
+    first = gradient_sketches(*of_rows, log=partial.log("sketched"))
+    made = len(calls)
+    again = gradient_sketches(*of_rows, log=partial.log("sketched"))
+    partial.close()
+    assert made > 1
+    assert len(calls) == made + 1  # the last batch, which tells the structure of the results
+    np.testing.assert_array_equal(first, again)
 
 
 def test_progress_counts_every_example_once(small_model, small_adapter, rows):
