@@ -21,8 +21,9 @@ model = models/smollm2
 python := $(VENV)/bin/python
 # What an installation needs is known from pyproject.toml alone: it is repeated when that file has changed.
 install = $(python) -m pip install --quiet --disable-pip-version-check --editable
+in_parallel = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 pytest = XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" \
-	$(python) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not parity and not browser"
+	$(python) -m pytest $(in_parallel) -m "not parity and not browser"
 
 .PHONY: demo demo-llm test fuzz parity browser lint types docs notebooks package bench clean
 
@@ -48,7 +49,7 @@ fuzz: $(VENV)/installed-test
 	$(pytest) --fuzz
 
 parity: $(VENV)/installed-test $(VENV)/installed-parity
-	$(python) -m pytest -m parity
+	$(python) -m pytest $(in_parallel) -m parity
 
 # CHROMIUM names another browser than the system's; tests/browser/conftest.py says where it is looked for.
 browser: $(VENV)/installed-browser
