@@ -211,6 +211,12 @@ def _refuse_extra(folder: Path, found: set[str], config: TransformerConfig) -> N
     # Old files repeat the rotary frequencies, and a tied head.
     tied = {HEAD} if config.tie_word_embeddings else set()
     extra = {name for name in found - set(tensor_shapes(config)) - tied if not name.endswith("rotary_emb.inv_freq")}
+    together = next((name for name in sorted(extra) if name.endswith("experts.gate_up_proj")), None)
+    if config.experts is not None and together:
+        raise ConfigError(
+            f"{folder}: the tensor {together} holds all experts of a layer, and is not read; load the model with "
+            "Transformers and save it with save_pretrained, which writes each expert by itself"
+        )
     if extra:
         raise ConfigError(f"{folder}: the tensors {', '.join(sorted(extra)[:4])} are not part of what config.json says")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -27,6 +28,9 @@ FOLDER = "tokens"
 
 LARGE = 50_000
 """Prompts from which on their tokens go to a file, where there is a place for one."""
+
+ABANDONED_SECONDS = 3600.0
+"""Since when nobody has written to a file that is being made, so that whoever made it must have been killed."""
 
 _HEADER_BYTES = 256
 _PIECE = 1 << 22
@@ -115,6 +119,7 @@ def stored(file: Path, facts: Callable[[], dict[str, Any]], prompts: Iterable[np
       prompts: tokens of each.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(file.parent)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w+b") as content:
@@ -134,6 +139,14 @@ def stored(file: Path, facts: Callable[[], dict[str, Any]], prompts: Iterable[np
     finally:
         temporary.unlink(missing_ok=True)
     return _mapped(file, header)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what processes that were killed have left; others may be writing at this moment."""
+    for left in folder.glob("*.tmp"):
+        with suppress(OSError):  # another process was quicker
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink()
 
 
 def read(file: Path) -> tuple[TokenStore, dict[str, Any]] | None:

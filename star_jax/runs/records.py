@@ -24,7 +24,8 @@ def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[
 
       `id`, `group`       of the example
       `prompt`            what the model is asked, template applied
-      `prediction`        what the model answered before it was given the label, without blanks around it
+      `prediction`        what the model answered before it was given the label, without blanks around it; None where no
+                          answer was at hand: what is drawn at random, and what replaces a skip, was not asked for one
       `uncertainty`       what it was picked by: the full model's measure, or the base model's where that alone is read
       `base_uncertainty`, `full_uncertainty`   the first measure of each model that the strategy reads
       `score`, `rank`     the strategy's score, and its place among the picks, from 0

@@ -153,6 +153,14 @@ def test_wrong_tensors_are_named(folder: Path, edit: Callable[[dict[str, np.ndar
         load_model(str(folder))
 
 
+def test_experts_in_one_tensor_are_refused_with_the_way_out(folder: Path) -> None:
+    change_config(folder, model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)
+    tensors = load_file(folder / SINGLE_FILE)
+    save_file(tensors | {"model.layers.0.mlp.experts.gate_up_proj": np.ones((4, 16, 24))}, folder / SINGLE_FILE)
+    with pytest.raises(ConfigError, match=r"experts.gate_up_proj holds all experts of a layer, .* save_pretrained"):
+        load_model(str(folder))
+
+
 def test_stored_rotary_frequencies_and_a_tied_head_are_no_extra_tensors(
     make_model: MakeModel, tiny_config: TransformerConfig, tmp_path: Path
 ) -> None:

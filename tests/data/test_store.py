@@ -1,5 +1,8 @@
 """Tokens in two arrays, in memory and in a file, against a list of arrays."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 
@@ -45,6 +48,15 @@ def test_facts_are_those_when_all_prompts_are_made(rng, tmp_path):
 
     stored(tmp_path / "one", lambda: {"longest": max(made)}, prompts())
     assert read(tmp_path / "one")[1] == {"longest": max(made)}
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_others_write_is_not(tmp_path):
+    old, young = tmp_path / "pool-a.tokens.1.tmp", tmp_path / "pool-b.tokens.2.tmp"
+    for file, age in ((old, store.ABANDONED_SECONDS + 60), (young, store.ABANDONED_SECONDS - 60)):
+        file.write_bytes(b"half")
+        os.utime(file, (time.time() - age,) * 2)
+    stored(tmp_path / "one", dict, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", young.name]
 
 
 def test_a_file_that_is_cut_or_damaged_is_none(rng, tmp_path):
