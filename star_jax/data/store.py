@@ -8,6 +8,7 @@ Shapes: `N` prompts, `M` tokens of all of them together.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -119,7 +120,7 @@ def stored(file: Path, facts: Callable[[], dict[str, Any]], prompts: Iterable[np
       prompts: tokens of each.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(file.parent)
+    _remove_abandoned(file)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w+b") as content:
@@ -141,9 +142,9 @@ def stored(file: Path, facts: Callable[[], dict[str, Any]], prompts: Iterable[np
     return _mapped(file, header)
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Removes what processes that were killed have left; others may be writing at this moment."""
-    for left in folder.glob("*.tmp"):
+def _remove_abandoned(file: Path) -> None:
+    """Removes what processes that were killed have left of a file; others may be writing it at this moment."""
+    for left in file.parent.glob(f"{glob.escape(file.name)}.*.tmp"):
         with suppress(OSError):  # another process was quicker
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 left.unlink()

@@ -51,12 +51,11 @@ def test_facts_are_those_when_all_prompts_are_made(rng, tmp_path):
 
 
 def test_what_a_killed_process_has_left_is_removed_and_what_others_write_is_not(tmp_path):
-    old, young = tmp_path / "pool-a.tokens.1.tmp", tmp_path / "pool-b.tokens.2.tmp"
-    for file, age in ((old, store.ABANDONED_SECONDS + 60), (young, store.ABANDONED_SECONDS - 60)):
-        file.write_bytes(b"half")
-        os.utime(file, (time.time() - age,) * 2)
+    for name, minutes in (("one.1.tmp", 61), ("one.2.tmp", 59), ("notes.tmp", 61)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - 60 * minutes,) * 2)
     stored(tmp_path / "one", dict, [])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", young.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.tmp", "one", "one.2.tmp"]
 
 
 def test_a_file_that_is_cut_or_damaged_is_none(rng, tmp_path):
