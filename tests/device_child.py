@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from star_jax.acquisition import long_answers
 from star_jax.acquisition.pool_scoring import Sampling, score_pool
 from star_jax.acquisition.pools import BatchSizes, Pool, candidate_pool, generated_pool, proposed_pool
 from star_jax.benchmarks.skills import generator as skills
@@ -36,7 +37,7 @@ from star_jax.data.tasks import get_task
 from star_jax.data.tokenization import Encoder, Limits
 from star_jax.experiment import runner as experiment
 from star_jax.experiment import setup
-from star_jax.inference import generation
+from star_jax.inference import continuous
 from star_jax.tracking.console import Progress
 
 POOL = 50
@@ -110,8 +111,8 @@ def score(folder: Path, out: Path) -> None:
 
 
 def main() -> None:
-    # So that a device halves its batch when its own rows fit, whatever those of the others do.
-    generation.LONG_ANSWER, generation.FEWEST_ROWS = 1, SIZES.prompts // 2
+    # So that prompts are seated where rows have ended, and the rows are halved when those of all devices fit.
+    long_answers.LONG_ANSWER, continuous.STEPS, continuous.FEWEST_ROWS = 1, 2, SIZES.prompts // 2
     folder = Path(sys.argv[1])
     out = folder / str(jax.device_count())
     run(folder, out)

@@ -13,20 +13,17 @@ import numpy as np
 from workload import LORA_SPREAD, SEED, WEIGHT_SPREAD, Outcome, Workload, prompts_of
 
 from star_jax.acquisition.pool_scoring import Sampling, score_pool
-from star_jax.acquisition.pools import BatchSizes, ProposedPool, choose_shapes, proposed_pool
+from star_jax.acquisition.pools import BatchSizes, GeneratedPool, ProposedPool, choose_shapes, proposed_pool
 from star_jax.acquisition.strategy import Query, get_strategy, pick
 from star_jax.checkpoints.huggingface import load_model
 from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import LoraConfig, TrainingConfig
-from star_jax.data.batching import Batch, prompt_batches
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.environment import configure_jax
-from star_jax.inference.generation import PromptBatch, Stop, generate
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter, init_adapter
-from star_jax.models.merged import merge_adapter
 from star_jax.models.transformer import Decoder, LanguageModel
-from star_jax.parallel.mesh import by_rows, replicated
+from star_jax.parallel.mesh import replicated
 from star_jax.training.trainer import TrainingRows, fit, training_shapes
 
 Array = jax.Array
@@ -84,7 +81,7 @@ class Bench:
         self.shapes = choose_shapes([*map(len, prompts), *map(len, test)], lengths, max(lengths), sizes)
         self.steps = training_shapes(lengths, [], max(lengths), self.training)
         self.proposed, self.pool = self._proposed(self.rows), self._proposed(self.pool_rows)
-        self.prompts, self.test = self._prompts(prompts), self._prompts(test)
+        self.prompts, self.test = self._pool(prompts), self._pool(test)
         self.sampling = Sampling(workload.samples, workload.dropout, workload.scoring_dropout)
 
     def choose(self, task: str) -> dict[str, float]:
@@ -129,7 +126,7 @@ class Bench:
         return {"loss": [self._fit(self.rows)[1]]}
 
     def _generate(self) -> dict[str, list[float]]:
-        return {"tokens": self._answers(self.prompts, self.workload.prompts, self.adapter).ravel().tolist()}
+        return {"tokens": self._answers(self.prompts, self.adapter).ravel().tolist()}
 
     def _round(self) -> dict[str, list[float]]:
         """Base scores, full scores, picks, training, answers on the test prompts."""
@@ -137,7 +134,7 @@ class Bench:
         full = score_pool(self.model, self.adapter, self.pool, key=jax.random.key(1), sampling=self.sampling)
         picked = np.asarray(_pick(base, full.measures["token_entropy"], count=self.workload.picks)).tolist()
         adapter, _ = self._fit([self.pool_rows[i] for i in picked])
-        self._answers(self.test, self.workload.test, adapter)
+        self._answers(self.test, adapter)
         return {"picked": picked}
 
     def _fit(self, rows: list[TokenizedExample]) -> tuple[Adapter, float]:
@@ -145,24 +142,16 @@ class Bench:
         fitted = fit(jax.random.key(2), self.model, data, self.lora, self.training)
         return jax.block_until_ready(fitted.adapter), fitted.loss
 
-    def _answers(self, batches: list[Batch], count: int, adapter: Adapter) -> np.ndarray:
-        """Greedy answers `count×new_tokens`, in the order of the prompts."""
-        width, ends = self.workload.new_tokens, self.workload.ends or NEVER
-        model, rest = merge_adapter(self.model, replicated(adapter))
-        results = [
-            _generate(model, rest, (batch.tokens, batch.lengths, batch.row_mask), batch.capacity, width, ends)
-            for batch in batches
-        ]
-        answers = np.zeros((count, width), np.int32)
-        for batch, result in zip(batches, results, strict=True):
-            answers[batch.index[batch.row_mask]] = np.asarray(result)[batch.row_mask]
-        return answers
+    def _answers(self, pool: GeneratedPool, adapter: Adapter) -> np.ndarray:
+        """Greedy answers `N×new_tokens`, in the order of the prompts, with what the model says about each token."""
+        return np.asarray(score_pool(self.model, adapter, pool).responses)
 
     def _proposed(self, rows: list[TokenizedExample]) -> ProposedPool:
         return proposed_pool(rows, self.shapes.sequences)
 
-    def _prompts(self, prompts: list[np.ndarray]) -> list[Batch]:
-        return list(prompt_batches(prompts, self.shapes.prompts, jax.local_device_count()))
+    def _pool(self, prompts: list[np.ndarray]) -> GeneratedPool:
+        ends = self.workload.ends or NEVER
+        return GeneratedPool(prompts, self.shapes.prompts, self.workload.new_tokens, ends, ())
 
 
 def _read(workload: Workload, dtype: str) -> tuple[LanguageModel, Adapter]:
@@ -223,18 +212,6 @@ def _drawn(key: Array, *, name: str, shape: tuple[int, ...], dtype: Any) -> Arra
 def _measures(measures: dict[str, Array]) -> dict[str, list[float]]:
     host = jax.device_get(measures)  # all of them, as a run that compares strategies would
     return {"nll": host["sequence_nll"].tolist(), "entropy": host["token_entropy"].tolist()}
-
-
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _generate(
-    model: LanguageModel, adapter: Adapter | None, rows: Any, capacity: int, width: int, ends: tuple[int, ...]
-) -> Array:
-    def answers(shared: Any, rows: Any) -> Array:
-        prompts, lengths, row_mask = rows
-        batch = PromptBatch(prompts, lengths, row_mask)
-        return generate(*shared, batch, Stop(width, ends), capacity=capacity).tokens
-
-    return by_rows(answers, (model, adapter), rows)
 
 
 @partial(jax.jit, static_argnames=("count",))

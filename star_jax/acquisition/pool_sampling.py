@@ -1,4 +1,4 @@
-"""Several drawn answers to each prompt of a pool. One jitted program a shape of batches.
+"""Several drawn answers to each prompt of a pool. Short ones are one jitted program a shape of batches.
 
 Shapes: `N` pool, `K` answers of a prompt, `R` new tokens.
 """
@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
+from star_jax.acquisition.long_answers import is_long, long_answers
 from star_jax.acquisition.pools import GeneratedPool
 from star_jax.acquisition.uncertainty import sequence_measures
 from star_jax.data.batching import Batch
-from star_jax.inference.batched import Logs, map_batches, no_logs
+from star_jax.inference.batched import Logs, map_batches, map_stream, no_logs
 from star_jax.inference.generation import PromptBatch, Stop, sample
 from star_jax.inference.sampling import Decoding, Draws, check_decoding
 from star_jax.models.dropout import row_keys
@@ -77,15 +78,17 @@ def sample_pool(
       ConfigError: answers cannot be drawn that way.
     """
     check_decoding(decoding)
-    shared = (*merge_adapter(replicated(model), replicated(adapter)), key)
-    stop = (pool.response_limit, pool.end_ids)
+    model, adapter = merge_adapter(replicated(model), replicated(adapter))
+    batches, log = pool.batches(rows), logs("samples")
+    if is_long(pool):
+        stream = long_answers((model, adapter), pool, decoding, key)
+        return SampledAnswers(*map_stream(stream, batches, 1, pool.size, on_batch, log))
 
     def run(batch: Batch) -> Any:
-        inputs = (batch.tokens, batch.lengths, batch.row_mask, batch.index)
-        return _sample(shared, inputs, capacity=batch.capacity, stop=stop, decoding=decoding)
+        inputs, stop = (batch.tokens, batch.lengths, batch.row_mask, batch.index), (pool.response_limit, pool.end_ids)
+        return _sample((model, adapter, key), inputs, capacity=batch.capacity, stop=stop, decoding=decoding)
 
-    batches = pool.batches(rows)
-    return SampledAnswers(*map_batches(run, batches, 1, pool.size, on_batch, logs("samples")))
+    return SampledAnswers(*map_batches(run, batches, 1, pool.size, on_batch, log))
 
 
 @partial(jax.jit, static_argnames=("capacity", "stop", "decoding"))

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from star_jax.acquisition.branched_scoring import choose_pass, score_branched
+from star_jax.acquisition.long_answers import is_long, long_answers
 from star_jax.acquisition.pools import CandidatePool, GeneratedPool, Pool, ProposedPool, proposed_pool
 from star_jax.acquisition.uncertainty import sequence_measures
 from star_jax.data.batching import Batch
 from star_jax.data.rows import AnsweredRows
 from star_jax.data.tokenization import Encoder, TokenizedExample
-from star_jax.inference.batched import Logs, map_batches, no_logs
+from star_jax.inference.batched import Logs, map_batches, map_stream, no_logs
 from star_jax.inference.generation import PromptBatch, Stop, generate
 from star_jax.inference.mc_dropout import Sampling, mc_score_responses, sample_keys
 from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
@@ -115,12 +116,17 @@ def score_pool(
 
 def _answers(model: LanguageModel, adapter: Adapter | None, pool: GeneratedPool, way: _Pass) -> PoolScores:
     """Responses, and the measures of the model that wrote them."""
+    log = way.logs("answers")
+    batches = pool.batches(way.chosen)
+    if is_long(pool):
+        found = map_stream(long_answers((model, adapter), pool), batches, 1, pool.size, way.on_batch, log)
+        return PoolScores(*jax.tree.map(lambda leaf: leaf[:, 0], found))
 
     def run(batch: Batch) -> Any:
         rows = (batch.tokens, batch.lengths, batch.row_mask)
         return _answer(model, adapter, rows, capacity=batch.capacity, width=pool.response_limit, end_ids=pool.end_ids)
 
-    return PoolScores(*map_batches(run, pool.batches(way.chosen), 1, pool.size, way.on_batch, way.logs("answers")))
+    return PoolScores(*map_batches(run, batches, 1, pool.size, way.on_batch, log))
 
 
 def _candidates(model: LanguageModel, adapter: Adapter | None, pool: CandidatePool, way: _Pass) -> PoolScores:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -36,6 +38,10 @@ def no_logs(name: str) -> BatchLog | None:
     return None
 
 
+Stream = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Any]]]
+"""Gives for batches each with its results, in order: a pytree of arrays, one entry an example."""
+
+
 def map_batches(
     run: Callable[[Batch], Any],
     batches: Iterable[Batch],
@@ -44,13 +50,25 @@ def map_batches(
     on_batch: Callable[[int], None],
     log: BatchLog | None = None,
 ) -> Any:
-    """Runs a program over batches and puts the results in the order of the examples.
+    """`map_stream` of a program that maps a batch to its results."""
+    return map_stream(partial(_ahead, run), batches, group, size, on_batch, log)
+
+
+def map_stream(
+    stream: Stream,
+    batches: Iterable[Batch],
+    group: int,
+    size: int,
+    on_batch: Callable[[int], None],
+    log: BatchLog | None = None,
+) -> Any:
+    """Runs programs over batches and puts the results in the order of the examples.
 
     Each batch is made when its turn comes and its results are fetched when they are done, so that what is held does not
     grow with the batches.
 
     Args:
-      run: maps a batch to a pytree of arrays, one entry an example.
+      stream: gives the results.
       batches: at least one; they hold no example twice.
       group: rows of a batch that are one example.
       size: number of examples.
@@ -64,7 +82,7 @@ def map_batches(
     joined: list[np.ndarray] = []
     tree: Any = None
     # On the host: on the device, this would be a program of how the answers of a round happen to fill batches.
-    for done in _paced(run, batches, log):
+    for done in _results(stream, batches, log):
         index, real = done.batch.index[::group], done.batch.row_mask[::group]
         joined = joined or [_nothing(size, leaf) for leaf in done.leaves]
         for whole, part in zip(joined, done.leaves, strict=True):
@@ -83,23 +101,34 @@ class _Done(NamedTuple):
     tree: Any
 
 
-def _paced(run: Callable[[Batch], Any], batches: Iterable[Batch], log: BatchLog | None) -> Iterator[_Done]:
-    """Runs every batch, and gives each with its results, in order.
-
-    At most `AHEAD` are dispatched ahead of the device, so that progress is real and queues stay short. The last batch
-    is always run: it tells the structure of the results.
-    """
+def _ahead(run: Callable[[Batch], Any], batches: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:
+    """At most `AHEAD` batches are dispatched ahead of the device, so that progress is real and queues stay short."""
     waiting: list[tuple[Batch, Any]] = []
-    for batch, last in _with_last(batches):
-        kept = None if log is None or waiting or last else log.take(batch)
-        if kept is not None:
-            yield _Done(batch, kept, None)
-            continue
+    for batch in batches:
         waiting.append((batch, run(batch)))
         if len(waiting) > AHEAD:
-            yield _fetched(*waiting.pop(0), log)
-    for entry in waiting:
-        yield _fetched(*entry, log)
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def _results(stream: Stream, batches: Iterable[Batch], log: BatchLog | None) -> Iterator[_Done]:
+    """Every batch with its results, in order: those that were kept, then those that are computed.
+
+    The last batch is always computed: it tells the structure of the results.
+    """
+    source = _with_last(batches)
+    rest: list[Batch] = []
+    for batch, last in source:
+        kept = None if log is None or last else log.take(batch)
+        if kept is None:
+            rest.append(batch)
+            break
+        yield _Done(batch, kept, None)
+    for batch, result in stream(chain(rest, (batch for batch, _ in source))):
+        leaves, tree = jax.tree.flatten(jax.device_get(result))
+        if log is not None:
+            log.add(batch, leaves)
+        yield _Done(batch, leaves, tree)
 
 
 def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
@@ -111,13 +140,6 @@ def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
         before = batch
     if before is not None:
         yield before, True
-
-
-def _fetched(batch: Batch, result: Any, log: BatchLog | None) -> _Done:
-    leaves, tree = jax.tree.flatten(jax.device_get(result))
-    if log is not None:
-        log.add(batch, leaves)
-    return _Done(batch, leaves, tree)
 
 
 def _nothing(size: int, part: np.ndarray) -> np.ndarray:

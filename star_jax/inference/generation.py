@@ -1,7 +1,6 @@
 """Responses, greedy or drawn: one prefill over the prompts, then one token a step until every row has ended.
 
-The lengths of free answers differ widely, and a batch has ended when its longest row has. Where answers may be long,
-the rows that go on are therefore moved to a batch of half the size as soon as they fit into it.
+A batch by itself, in one program: for answers that are short. Long ones are for `inference.continuous`.
 
 Shapes: `B` batch, `P` prompt tokens, `R` new tokens, `V` vocabulary, `K` responses drawn for each prompt.
 """
@@ -9,13 +8,12 @@ Shapes: `B` batch, `P` prompt tokens, `R` new tokens, `V` vocabulary, `K` respon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from star_jax.inference.sampling import Decoding, Draws, check_decoding, draw_tokens
+from star_jax.inference.sampling import Decoding, Draws, check_decoding, draw_tokens, folded
 from star_jax.inference.scoring import TokenStatistics, distribution_statistics
 from star_jax.models.decoding import KVCache, decode_step, prefill, step_variables, unstacked
 from star_jax.models.lm_head import logits, output_head
@@ -23,15 +21,6 @@ from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
-
-HALVINGS = 2
-"""How often a batch is halved at most: each size is a loop more to compile."""
-
-LONG_ANSWER = 64
-"""Batches are halved where so many new tokens may be written."""
-
-FEWEST_ROWS = 8
-"""A batch is not made smaller than this: reading the weights is then most of a step."""
 
 
 class Generated(NamedTuple):
@@ -76,10 +65,7 @@ class Stop(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """Behind token `number`: the token chosen last, which rows have ended, what is written, and the cache before it.
-
-    The rows are those that go on, and as many others as the batch has room for.
-    """
+    """Behind token `number`: the token chosen last, which rows have ended, what is written, and the cache before it."""
 
     number: Array
     prompt_lengths: Array
@@ -100,9 +86,6 @@ def generate(
     scored: bool = False,
 ) -> Generated:
     """The most probable token at each step.
-
-    From `LONG_ANSWER` on, a response may depend on the others of its batch, as far as products of fewer rows are
-    rounded differently.
 
     Args:
       model: decoder and frozen weights; `models.merged` makes one that writes faster.
@@ -146,7 +129,7 @@ def sample(
     hidden, cache = _read(model, adapter, prompts, stop, capacity)
 
     def one(number: Array) -> Generated:
-        start = _start(prompts, stop, True, cache, _folded(draws.keys, number))
+        start = _start(prompts, stop, True, cache, folded(draws.keys, number))
         return _respond(model, adapter, stop, draws.decoding, start, hidden)
 
     return jax.lax.map(one, jnp.arange(draws.decoding.samples))
@@ -183,7 +166,7 @@ def _respond(
         if decoding is None or at.keys is None:
             best = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         else:
-            best = draw_tokens(scores, _folded(at.keys, at.number), decoding)
+            best = draw_tokens(scores, folded(at.keys, at.number), decoding)
         token = jnp.where(at.done, 0, best)
         written = _write(at.written, at.number, token, scores, at.done)
         done = at.done | jnp.isin(token, ends)
@@ -193,39 +176,10 @@ def _respond(
         positions = jnp.where(at.done, -1, at.prompt_lengths + at.number - 1)
         return choose(at, *decode_step(model, step_variables(model, adapter, layers), at.token, positions, at.cache))
 
-    def finish(at: _Progress, halvings: int) -> Generated:
-        """Writes the rest of the responses."""
-        half = at.token.shape[0] // 2
-        fewer = half if halvings and half >= FEWEST_ROWS else 0
-        at = jax.lax.while_loop(lambda at: (at.number < stop.width) & (jnp.sum(~at.done) > fewer), advance, at)
-        if not fewer:
-            return at.written
-        chosen = jnp.argsort(at.done, stable=True)[:fewer]
-        return _put_back(at.written, chosen, finish(_some(at, chosen), halvings - 1))
+    def goes_on(at: _Progress) -> Array:
+        return (at.number < stop.width) & ~jnp.all(at.done)
 
-    return finish(choose(start, last, start.cache), HALVINGS if stop.width >= LONG_ANSWER else 0)
-
-
-def _folded(keys: Array, number: Array) -> Array:
-    """Keys `B` of a number, one of each key."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-
-
-def _some(at: _Progress, chosen: Array) -> _Progress:
-    """The progress of `chosen` rows."""
-    (layers, slots), (tokens, lengths, statistics) = at.cache, at.written
-    of_rows = (at.prompt_lengths, at.token, at.done, tokens, lengths, layers, slots.positions, at.keys)
-    prompt_lengths, token, done, tokens, lengths, layers, positions, keys = jax.tree.map(itemgetter(chosen), of_rows)
-    statistics = jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=-2), statistics)
-    cache = KVCache(layers, slots._replace(positions=positions))
-    return _Progress(at.number, prompt_lengths, token, done, Generated(tokens, lengths, statistics), cache, keys)
-
-
-def _put_back(whole: Generated, chosen: Array, part: Generated) -> Generated:
-    """`whole` with the rows that were `chosen` from it replaced by those of `part`."""
-    tokens, lengths = whole.tokens.at[chosen].set(part.tokens), whole.lengths.at[chosen].set(part.lengths)
-    statistics = jax.tree.map(lambda leaf, new: leaf.at[..., chosen, :].set(new), whole.statistics, part.statistics)
-    return Generated(tokens, lengths, statistics)
+    return jax.lax.while_loop(goes_on, advance, choose(start, last, start.cache)).written
 
 
 def _write(written: Generated, number: Array, token: Array, scores: Array, done: Array) -> Generated:

@@ -60,6 +60,11 @@ def check_decoding(decoding: Decoding) -> None:
         raise ConfigError(f"top_p is {decoding.top_p}; it must be above 0 and at most 1")
 
 
+def folded(keys: Array, numbers: Array) -> Array:
+    """Keys `B` for a number, or for one of each row: the numbers folded into `keys` `B`."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(numbers, keys.shape))
+
+
 def draw_tokens(logits: Array, keys: Array, decoding: Decoding) -> Array:
     """One token a row from its nucleus.
 

@@ -99,13 +99,14 @@ def decode_step(
       layers: from `unstacked`.
       tokens: `B` int32.
       positions: `B` int32 positions in the sequence; −1 for a row that has ended, whose hidden states mean nothing.
-      cache: of the tokens before.
+      cache: of the tokens before. Where all slots are used, the oldest is written over.
 
     Returns:
       Final hidden states `B×D`, normed, and the cache with these tokens in it.
     """
     config = model.config
-    filled = jax.lax.dynamic_update_slice(cache.slots.positions, positions[:, None], (0, cache.slots.used))
+    here = cache.slots.used % cache.slots.positions.shape[1]
+    filled = jax.lax.dynamic_update_slice(cache.slots.positions, positions[:, None], (0, here))
     slots = Slots(filled, cache.slots.used + 1)
     hidden: Any = embed(config).apply({"params": model.params["embed_tokens"]}, tokens[:, None])
     hidden = hidden.astype(config.dtype) * embedding_scale(config)

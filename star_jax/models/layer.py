@@ -34,11 +34,17 @@ class Slots(NamedTuple):
 
     Attributes:
       positions: `B×S` position in the sequence held by each slot; −1 where a slot holds nothing.
-      used: scalar, slots written so far; the same for all rows, so that a write is one slice.
+      used: scalar, how many tokens a row has written, or has left room for; the same for all rows, so that a write is
+        one slice. Where it is more than S, slots have been written over, the oldest first.
     """
 
     positions: Array
     used: Array
+
+    @property
+    def last(self) -> Array:
+        """The slot that was written last."""
+        return (self.used - 1) % self.positions.shape[1]
 
 
 Cached = tuple[LayerCache, Slots]
@@ -73,8 +79,8 @@ def layers_of(config: TransformerConfig) -> Layer:
 
 
 def write_slot(cache: LayerCache, slots: Slots, key: Array, value: Array) -> LayerCache:
-    """The cache with keys and values `B×1×G×d` of a new token in its slot, the last that is used."""
-    place = (0, 0, slots.used - 1, 0)
+    """The cache with keys and values `B×1×G×d` of a new token in its slot, the last that was written."""
+    place = (0, 0, slots.last, 0)
     return LayerCache(
         jax.lax.dynamic_update_slice(cache.keys, key.swapaxes(1, 2), place),
         jax.lax.dynamic_update_slice(cache.values, value.swapaxes(1, 2), place),

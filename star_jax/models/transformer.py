@@ -71,7 +71,7 @@ class Block(nn.Module):
           dropout: masks for the adapter's input; None for off.
           packing: where the tokens of the rows stand, when they are packed.
           cached: keys and values of earlier tokens, and what the cache's slots hold once the new token is written, at
-            the slot before `used`; None for whole rows.
+            the slot `last`; None for whole rows.
 
         Returns:
           The stream, and the cache with the new token in it, or keys and values of the whole rows, S = T.
@@ -119,7 +119,7 @@ class Block(nn.Module):
         if cached is not None:
             old, slots = cached
             cache = write_slot(old, slots, key, value)
-            at = jax.lax.dynamic_slice_in_dim(slots.positions, slots.used - 1, 1, axis=1)
+            at = jax.lax.dynamic_slice_in_dim(slots.positions, slots.last, 1, axis=1)
             mixed = attend_cache(query, *cache, at, slots.positions, options)
         elif packing is None:
             cache = LayerCache(key.swapaxes(1, 2), value.swapaxes(1, 2))

@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from itertools import combinations
 
 import jax
 import numpy as np
@@ -143,64 +142,6 @@ def test_no_step_is_taken_that_no_row_waits_for(small_model, small_adapter, nump
     jax.effects_barrier()
     assert lengths.tolist() == want
     assert len(seen) == max(*want, 1) - 1
-
-
-def halve_whatever_can_be(monkeypatch) -> None:
-    for name, value in {"LONG_ANSWER": 1, "FEWEST_ROWS": 1}.items():
-        monkeypatch.setattr(generation, name, value)
-
-
-def test_rows_that_go_on_are_moved_to_a_smaller_batch_as_soon_as_they_fit(
-    small_model, small_adapter, numpy_logits, monkeypatch
-):
-    prompts, seen = draw_prompts(11), []
-    free = [
-        naive(numpy_logits, small_model, small_adapter, p[:n], NEVER) for p, n in zip(prompts, LENGTHS, strict=True)
-    ]
-
-    def cut(ends: tuple[int, int]) -> list[list[int]]:
-        stops = [next((place for place, token in enumerate(row) if token in ends), WIDTH) + 1 for row in free]
-        return [row[:stop] for row, stop in zip(free, stops, strict=True)]
-
-    def rows_of_steps(want: list[list[int]]) -> list[int]:
-        """Of a batch of five, of two, or of one: the first that holds all rows that go on behind each token."""
-        waiting = [sum(len(row) > number for row in want) for number in range(1, max(map(len, want)))]
-        return [min(rows for rows in (5, 2, 1) if rows >= count) for count in waiting]
-
-    pairs = combinations(sorted({token for row in free for token in row}), 2)
-    ends = next(ends for ends in pairs if {*rows_of_steps(cut(ends))} == {5, 2, 1})
-
-    def counted(model, layers, tokens, *rest):
-        jax.debug.callback(lambda: seen.append(len(tokens)))
-        return step(model, layers, tokens, *rest)
-
-    step = generation.decode_step
-    monkeypatch.setattr(generation, "decode_step", counted)
-    halve_whatever_can_be(monkeypatch)
-    fresh = jax.jit(partial(generate, width=WIDTH, eos_id=ends))  # a function of its own, that is traced again
-    tokens, lengths, _ = fresh(small_model, small_adapter, prompts, np.array(LENGTHS))
-    jax.effects_barrier()
-    want = cut(ends)
-    assert lengths.tolist() == [len(row) for row in want]
-    assert tokens.tolist() == [row + [0] * (WIDTH - len(row)) for row in want]
-    assert sorted(seen, reverse=True) == rows_of_steps(want)
-
-
-def test_smaller_batches_change_nothing(small_model, small_adapter, monkeypatch):
-    """Tokens, lengths and statistics, whatever the order in which rows end, and whichever only fill the batch up."""
-    prompts = draw_prompts(12)
-    free, _ = decode(small_model, small_adapter, prompts)
-    several = [{"eos_id": ends} for ends in (np.full(2, NEVER), free[[0, 1], [0, 2]], free[[3, 2], [1, 4]])]
-    cases = [one | {"row_mask": np.isin(np.arange(5), real)} for one in several for real in (range(5), [1, 4], [2], [])]
-    want = [written(small_model, small_adapter, prompts, scored=True, **case) for case in cases]
-    assert len({tuple(one.lengths.tolist()) for one in want}) > 5
-    halve_whatever_can_be(monkeypatch)
-    fresh = jax.jit(partial(generate, width=WIDTH, scored=True))  # a function of its own, that is traced again
-    for case, whole in zip(cases, want, strict=True):
-        got = fresh(small_model, small_adapter, prompts, np.array(LENGTHS), **case)
-        np.testing.assert_array_equal(got.tokens, whole.tokens)
-        np.testing.assert_array_equal(got.lengths, whole.lengths)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5), got.statistics, whole.statistics)
 
 
 def test_adapter_changes_what_is_generated(small_model, small_adapter):
