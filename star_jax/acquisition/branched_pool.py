@@ -75,6 +75,10 @@ class Form(NamedTuple):
     widths: Widths
     reading: Reading
 
+    def part(self, numbers: Sequence[int]) -> Form:
+        """Some of its rows, in batches of the same shapes."""
+        return self._replace(rows=[self.rows[number] for number in numbers])
+
     def batches(self, chosen: ArrayLike | None = None) -> Iterator[Batch]:
         """Batches of the examples of the given numbers, or of all; `tree_arrays` has their trees."""
         numbers = None if chosen is None else np.asarray(chosen, np.int64)
@@ -95,6 +99,11 @@ class BranchedPool(NamedTuple):
     whole: Form
     beginning: np.ndarray
     behind: Form | None
+
+    def part(self, numbers: Sequence[int]) -> BranchedPool:
+        """Some of its prompts, read as all of them are."""
+        behind = None if self.behind is None else self.behind.part(numbers)
+        return self._replace(whole=self.whole.part(numbers), behind=behind)
 
     def form(self, config: TransformerConfig, *, alike: bool) -> Form | None:
         """What is read with the least work; None for a row for each candidate.

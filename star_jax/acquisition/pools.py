@@ -108,6 +108,12 @@ class CandidatePool(NamedTuple):
         form = None if self.branched is None else self.branched.form(config, alike=False)
         return self.shapes if form is None else form.shapes
 
+    def part(self, numbers: Sequence[int]) -> CandidatePool:
+        """Some of its prompts, in batches of the same shapes, so that the same programs read them."""
+        count = self.candidates
+        rows = [row for number in numbers for row in self.rows[number * count : (number + 1) * count]]
+        return self._replace(rows=rows, branched=None if self.branched is None else self.branched.part(numbers))
+
     def batches(self, chosen: ArrayLike | None = None) -> Iterator[Batch]:
         """Batches of B·C rows, of the examples of the given numbers, or of all."""
         return grouped_batches(self.rows, self.candidates, self.shapes, data_mesh().size, _numbers(chosen))

@@ -74,7 +74,8 @@ def _text_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
             if raw.get("auto_map")
             else ""
         )
-        advice += f"; {OUT_OF_REACH[kind]}" if kind in OUT_OF_REACH else ""
+        reason = OUT_OF_REACH.get(str(kind))
+        advice += f"; {reason}" if reason else ""
         known = ", ".join([*FAMILIES, *WRAPPERS])
         raise ConfigError(f"model_type is {kind!r}{advice}; the families that are read are {known}")
     text = raw if kind in FAMILIES else raw.get("text_config")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from star_jax.cli import flags
+from star_jax.cli.outputs import check_output_file, check_output_folder
 from star_jax.config import SEEDS, WHOLE, ExperimentConfig, FormatConfig, OnBadRow, TooLong, check_format
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.errors import ConfigError
@@ -119,3 +121,27 @@ def pool_defaults(experiment: ExperimentConfig) -> dict[str, Any]:
         "plugins": experiment.plugins,
         "format": experiment.format,
     }
+
+
+def check_out(
+    config: PoolFlags, program: str, argv: Sequence[str], adapter: str | None = None, endings: Sequence[str] = ()
+) -> Path | None:
+    """Where `--out` leads, None for stdout.
+
+    Args:
+      config: the flags, with what a config file says.
+      program: whose flags they are.
+      argv: as they were given.
+      adapter: folder of one that is read, too.
+      endings: that the file may have; any where there are none.
+
+    Raises:
+      ConfigError: it cannot be written, or `--out` or `--profile` is what is read.
+    """
+    folders = {"--model": config.model, "--adapter": adapter}
+    plugins = {f"--plugins {name}": name for name in config.plugins}
+    read = {"--data": config.data, "--config": flags.given(program, argv, "config")["config"], **plugins}
+    out = check_output_file("--out", config.out, read, folders, endings)
+    if config.profile is not None:
+        check_output_folder("--profile", config.profile, folders)
+    return out

@@ -11,10 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
-from star_jax.cli.outputs import check_output_file, check_output_folder
-from star_jax.cli.pool_flags import PoolFlags
+from star_jax.cli.pool_flags import PoolFlags, check_out
 from star_jax.cli.pool_reading import open_reader
 from star_jax.cli.score_flags import PROGRAM, ScoreConfig, parse_score
 from star_jax.cli.score_rows import ScoredRows
@@ -38,12 +36,7 @@ _log = logging.getLogger("star_jax.score")  # as a command, the module is called
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Scores the examples that `argv` names, one JSON object an example, in the file's order."""
     config = parse_score(argv, program)
-    folders = {"--model": config.model, "--adapter": config.adapter}
-    plugins = {f"--plugins {name}": name for name in config.plugins}
-    read = {"--data": config.data, "--config": flags.given(program, argv, "config")["config"], **plugins}
-    out = check_output_file("--out", config.out, read, folders)
-    if config.profile is not None:
-        check_output_folder("--profile", config.profile, folders)
+    out = check_out(config, program, argv, adapter=config.adapter)
     # Imported after parsing, for the same reason as in run.py.
     from star_jax.environment import configure_jax, configure_logging
     from star_jax.runs.files import write_jsonl_atomic

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from star_jax.cli import flags
-from star_jax.cli.outputs import TABLES, check_output_file, check_output_folder, write_rows
+from star_jax.cli.outputs import TABLES, write_rows
+from star_jax.cli.pool_flags import check_out
 from star_jax.cli.pool_reading import Reader, open_reader
 from star_jax.cli.score import refuse_large_batches, require_some, warn_of_length
 from star_jax.cli.select_flags import PROGRAM, SelectConfig, parse_select
@@ -24,12 +24,7 @@ WHEN_INTERRUPTED = "interrupted; nothing was written, and the same command start
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Picks as `argv` says; one row a pick, the first pick first."""
     config = parse_select(argv, program)
-    folders = {"--model": config.model}
-    plugins = {f"--plugins {name}": name for name in config.plugins}
-    read = {"--data": config.data, "--config": flags.given(program, argv, "config")["config"], **plugins}
-    out = check_output_file("--out", config.out, read, folders, TABLES)
-    if config.profile is not None:
-        check_output_folder("--profile", config.profile, folders)
+    out = check_out(config, program, argv, endings=TABLES)
     # Imported after parsing, for the same reason as in run.py.
     from star_jax.environment import configure_jax, configure_logging
     from star_jax.tracking.console import Progress

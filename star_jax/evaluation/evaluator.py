@@ -84,7 +84,7 @@ class GoldLikelihood(NamedTuple):
 
 
 def prepare_test_set(
-    task: Task, encoder: Encoder, test: TokenizedSet, shapes: Shapes, closed: int | None = None
+    task: Task, encoder: Encoder, test: TokenizedSet, shapes: Shapes, closed: int | CandidatePool | None = None
 ) -> TestSet:
     """Batches prompts and gold responses.
 
@@ -93,8 +93,8 @@ def prepare_test_set(
       encoder: tokenizer.
       test: examples.
       shapes: of batches.
-      closed: prompts of a batch, where an answer is the most probable one of the task's closed set; None where it is
-        generated.
+      closed: prompts of a batch, where an answer is the most probable one of the task's closed set, or the prompts with
+        that set behind them; None where it is generated.
 
     Raises:
       ConfigError: `closed`, and the task has no closed set.
@@ -103,6 +103,8 @@ def prepare_test_set(
     prompts: GeneratedPool | CandidatePool
     if closed is None:
         prompts = generated_pool(encoder, test.prompts, shapes)
+    elif isinstance(closed, CandidatePool):
+        prompts = closed
     else:
         asked = [example.prompt for example in test.examples]
         prompts = closed_pool(task, encoder, asked, closed)

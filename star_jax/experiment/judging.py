@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.pool_scoring import score_pool
-from star_jax.acquisition.pools import Pool
+from star_jax.acquisition.pools import CandidatePool, Pool
 from star_jax.active.query import first_strategy
 from star_jax.active.state import LoopState
 from star_jax.data.bucketing import Shapes
@@ -31,10 +31,20 @@ from star_jax.runs.score_store import StoredScores, answers_of, with_answers
 from star_jax.tracking.observer import Timed
 
 
-def judged_set(context: ExperimentContext, tokens: TokenizedSet, shapes: Shapes) -> TestSet:
-    """Labelled examples in batches, with the kind of answer that is judged."""
+def judged_set(context: ExperimentContext, tokens: TokenizedSet, shapes: Shapes, pool: Pool | None = None) -> TestSet:
+    """Labelled examples in batches, with the kind of answer that is judged.
+
+    Args:
+      context: of the experiment.
+      tokens: the examples.
+      shapes: of batches.
+      pool: the examples as they are scored, where they are of a run's pool: what is judged on a closed set then has the
+        pool's shapes, and needs no programs of its own.
+    """
     config = context.config
-    closed = config.scoring.batch_size if config.evaluation.judges_candidates(config.scoring.answers) else None
+    closed: int | CandidatePool | None = None
+    if config.evaluation.judges_candidates(config.scoring.answers):
+        closed = pool if isinstance(pool, CandidatePool) else config.scoring.batch_size
     return prepare_test_set(context.task, context.encoder, tokens, shapes, closed)
 
 
@@ -55,7 +65,12 @@ def validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: str
         return {}
     context, config = run.context, run.context.config.evaluation
     tokens = tokenize_examples(context.encoder, examples)
-    held_out = judged_set(context, tokens, run.problem.shapes)
+    problem = run.problem
+    place = {prompt.id: number for number, prompt in enumerate(problem.prompts)}
+    pool = problem.pool
+    if isinstance(pool, CandidatePool):
+        pool = pool.part([place[example.id] for example in examples])
+    held_out = judged_set(context, tokens, problem.shapes, pool)
     unasked = np.zeros(len(examples))  # the base model's uncertainty on them is of no interest
     with context.progress.task(f"{title}: validate", PASSES * len(examples), "examples") as tick:
         figures, _ = evaluate(context.model, adapter, held_out, config, base=unasked, on_batch=tick)

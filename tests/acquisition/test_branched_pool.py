@@ -6,8 +6,8 @@ import pytest
 from random_models import random_adapter, random_model
 
 from star_jax.acquisition.branched_pool import PAIR_COST, Reading, branch_pool
-from star_jax.acquisition.branched_scoring import choose_pass
-from star_jax.acquisition.pool_scoring import Sampling, score_pool
+from star_jax.acquisition.branched_scoring import _score_branched, choose_pass
+from star_jax.acquisition.pool_scoring import Sampling, _score_candidates, score_pool
 from star_jax.acquisition.pools import CandidatePool
 from star_jax.data.batching import Shape
 from star_jax.data.tokenization import TokenizedExample
@@ -62,6 +62,23 @@ def test_scores_are_those_of_a_row_for_every_candidate(judge, pool, mode):
     assert len(np.unique(plain.measures["sequence_nll"])) == pool.size
     for name, values in plain.measures.items():
         np.testing.assert_allclose(found.measures[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("branched", [True, False])
+def test_a_part_of_a_pool_is_read_by_the_programs_of_the_whole(judge, pool, branched):
+    """Also one of short prompts alone, which would have narrower shapes of its own."""
+    pool = pool if branched else pool._replace(branched=None)
+    whole = score_pool(*judge, pool)
+    sizes = [program._cache_size() for program in (_score_branched, _score_candidates)]
+    numbers = [6, 1, 2]
+    found = score_pool(*judge, pool.part(numbers))
+    assert [program._cache_size() for program in (_score_branched, _score_candidates)] == sizes
+    assert sizes[not branched] > 0
+    np.testing.assert_array_equal(found.responses, np.asarray(whole.responses)[numbers])
+    for name, values in whole.measures.items():
+        np.testing.assert_allclose(
+            found.measures[name], np.asarray(values)[numbers], rtol=1e-5, atol=1e-6, err_msg=name
+        )
 
 
 def test_tokens_are_counted_that_are_read(pool):
