@@ -23,7 +23,7 @@ from flax import struct
 from jax import Array
 
 from star_jax.acquisition.needs import Feature, GradientSketch, Measure, Which
-from star_jax.config import AcquisitionConfig
+from star_jax.config import AcquisitionConfig, Posterior
 from star_jax.errors import ConfigError, ScoreError
 from star_jax.registry import STRATEGIES
 
@@ -248,27 +248,32 @@ def _where(error: Exception) -> str:
     return f" ({frames[0].filename}, line {frames[0].lineno})" if frames else ""
 
 
-def check_strategy_settings(strategy: Strategy, *, dropout: float, mc_samples: int) -> None:
+def check_strategy_settings(
+    strategy: Strategy, *, dropout: float, mc_samples: int, posterior: Posterior = "dropout"
+) -> None:
     """Refuses settings with which a strategy means nothing, and a strategy that cannot be traced.
 
     Args:
       strategy: from `get_strategy`.
       dropout: of the adapter.
       mc_samples: K.
+      posterior: what differs between samples.
 
     Raises:
       ConfigError: dropout samples that are all the same, or one of them where they are to disagree; or the strategy
         fails on a small pool.
     """
-    if strategy.sampled and dropout == 0:
+    if strategy.sampled and posterior == "dropout" and dropout == 0:
         raise ConfigError(
             f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
-            f"the same; set lora.dropout above 0 or choose another strategy"
+            f"the same; set lora.dropout above 0, or choose another strategy or scoring.posterior"
         )
-    if any(need.name.startswith("bald") for need in strategy.measures("full")) and mc_samples < 2:
+    disagreeing = any(need.name.startswith("bald") for need in strategy.measures("full"))
+    if disagreeing and (mc_samples < 2 or posterior == "none"):
+        wrong = "posterior is none; choose another one" if posterior == "none" else f"mc_samples is {mc_samples}"
         raise ConfigError(
-            f"strategy {strategy.name} measures how dropout samples disagree and scoring.mc_samples is "
-            f"{mc_samples}; set it to 2 or more"
+            f"strategy {strategy.name} measures how samples disagree and scoring.{wrong}"
+            + ("" if posterior == "none" else "; set it to 2 or more")
         )
     arrays = [jax.ShapeDtypeStruct(shape_of(need, _TRIED), jnp.float32) for need in strategy.needs]
     key, index = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((), jnp.int32)))

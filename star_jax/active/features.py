@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Measure
-from star_jax.acquisition.pool_scoring import PoolScores, Sampling, answered_rows, passes_over, score_pool
+from star_jax.acquisition.pool_scoring import AnySampling, PoolScores, answered_rows, passes_over, score_pool
 from star_jax.acquisition.pools import Pool
 from star_jax.acquisition.strategy import Strategy
+from star_jax.active.posterior import sampling_of
 from star_jax.active.state import KeepsScores, LoopState, Observer, Problem
 from star_jax.config import ExperimentConfig, LoraConfig
 from star_jax.data.batching import Shape
@@ -88,8 +89,9 @@ def compute_features(
     """
     base = _of_base(config, strategy, state, offer)
     offered = np.flatnonzero(np.asarray(offer.mask))
-    full = _Wanted(tuple(need for need in strategy.needs if need.model == "full"), offered)
-    draws = _Draws(offer.key, Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout))
+    stochastic = strategy.sampled and config.scoring.posterior != "none"
+    full = _Wanted(tuple(need for need in strategy.needs if need.model == "full"), offered, stochastic)
+    draws = _Draws(offer.key, sampling_of(config, problem, state, offer.key, observer) if stochastic else None)
     with observer.phase("score", sum(_examples(problem, one, draws) for one in (base, full)), "examples") as tick:
         watch = Watch(tick, observer.score_log if isinstance(observer, KeepsScores) else no_logs)
         found, of_base = _of_model(problem, problem.start, base, draws, config.lora, watch.of("base"))
@@ -142,12 +144,12 @@ def _joined(
 
 
 class _Draws(NamedTuple):
-    """How Monte-Carlo samples are drawn."""
+    """How samples are drawn."""
 
     key: Array
-    sampling: Sampling
+    sampling: AnySampling | None
 
-    def way(self, sampled: bool) -> Sampling | None:
+    def way(self, sampled: bool) -> AnySampling | None:
         return self.sampling if sampled else None
 
 
@@ -168,10 +170,12 @@ class Watch(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """Features of one model that are to be computed, and the examples whose measures are wanted; None for all."""
+    """Features of one model that are to be computed, the examples whose measures are wanted (None for all), and whether
+    those of samples come from samples; else the pass without noise stands for them."""
 
     needs: tuple[Feature, ...]
     chosen: np.ndarray | None
+    stochastic: bool = False
 
     @property
     def sketches(self) -> list[GradientSketch]:
@@ -189,8 +193,13 @@ class _Wanted(NamedTuple):
     @property
     def ways(self) -> list[bool]:
         """The passes that answer and score: with samples, without, or both. A sketch is of an answer."""
-        ways = {need.samples for need in self.needs if isinstance(need, Measure)}
+        ways = {need.samples and self.stochastic for need in self.needs if isinstance(need, Measure)}
         return sorted(ways or ({False} if self.sketches else set()))
+
+    def measures(self, sampled: bool) -> list[Measure]:
+        """Those that the pass with or without samples gives."""
+        measures = [need for need in self.needs if isinstance(need, Measure)]
+        return [need for need in measures if (need.samples and self.stochastic) == sampled]
 
 
 def _examples(problem: Problem, wanted: _Wanted, draws: _Draws) -> int:
@@ -217,8 +226,7 @@ def _of_model(
         options: dict[str, Any] = {"key": draws.key, "sampling": draws.way(sampled), "rows": wanted.scored}
         options |= {"on_batch": watch.tick, "logs": watch.of("samples" if sampled else "plain").logs}
         found = score_pool(problem.model, adapter, problem.pool, **options)
-        measures = [need for need in wanted.needs if isinstance(need, Measure) and need.samples == sampled]
-        arrays |= {need: found.measures[need.name] for need in measures}
+        arrays |= {need: found.measures[need.name] for need in wanted.measures(sampled)}
     # 2. Vectors.
     rows = PoolRows(problem.tokens, problem.shapes.prompts, problem.pool, found)
     arrays |= pool_vectors(problem.model, adapter, wanted.needs, rows, lora, watch)

@@ -113,8 +113,13 @@ class ActiveLoop:
                 f"scoring.answers is {self._config.scoring.answers}; leave it out, for the answers that the format "
                 "names are what is scored, and the model's own where it names none"
             )
-        samples = self._config.scoring.mc_samples
-        check_strategy_settings(self._strategy, dropout=self._config.lora.dropout, mc_samples=samples)
+        drawn = self._config.scoring
+        check_strategy_settings(
+            self._strategy,
+            dropout=self._config.lora.dropout,
+            mc_samples=drawn.mc_samples,
+            posterior=drawn.posterior,
+        )
         self._key = jax.random.key(key)
         self._limits, self._start = limits, start
         self._problem = _problem(model, pool, self._config, limits, start)

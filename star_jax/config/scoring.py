@@ -9,6 +9,7 @@ from star_jax.config.checks import require, require_finite
 
 Answers = Literal["generated", "candidates", "reference"]
 JudgedAnswers = Literal["auto", "generated", "candidates"]
+Posterior = Literal["dropout", "tfb", "laplace", "none"]
 Reduction = Literal["sum", "mean", "max"]
 
 MOST_SAMPLES, MOST_BINS = 10_000, 10_000
@@ -27,7 +28,12 @@ class ScoringConfig:
     answers: Answers = "generated"
     """What is scored: the model's own greedy response, a closed answer set, or gold (an oracle)."""
     mc_samples: int = 3
-    """Monte-Carlo dropout passes K for the strategies that average over them."""
+    """Passes K for the strategies that average over them."""
+    posterior: Posterior = "dropout"
+    """What differs between those passes: dropout masks; the adapter's weights, drawn with noise as wide as the loss
+    allows (tfb) or as the loss is flat (laplace); or nothing, one pass without noise (none)."""
+    tfb_tolerance: float = 0.01
+    """Share by which the loss on labelled examples may grow from the noise of posterior tfb."""
     dropout: Literal["shared", "tied", "per_token"] = "shared"
     """Masks of the MC passes: shared makes each pass one sample of A's weights for the whole pool, tied one for each
     example, per_token none."""
@@ -40,6 +46,8 @@ class ScoringConfig:
             self.mc_samples <= MOST_SAMPLES,
             f"scoring.mc_samples is {self.mc_samples}; it must be at most {MOST_SAMPLES}",
         )
+        require_finite("scoring", self)
+        require(self.tfb_tolerance > 0, f"scoring.tfb_tolerance is {self.tfb_tolerance}; it must be positive")
         require(self.batch_size >= 1, f"scoring.batch_size is {self.batch_size}; it must be at least 1")
 
 

@@ -31,6 +31,7 @@ NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "after_
 LATER = (
     *("annotator", "acquisition.score_at_most", "evaluation.answers", "loop.initial"),
     *("training.min_steps", "training.average_fraction"),
+    *("scoring.posterior", "scoring.tfb_tolerance"),
     *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)),
 )
 """Configuration keys that the first release did not have."""

@@ -135,7 +135,7 @@ def scores_origin(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
         folders.append(Path(config.model.adapter))
     settings = {name: value for name, value in config.to_dict().items() if name not in _WITHOUT_EFFECT}
     settings["model"] |= {"path": None, "adapter": None}  # what is in the folders counts, not where they are
-    settings["scoring"] |= {"mc_samples": None, "dropout": None}
+    settings["scoring"] |= {"mc_samples": None, "dropout": None, "posterior": None, "tfb_tolerance": None}
     return {
         "weights": [weights_fingerprint(folder) for folder in folders],
         "settings": settings,
