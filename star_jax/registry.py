@@ -129,6 +129,7 @@ STRATEGIES = Registry(
         for name in (
             *("random", "entropy", "pe", "entropy_subtract", "pe_subtract", "entropy_dynamic", "pe_dynamic"),
             *("star", "star_constant", "star_reversed", "base_only", "bald", "least_confidence", "margin"),
+            *("vote_entropy", "semantic_entropy", "pairwise_disagreement", "star_votes"),
         )
     }
     | {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from star_jax.acquisition.uncertainty import MEASURES
+from star_jax.acquisition.uncertainty import ANSWER_MEASURES, MEASURES
 from star_jax.errors import ConfigError
 
 Which = Literal["base", "full"]
@@ -27,12 +27,12 @@ class Measure(_Key):
     """An uncertainty measure, `N` float32; larger is more uncertain.
 
     Attributes:
-      name: one of `acquisition.uncertainty.MEASURES`.
+      name: one of `acquisition.uncertainty.MEASURES`, of one answer, or of `ANSWER_MEASURES`, of several drawn ones.
       model: `full` is the fine-tuned model, `base` the one before.
       samples: whether it is averaged over Monte-Carlo dropout samples; of the full model only.
 
     Raises:
-      ConfigError: there is no such measure, or samples of the base model were asked for.
+      ConfigError: there is no such measure, or samples of the base model or of drawn answers were asked for.
 
     Example:
       >>> Measure("token_entropy").model
@@ -44,12 +44,21 @@ class Measure(_Key):
     samples: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in MEASURES:
-            raise ConfigError(f"{self.name!r} is no measure; choose from {', '.join(MEASURES)}")
+        if self.name not in (*MEASURES, *ANSWER_MEASURES):
+            raise ConfigError(f"{self.name!r} is no measure; choose from {', '.join((*MEASURES, *ANSWER_MEASURES))}")
         if self.model not in ("base", "full"):
             raise ConfigError(f"a measure of model {self.model!r}; choose base or full")
         if self.samples and self.model == "base":
             raise ConfigError("dropout acts on the adapter, so the base model has no samples; ask for the full model's")
+        if self.samples and self.of_answers:
+            raise ConfigError(
+                f"{self.name} is of answers that are drawn, and not averaged over passes; leave out samples"
+            )
+
+    @property
+    def of_answers(self) -> bool:
+        """Whether it is of several drawn answers, and not of the tokens of one."""
+        return self.name in ANSWER_MEASURES
 
 
 @dataclass(frozen=True)

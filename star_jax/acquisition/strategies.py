@@ -97,6 +97,31 @@ def star(options: AcquisitionConfig) -> Strategy:
     return _star("star", said, _schedule(options), options)
 
 
+def vote_entropy(options: AcquisitionConfig) -> Strategy:
+    """Disagreement of self-consistency's votes, arXiv 2203.11171."""
+    said = "entropy of the votes of several drawn answers of the full model"
+    return _by_score("vote_entropy", said, Value(Measure("vote_entropy")), options)
+
+
+def semantic_entropy(options: AcquisitionConfig) -> Strategy:
+    """Kuhn, Gal & Farquhar 2023, arXiv 2302.09664, with answers clustered by the task's parser."""
+    said = "entropy over kinds of drawn answers of the full model, weighted by their probability"
+    return _by_score("semantic_entropy", said, Value(Measure("semantic_entropy")), options)
+
+
+def pairwise_disagreement(options: AcquisitionConfig) -> Strategy:
+    """As `vote_entropy`, by pairs."""
+    said = "share of the pairs of drawn answers of the full model that differ"
+    return _by_score("pairwise_disagreement", said, Value(Measure("pairwise_disagreement")), options)
+
+
+def star_votes(options: AcquisitionConfig) -> Strategy:
+    """STAR's blend of the vote entropies of base and full model."""
+    check_has_released_form("star_votes", "rank", options.normaliser)
+    said = "vote entropy of drawn answers of base and full model, blended on ranks as labels come in"
+    return _by_score("star_votes", said, _blend("vote_entropy", "rank", _schedule(options), options), options)
+
+
 def star_constant(options: AcquisitionConfig) -> Strategy:
     """Control: λ stays."""
     said = "control: star with a weight that stays at acquisition.constant"

@@ -23,9 +23,12 @@ from flax import struct
 from jax import Array
 
 from star_jax.acquisition.needs import Feature, GradientSketch, Measure, Which
-from star_jax.config import AcquisitionConfig, Posterior
+from star_jax.config import AcquisitionConfig, ScoringConfig
 from star_jax.errors import ConfigError, ScoreError
 from star_jax.registry import STRATEGIES
+
+OF_ONE = "a strategy of one answer, for example star"
+"""What a closed answer set, whose distribution is known exactly, is scored with."""
 
 _TRIED = 32
 """Examples of the pool that a strategy is traced on before a run starts."""
@@ -121,8 +124,13 @@ class Strategy:
 
     @property
     def sampled(self) -> bool:
-        """Whether it needs Monte-Carlo dropout samples."""
+        """Whether it needs Monte-Carlo samples."""
         return any(isinstance(need, Measure) and need.samples for need in self.needs)
+
+    @property
+    def draws_answers(self) -> bool:
+        """Whether it needs several drawn answers to each prompt."""
+        return any(isinstance(need, Measure) and need.of_answers for need in self.needs)
 
 
 StrategyFactory = Callable[[AcquisitionConfig], Strategy]
@@ -248,33 +256,37 @@ def _where(error: Exception) -> str:
     return f" ({frames[0].filename}, line {frames[0].lineno})" if frames else ""
 
 
-def check_strategy_settings(
-    strategy: Strategy, *, dropout: float, mc_samples: int, posterior: Posterior = "dropout"
-) -> None:
+def check_strategy_settings(strategy: Strategy, *, dropout: float, scoring: ScoringConfig) -> None:
     """Refuses settings with which a strategy means nothing, and a strategy that cannot be traced.
 
     Args:
       strategy: from `get_strategy`.
       dropout: of the adapter.
-      mc_samples: K.
-      posterior: what differs between samples.
+      scoring: how many samples and drawn answers there are, and of what.
 
     Raises:
-      ConfigError: dropout samples that are all the same, or one of them where they are to disagree; or the strategy
-        fails on a small pool.
+      ConfigError: dropout samples that are all the same, or one of them, or of the answers that are drawn, where they
+        are to disagree; answers that are not the model's own to draw; or the strategy fails on a small pool.
     """
-    if strategy.sampled and posterior == "dropout" and dropout == 0:
+    if strategy.sampled and scoring.posterior == "dropout" and dropout == 0:
         raise ConfigError(
             f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
             f"the same; set lora.dropout above 0, or choose another strategy or scoring.posterior"
         )
-    disagreeing = any(need.name.startswith("bald") for need in strategy.measures("full"))
-    if disagreeing and (mc_samples < 2 or posterior == "none"):
-        wrong = "posterior is none; choose another one" if posterior == "none" else f"mc_samples is {mc_samples}"
-        raise ConfigError(
-            f"strategy {strategy.name} measures how samples disagree and scoring.{wrong}"
-            + ("" if posterior == "none" else "; set it to 2 or more")
-        )
+    if any(need.name.startswith("bald") for need in strategy.measures("full")):
+        said = f"strategy {strategy.name} measures how samples disagree and scoring"
+        if scoring.posterior == "none":
+            raise ConfigError(f"{said}.posterior is none, which has no samples; choose another one")
+        if scoring.mc_samples < 2:
+            raise ConfigError(f"{said}.mc_samples is {scoring.mc_samples}; set it to 2 or more")
+    if strategy.draws_answers:
+        said = f"strategy {strategy.name} measures how drawn answers disagree and scoring"
+        if scoring.answers != "generated":
+            raise ConfigError(
+                f"{said}.answers is {scoring.answers}, where none are drawn; choose generated, or {OF_ONE}"
+            )
+        if scoring.samples < 2:
+            raise ConfigError(f"{said}.samples is {scoring.samples}; set it to 2 or more")
     arrays = [jax.ShapeDtypeStruct(shape_of(need, _TRIED), jnp.float32) for need in strategy.needs]
     key, index = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((), jnp.int32)))
     unlabelled = jax.ShapeDtypeStruct((_TRIED,), bool)

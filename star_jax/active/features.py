@@ -15,20 +15,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Measure
+from star_jax.acquisition.pool_sampling import sample_pool
 from star_jax.acquisition.pool_scoring import AnySampling, PoolScores, answered_rows, passes_over, score_pool
-from star_jax.acquisition.pools import Pool
-from star_jax.acquisition.strategy import Strategy
+from star_jax.acquisition.pools import GeneratedPool, Pool
+from star_jax.acquisition.strategy import OF_ONE, Strategy
+from star_jax.acquisition.votes import voted
 from star_jax.active.posterior import sampling_of
 from star_jax.active.state import KeepsScores, LoopState, Observer, Problem
 from star_jax.config import ExperimentConfig, LoraConfig
 from star_jax.data.batching import Shape
+from star_jax.errors import ConfigError
 from star_jax.inference.batched import Logs, no_logs
 from star_jax.inference.features import Readout, embed_prompts
 from star_jax.inference.gradients import gradient_sketches
+from star_jax.inference.sampling import Decoding
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.transformer import LanguageModel
 
 Array = jax.Array
+
+_ANSWERS = 11
+"""Number of the key that the full model's answers are drawn with, folded into that of the dropout masks."""
+
+_BASE_ANSWERS = 0
+"""Seed of the base model's drawn answers, which stay the same over a run, whichever query asks for them first."""
 
 _FRESH_SEED = 0
 """Seed of the fresh adapter whose gradients are the base model's, where a run does not start from one."""
@@ -91,7 +101,9 @@ def compute_features(
     offered = np.flatnonzero(np.asarray(offer.mask))
     stochastic = strategy.sampled and config.scoring.posterior != "none"
     full = _Wanted(tuple(need for need in strategy.needs if need.model == "full"), offered, stochastic)
-    draws = _Draws(offer.key, sampling_of(config, problem, state, offer.key, observer) if stochastic else None)
+    sampling = sampling_of(config, problem, state, offer.key, observer) if stochastic else None
+    scoring = config.scoring
+    draws = _Draws(offer.key, sampling, Decoding(scoring.samples, scoring.temperature, scoring.top_p))
     with observer.phase("score", sum(_examples(problem, one, draws) for one in (base, full)), "examples") as tick:
         watch = Watch(tick, observer.score_log if isinstance(observer, KeepsScores) else no_logs)
         found, of_base = _of_model(problem, problem.start, base, draws, config.lora, watch.of("base"))
@@ -144,10 +156,11 @@ def _joined(
 
 
 class _Draws(NamedTuple):
-    """How samples are drawn."""
+    """How samples and answers are drawn."""
 
     key: Array
     sampling: AnySampling | None
+    decoding: Decoding
 
     def way(self, sampled: bool) -> AnySampling | None:
         return self.sampling if sampled else None
@@ -193,20 +206,25 @@ class _Wanted(NamedTuple):
     @property
     def ways(self) -> list[bool]:
         """The passes that answer and score: with samples, without, or both. A sketch is of an answer."""
-        ways = {need.samples and self.stochastic for need in self.needs if isinstance(need, Measure)}
+        ways = {sampled for sampled in (False, True) if self.measures(sampled)}
         return sorted(ways or ({False} if self.sketches else set()))
 
     def measures(self, sampled: bool) -> list[Measure]:
-        """Those that the pass with or without samples gives."""
-        measures = [need for need in self.needs if isinstance(need, Measure)]
+        """Those of one answer that the pass with or without samples gives."""
+        measures = [need for need in self.needs if isinstance(need, Measure) and not need.of_answers]
         return [need for need in measures if (need.samples and self.stochastic) == sampled]
+
+    @property
+    def votes(self) -> list[Measure]:
+        """Those of several drawn answers."""
+        return [need for need in self.needs if isinstance(need, Measure) and need.of_answers]
 
 
 def _examples(problem: Problem, wanted: _Wanted, draws: _Draws) -> int:
     """How many examples all passes go through together, as `_of_model` counts them."""
     size = problem.pool.size
     scored = size if wanted.scored is None else len(wanted.scored)
-    passes = sum(passes_over(problem.pool, draws.way(sampled)) for sampled in wanted.ways)
+    passes = sum(passes_over(problem.pool, draws.way(sampled)) for sampled in wanted.ways) + bool(wanted.votes)
     return passes * scored + (wanted.embedded + len(wanted.sketches)) * size
 
 
@@ -227,10 +245,27 @@ def _of_model(
         options |= {"on_batch": watch.tick, "logs": watch.of("samples" if sampled else "plain").logs}
         found = score_pool(problem.model, adapter, problem.pool, **options)
         arrays |= {need: found.measures[need.name] for need in wanted.measures(sampled)}
-    # 2. Vectors.
+    # 2. Votes of several drawn answers.
+    if wanted.votes:
+        ballots = _votes(problem, adapter, wanted, draws, watch)
+        arrays |= {need: ballots.measures[need.name] for need in wanted.votes}
+        found = found or ballots
+    # 3. Vectors.
     rows = PoolRows(problem.tokens, problem.shapes.prompts, problem.pool, found)
     arrays |= pool_vectors(problem.model, adapter, wanted.needs, rows, lora, watch)
     return arrays, found
+
+
+def _votes(problem: Problem, adapter: Adapter | None, wanted: _Wanted, draws: _Draws, watch: _Watch) -> PoolScores:
+    """Measures of several drawn answers, and the one with most votes."""
+    if not isinstance(problem.pool, GeneratedPool):
+        raise ConfigError(f"answers of a closed set are not drawn, for their distribution is known; choose {OF_ONE}")
+    which = wanted.needs[0].model
+    key = jax.random.fold_in(draws.key, _ANSWERS) if which == "full" else jax.random.key(_BASE_ANSWERS)
+    rows = np.arange(problem.pool.size) if wanted.scored is None else wanted.scored
+    options: dict[str, Any] = {"rows": rows, "on_batch": watch.tick, "logs": watch.of(which, False)}
+    sampled = sample_pool(problem.model, adapter, problem.pool, key=key, decoding=draws.decoding, **options)
+    return voted(sampled, problem.encoder.text, problem.read, rows)
 
 
 class PoolRows(NamedTuple):

@@ -113,13 +113,7 @@ class ActiveLoop:
                 f"scoring.answers is {self._config.scoring.answers}; leave it out, for the answers that the format "
                 "names are what is scored, and the model's own where it names none"
             )
-        drawn = self._config.scoring
-        check_strategy_settings(
-            self._strategy,
-            dropout=self._config.lora.dropout,
-            mc_samples=drawn.mc_samples,
-            posterior=drawn.posterior,
-        )
+        check_strategy_settings(self._strategy, dropout=self._config.lora.dropout, scoring=self._config.scoring)
         self._key = jax.random.key(key)
         self._limits, self._start = limits, start
         self._problem = _problem(model, pool, self._config, limits, start)
@@ -362,4 +356,5 @@ def _problem(
         shapes,
         SimulatedOracle({}),
         start=None if start is None else start.weights,
+        read=pool.task.parse,
     )

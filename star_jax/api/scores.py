@@ -208,6 +208,11 @@ _DISAGREEMENT = ("bald", "jensen_gap")
 
 def _feature(need: Feature, scores: Scores, strategy: str) -> np.ndarray:
     if isinstance(need, Measure):
+        if need.of_answers:
+            raise ConfigError(
+                f"strategy {strategy} needs several drawn answers to each prompt, which score_pool does not draw; "
+                "use it in an ActiveLoop, or in a run"
+            )
         if need.samples and not scores.samples and need.name.startswith(_DISAGREEMENT):
             raise ConfigError(
                 f"strategy {strategy} needs the disagreement of dropout samples, and there is a single pass; pass "

@@ -94,7 +94,7 @@ def _check_strategy(strategy: Strategy, experiment: ExperimentConfig) -> None:
             f"--strategy {strategy.name} averages over dropout samples of an adapter, and there is none before a "
             "training; choose another one, for example base_only"
         )
-    check_strategy_settings(strategy, dropout=experiment.lora.dropout, mc_samples=experiment.scoring.mc_samples)
+    check_strategy_settings(strategy, dropout=experiment.lora.dropout, scoring=experiment.scoring)
 
 
 def _problem(config: SelectConfig, reader: Reader) -> Problem:
@@ -130,7 +130,7 @@ def _problem(config: SelectConfig, reader: Reader) -> Problem:
         longest=config.max_prompt_tokens + config.max_response_tokens,
         ignored_fields=config.ignored_fields,
     )
-    return Problem(model, encoder, prompts, tokens, pool, shapes, SimulatedOracle({}))
+    return Problem(model, encoder, prompts, tokens, pool, shapes, SimulatedOracle({}), read=task.parse)
 
 
 def _pick(

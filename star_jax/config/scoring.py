@@ -34,6 +34,12 @@ class ScoringConfig:
     allows (tfb) or as the loss is flat (laplace); or nothing, one pass without noise (none)."""
     tfb_tolerance: float = 0.01
     """Share by which the loss on labelled examples may grow from the noise of posterior tfb."""
+    samples: int = 8
+    """Answers that are drawn for each prompt, for the strategies that look at how they disagree."""
+    temperature: float = 1.0
+    """Of those draws."""
+    top_p: float = 1.0
+    """Those draws are from the fewest tokens that have this probability together; 1 for all tokens."""
     dropout: Literal["shared", "tied", "per_token"] = "shared"
     """Masks of the MC passes: shared makes each pass one sample of A's weights for the whole pool, tied one for each
     example, per_token none."""
@@ -47,6 +53,10 @@ class ScoringConfig:
             f"scoring.mc_samples is {self.mc_samples}; it must be at most {MOST_SAMPLES}",
         )
         require_finite("scoring", self)
+        require(self.samples >= 1, f"scoring.samples is {self.samples}; it must be at least 1")
+        require(self.samples <= MOST_SAMPLES, f"scoring.samples is {self.samples}; it must be at most {MOST_SAMPLES}")
+        require(self.temperature > 0, f"scoring.temperature is {self.temperature}; it must be positive")
+        require(0 < self.top_p <= 1, f"scoring.top_p is {self.top_p}; it must be above 0 and at most 1")
         require(self.tfb_tolerance > 0, f"scoring.tfb_tolerance is {self.tfb_tolerance}; it must be positive")
         require(self.batch_size >= 1, f"scoring.batch_size is {self.batch_size}; it must be at least 1")
 

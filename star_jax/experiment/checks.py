@@ -43,10 +43,7 @@ def _check_size_of_queries(config: ExperimentConfig, strategies: Sequence[Strate
 def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
     """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
     for strategy in strategies:
-        scoring = config.scoring
-        check_strategy_settings(
-            strategy, dropout=config.lora.dropout, mc_samples=scoring.mc_samples, posterior=scoring.posterior
-        )
+        check_strategy_settings(strategy, dropout=config.lora.dropout, scoring=config.scoring)
     _check_size_of_queries(config, strategies)
     if config.annotator != "auto":
         ANNOTATORS.get(config.annotator, "annotator")

@@ -269,7 +269,8 @@ def make_problem(context: ExperimentContext, data: RunData, shapes: Shapes) -> P
         pool = generated_pool(encoder, data.tokens, shapes)
     annotator = make_annotator(context, data)
     model, replay, start = context.model, context.replay, context.start
-    return Problem(model, encoder, data.pool, data.tokens, pool, shapes, annotator, replay, start)
+    read = context.task.parse
+    return Problem(model, encoder, data.pool, data.tokens, pool, shapes, annotator, replay, start, read)
 
 
 def make_annotator(context: Sources, data: RunData) -> Annotator:

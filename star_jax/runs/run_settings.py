@@ -31,7 +31,7 @@ NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "after_
 LATER = (
     *("annotator", "acquisition.score_at_most", "evaluation.answers", "loop.initial"),
     *("training.min_steps", "training.average_fraction"),
-    *("scoring.posterior", "scoring.tfb_tolerance"),
+    *("scoring.posterior", "scoring.tfb_tolerance", "scoring.samples", "scoring.temperature", "scoring.top_p"),
     *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)),
 )
 """Configuration keys that the first release did not have."""
