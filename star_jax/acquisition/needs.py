@@ -69,7 +69,7 @@ class Embedding(_Key):
 
     Attributes:
       model: `base`, whose embeddings stay the same over a run, or `full`.
-      pooling: `mean` over the prompt's tokens, or that of its `last` token.
+      pooling: `mean` over the prompt's tokens, `weighted` by their positions 1, 2, …, or that of its `last` token.
       projection: width of a random Gaussian projection (Johnson & Lindenstrauss 1984); None keeps the model's width.
 
     Raises:
@@ -81,13 +81,14 @@ class Embedding(_Key):
     """
 
     model: Which = "base"
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Literal["mean", "weighted", "last"] = "mean"
     projection: int | None = None
 
     def __post_init__(self) -> None:
-        if self.model not in ("base", "full") or self.pooling not in ("mean", "last"):
+        if self.model not in ("base", "full") or self.pooling not in ("mean", "weighted", "last"):
             raise ConfigError(
-                f"an embedding of model {self.model!r} with pooling {self.pooling!r}; choose base or full, mean or last"
+                f"an embedding of model {self.model!r} with pooling {self.pooling!r}; choose base or full, and "
+                "mean, weighted or last"
             )
         if self.projection is not None and self.projection < 1:
             raise ConfigError(f"an embedding's projection is {self.projection}; it must be at least 1, or None")
@@ -125,4 +126,52 @@ class GradientSketch(_Key):
             raise ConfigError(f"a gradient sketch's width is {self.width}; it must be at least 1")
 
 
-Feature = Measure | Embedding | GradientSketch
+@dataclass(frozen=True)
+class Targets(_Key):
+    """Vectors of the target prompts of `acquisition.target_file`, `T×D` float32: a row a target, not an example.
+
+    Attributes:
+      embedding: how they are embedded; the same as the pool's, so that they compare.
+
+    Example:
+      >>> Targets(Embedding(projection=64)).model
+      'base'
+    """
+
+    embedding: Embedding
+
+    @property
+    def model(self) -> Which:
+        """Of the embedding."""
+        return self.embedding.model
+
+
+@dataclass(frozen=True)
+class Group(_Key):
+    """Number of the group that an example belongs to, `N` int32; examples of one group have the same.
+
+    Attributes:
+      by: `data`, what the data say of an example's kind (the task's group field, all of one group where there is none),
+        known of all examples; or `answer`, the answer that the fine-tuned model gives, 0 where it was not asked.
+
+    Raises:
+      ConfigError: another kind of group.
+
+    Example:
+      >>> Group("answer").model
+      'full'
+    """
+
+    by: Literal["data", "answer"] = "data"
+
+    def __post_init__(self) -> None:
+        if self.by not in ("data", "answer"):
+            raise ConfigError(f"groups by {self.by!r}; choose data or answer")
+
+    @property
+    def model(self) -> Which:
+        """Whose pass gives it; of the data's, it is nobody's, and known from the start as what is of the base model."""
+        return "base" if self.by == "data" else "full"
+
+
+Feature = Measure | Embedding | GradientSketch | Targets | Group

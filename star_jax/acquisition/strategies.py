@@ -6,10 +6,13 @@ batch. A control keeps the part that it is a control of.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jax import Array
 
 from star_jax.acquisition import dynamic, selection
-from star_jax.acquisition.needs import Measure, Which
+from star_jax.acquisition.hybrid import Balanced
+from star_jax.acquisition.needs import Group, Measure, Which
 from star_jax.acquisition.released import RELEASED, check_has_released_form, unscaled
 from star_jax.acquisition.scores import Blend, ByScore, Difference, Power, Scaled, Score, Selector, TopK, Value
 from star_jax.acquisition.strategy import Picks, PoolFeatures, Query, Strategy
@@ -97,6 +100,16 @@ def star(options: AcquisitionConfig) -> Strategy:
     return _star("star", said, _schedule(options), options)
 
 
+def group_balanced(options: AcquisitionConfig) -> Strategy:
+    """Token entropy, as many labels for each group that the data name."""
+    return _balanced("group_balanced", "data", "each group of the data", options)
+
+
+def class_balanced(options: AcquisitionConfig) -> Strategy:
+    """Token entropy, as many picks of each answer that the full model gives."""
+    return _balanced("class_balanced", "answer", "each answer of the full model", options)
+
+
 def vote_entropy(options: AcquisitionConfig) -> Strategy:
     """Disagreement of self-consistency's votes, arXiv 2203.11171."""
     said = "entropy of the votes of several drawn answers of the full model"
@@ -165,6 +178,11 @@ def _blend(
 
 def _difference(measure: str, options: AcquisitionConfig) -> Score:
     return Difference(*_both(measure, "minmax", options, samples=False))
+
+
+def _balanced(name: str, by: Literal["data", "answer"], each: str, options: AcquisitionConfig) -> Strategy:
+    pick = Balanced(Value(_measure("token_entropy", options)), Group(by))
+    return Strategy(name, f"the highest token entropies, as many of {each}", pick.needs, pick)
 
 
 def _by_score(name: str, description: str, score: Score, options: AcquisitionConfig) -> Strategy:

@@ -21,6 +21,7 @@ from star_jax.active.pool import PoolState
 from star_jax.annotators.annotator import Annotator, Answer
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.tasks.task import no_group
 from star_jax.data.tokenization import Encoder, TokenizedExample
 from star_jax.inference.batched import BatchLog
 from star_jax.models.lora import Adapter
@@ -69,6 +70,8 @@ class Problem:
       replay: tokenised rows mixed into training.
       start: an adapter the user starts from, part of the base model and of every training's beginning; None for none.
       read: the task's parser, which says what drawn answers have in common.
+      group: the task's name for a prompt's kind.
+      targets: tokens of the target prompts, for strategies that look for what is like them.
     """
 
     model: LanguageModel
@@ -81,6 +84,8 @@ class Problem:
     replay: Sequence[TokenizedExample] = ()
     start: Adapter | None = None
     read: Callable[[str], str | None] = str.strip
+    group: Callable[[Prompt], str] = no_group
+    targets: Sequence[np.ndarray] = ()
 
 
 class LoopState(NamedTuple):

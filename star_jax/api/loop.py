@@ -28,6 +28,7 @@ from star_jax.checkpoints.fingerprints import fingerprint_like
 from star_jax.config import AcquisitionConfig, ExperimentConfig, LoopConfig, LoraConfig, ScoringConfig, TrainingConfig
 from star_jax.data.examples import Example
 from star_jax.data.skips import is_skip
+from star_jax.data.targets import load_targets
 from star_jax.errors import ConfigError, DataError
 from star_jax.models.lora import Adapter
 from star_jax.runs.files import plain, read_json, replace_folder_atomic, write_json_atomic
@@ -113,7 +114,7 @@ class ActiveLoop:
                 f"scoring.answers is {self._config.scoring.answers}; leave it out, for the answers that the format "
                 "names are what is scored, and the model's own where it names none"
             )
-        check_strategy_settings(self._strategy, dropout=self._config.lora.dropout, scoring=self._config.scoring)
+        check_strategy_settings(self._strategy, self._config)
         self._key = jax.random.key(key)
         self._limits, self._start = limits, start
         self._problem = _problem(model, pool, self._config, limits, start)
@@ -357,4 +358,6 @@ def _problem(
         SimulatedOracle({}),
         start=None if start is None else start.weights,
         read=pool.task.parse,
+        group=pool.task.group,
+        targets=load_targets(tokens.encoder, pool.task, config.acquisition.target_file),
     )

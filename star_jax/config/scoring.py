@@ -94,6 +94,9 @@ class AcquisitionConfig:
     """Most uncertain first, or log-score plus Gumbel noise (PowerBALD)."""
     power: float = 1.0
     """Coldness of the power selection; larger is closer to top_k."""
+    target_file: str | None = None
+    """Prompts, in the pool's format, that the model is to be good at, for the strategies that look for what is like
+    them."""
     score_at_most: int | None = None
     """A query scores so many unlabelled examples, drawn anew by seed and round, and picks among them; all when none."""
 
