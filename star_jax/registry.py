@@ -129,13 +129,15 @@ STRATEGIES = Registry(
         for name in (
             *("random", "entropy", "pe", "entropy_subtract", "pe_subtract", "entropy_dynamic", "pe_dynamic"),
             *("star", "star_constant", "star_reversed", "base_only", "bald", "least_confidence", "margin"),
+            *("vote_entropy", "semantic_entropy", "pairwise_disagreement", "star_votes"),
+            *("group_balanced", "class_balanced"),
         )
     }
     | {
         name: f"{_VECTOR_STRATEGIES}:{name}"
         for name in (
             *("k_center", "typiclust", "facility_location", "log_det", "badge", "expected_gradient_length"),
-            *("huds", "task_diversity", "uncertain_then_diverse"),
+            *("huds", "task_diversity", "uncertain_then_diverse", "rds_plus", "sift"),
         )
     },
     reserved=("auto",),

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.needs import Feature, Measure
+from star_jax.acquisition.needs import Feature, Group, Measure, Targets
 from star_jax.acquisition.strategy import Query, Strategy, check_picks, get_strategy, pick, shape_of
 from star_jax.config import AcquisitionConfig
 from star_jax.errors import ConfigError
@@ -86,6 +86,8 @@ def _random_pool(needs: Sequence[Feature], rng: np.random.Generator) -> tuple[Ar
     """Features with distinct values, and which examples are unlabelled."""
 
     def draw(need: Feature) -> np.ndarray:
+        if isinstance(need, Group):
+            return rng.integers(0, 4, SIZE).astype(np.int32)
         if not isinstance(need, Measure):
             return rng.normal(size=shape_of(need, SIZE, WIDTH)).astype(np.float32)
         return (rng.permutation(SIZE) + rng.random(SIZE) / 2).astype(np.float32)
@@ -188,7 +190,11 @@ def _check_equivariant(strategy: Strategy, features: Arrays, unlabelled: np.ndar
     if scores is not None and _least_gap(scores[unlabelled]) < 1e-5:
         return  # which of two equal scores comes first is the pool's order
     order = rng.permutation(SIZE)
-    got, _ = _call(strategy, tuple(feature[order] for feature in features), unlabelled[order])
+    moved = tuple(
+        feature if isinstance(need, Targets) else feature[order]
+        for need, feature in zip(strategy.needs, features, strict=True)
+    )
+    got, _ = _call(strategy, moved, unlabelled[order])
     if set(order[got].tolist()) != set(want.tolist()):
         raise StrategyError(
             f"{strategy.name}: equivariant: in a pool in another order it picks other examples; let nothing depend on "

@@ -9,7 +9,7 @@ import pytest
 from star_jax.acquisition.needs import Measure
 from star_jax.acquisition.strategy import Strategy, check_strategy_settings, get_strategy
 from star_jax.annotators.annotator import Answer, Request, collect
-from star_jax.config import ExperimentConfig
+from star_jax.config import ExperimentConfig, LoraConfig, ScoringConfig
 from star_jax.data.examples import Prompt
 from star_jax.data.tasks import get_task
 from star_jax.errors import ConfigError, DataError
@@ -53,11 +53,27 @@ def test_a_strategy_that_cannot_be_compiled_is_refused_with_its_line_before_a_ru
         check_experiment(ExperimentConfig(), [get_strategy("mine")], get_task("skills"))
 
 
+def with_dropout(rate, **scoring):
+    lora = LoraConfig(dropout=rate, training_dropout="off")
+    return ExperimentConfig(lora=lora, scoring=ScoringConfig(**scoring))
+
+
 def test_settings_that_leave_a_strategy_nothing_to_measure_are_refused():
     with pytest.raises(ConfigError, match=r"lora\.dropout is 0"):
-        check_strategy_settings(get_strategy("star"), dropout=0.0, mc_samples=3)
+        check_strategy_settings(get_strategy("star"), with_dropout(0.0))
     with pytest.raises(ConfigError, match=r"scoring\.mc_samples is 1"):
-        check_strategy_settings(get_strategy("bald"), dropout=0.1, mc_samples=1)
+        check_strategy_settings(get_strategy("bald"), ExperimentConfig(scoring=ScoringConfig(mc_samples=1)))
+    for wrong, said in (
+        (ScoringConfig(posterior="none"), "measures how samples disagree and scoring.posterior is none"),
+        (ScoringConfig(samples=1), "measures how drawn answers disagree and scoring.samples is 1"),
+        (ScoringConfig(answers="candidates"), "scoring.answers is candidates, where none are drawn"),
+    ):
+        name = "bald" if wrong.posterior == "none" else "star_votes"
+        with pytest.raises(ConfigError, match=said):
+            check_strategy_settings(get_strategy(name), ExperimentConfig(scoring=wrong))
+    check_strategy_settings(get_strategy("star"), with_dropout(0.0, posterior="laplace"))
+    with pytest.raises(ConfigError, match=r"strategy sift looks .* acquisition\.target_file"):
+        check_strategy_settings(get_strategy("sift"), ExperimentConfig())
 
 
 class Gives:

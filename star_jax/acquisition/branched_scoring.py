@@ -19,7 +19,7 @@ from star_jax.data.batching import Batch
 from star_jax.data.branches import tree_arrays
 from star_jax.inference.batched import BatchLog, map_batches
 from star_jax.inference.candidates import Noise, TreeInputs, candidate_log_probs, read_beginning
-from star_jax.inference.mc_dropout import Sampling, sample_keys
+from star_jax.inference.mc_dropout import Samples, sample_keys
 from star_jax.inference.scoring import choice_statistics
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
@@ -36,21 +36,21 @@ class BranchedPass(NamedTuple):
       form: rows that branch.
       beginning: `P` tokens that all of them go on behind; None where they are whole.
       key: PRNG key of the dropout masks.
-      sampling: Monte-Carlo dropout; None for one deterministic pass.
+      sampling: what differs between samples; None for one deterministic pass.
     """
 
     form: Form
     beginning: np.ndarray | None
     key: Array
-    sampling: Sampling | None
+    sampling: Samples | None
 
 
 def choose_pass(
-    model: LanguageModel, pool: BranchedPool | None, key: Array, sampling: Sampling | None
+    model: LanguageModel, pool: BranchedPool | None, key: Array, sampling: Samples | None
 ) -> BranchedPass | None:
     """The way with the least work; None where that is a row for each candidate."""
     # Masks of an example's own change what is before it too, also where all examples begin with the same tokens.
-    alike = sampling is None or sampling.mode == "shared"
+    alike = sampling is None or sampling.alike
     form = None if pool is None else pool.form(model.config, alike=alike)
     if pool is None or form is None:
         return None
@@ -91,14 +91,14 @@ def score_branched(
 
 @partial(jax.jit, static_argnames="sampling")
 def _read_shared(
-    model: LanguageModel, adapter: Adapter | None, key: Array, tokens: Array, *, sampling: Sampling | None
+    model: LanguageModel, adapter: Adapter | None, key: Array, tokens: Array, *, sampling: Samples | None
 ) -> SharedKeys:
     return read_beginning(model, adapter, tokens, _noise(adapter, key, tokens, sampling))
 
 
 @partial(jax.jit, static_argnames=("capacity", "sampling"))
 def _score_branched(
-    shared: Any, rows: Any, *, capacity: int, sampling: Sampling | None
+    shared: Any, rows: Any, *, capacity: int, sampling: Samples | None
 ) -> tuple[dict[str, Array], Array]:
     def score(shared: Any, rows: Any) -> tuple[dict[str, Array], Array]:
         (model, adapter, key, beginning), (inputs, index) = shared, rows
@@ -110,5 +110,5 @@ def _score_branched(
     return by_rows(score, shared, rows)
 
 
-def _noise(adapter: Adapter | None, key: Array, index: Array, sampling: Sampling | None) -> Noise | None:
+def _noise(adapter: Adapter | None, key: Array, index: Array, sampling: Samples | None) -> Noise | None:
     return None if sampling is None or adapter is None else Noise(sample_keys(key, index, sampling), sampling)

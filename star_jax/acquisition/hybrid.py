@@ -1,4 +1,4 @@
-"""Batches that are both uncertain and spread out: HUDS, task diversity, and uncertain first, then diverse.
+"""Batches that are both uncertain and spread out: HUDS, task diversity, uncertain first, then diverse, and balanced.
 
 Shapes: `N` pool, `D` width of a vector, `k` picks.
 """
@@ -16,7 +16,7 @@ from jax import Array
 from star_jax.acquisition import dynamic, selection
 from star_jax.acquisition.clustering import Slots, k_means, one_stratum
 from star_jax.acquisition.diversity import Points
-from star_jax.acquisition.needs import Embedding, Feature, GradientSketch
+from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Group
 from star_jax.acquisition.scores import ByScore, Score, TopK
 from star_jax.acquisition.strategy import Picks, PoolFeatures, Query
 
@@ -80,6 +80,46 @@ class UncertainThenDiverse:
         free = jnp.zeros_like(pool.unlabelled).at[first.indices].set(True) & pool.unlabelled
         found = self.spread(key, Points(pool[self.vector], pool.labelled, free), query.count)
         return Picks(found.indices, first.scores)
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """The highest scores of each group, as many labels for one as for another: the `pick` of a strategy.
+
+    The next label is always for the group that has the fewest, of several the one with the highest score, until a group
+    is used up. Labels of earlier rounds count where the data name the groups.
+
+    Attributes:
+      score: any.
+      group: which examples belong together.
+    """
+
+    score: Score
+    group: Group
+
+    @property
+    def needs(self) -> tuple[Feature, ...]:
+        """Those of the score, and the groups."""
+        return (*self.score.needs, self.group)
+
+    def __call__(self, key: Array, pool: PoolFeatures, query: Query) -> Picks:
+        """The picks, with the scores of the score."""
+        scored = ByScore(self.score, TopK())(key, pool, replace(query, count=pool.size))
+        assert scored.scores is not None
+        counted = pool.labelled if self.group.by == "data" else jnp.zeros_like(pool.labelled)
+        turn = _turns(jnp.nan_to_num(scored.scores, nan=-jnp.inf), pool[self.group], pool.unlabelled, counted)
+        order = jnp.lexsort((-scored.scores, turn, ~pool.unlabelled))
+        return Picks(order[: query.count].astype(jnp.int32), scored.scores)
+
+
+def _turns(scores: Array, groups: Array, free: Array, counted: Array) -> Array:
+    """For each free example, the labels that its group has before its turn, `N` int32, by scores within the group."""
+    size = free.shape[0]
+    order = jnp.lexsort((-scores, ~free, groups))
+    everyone = jnp.bincount(groups, length=size)
+    first = jnp.cumsum(everyone) - everyone
+    place = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size, dtype=jnp.int32)) - first[groups]
+    return place + jnp.bincount(groups, counted.astype(jnp.int32), length=size)[groups]
 
 
 @dataclass(frozen=True)

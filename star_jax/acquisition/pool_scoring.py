@@ -26,7 +26,8 @@ from star_jax.data.rows import AnsweredRows
 from star_jax.data.tokenization import Encoder, TokenizedExample
 from star_jax.inference.batched import Logs, map_batches, map_stream, no_logs
 from star_jax.inference.generation import PromptBatch, Stop, generate
-from star_jax.inference.mc_dropout import Sampling, mc_score_responses, sample_keys
+from star_jax.inference.mc_dropout import DrawnWeights, Samples, Sampling, mc_score_responses, sample_keys
+from star_jax.inference.posterior import WeightSampling
 from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
 from star_jax.models.lora import Adapter
 from star_jax.models.merged import merge_adapter
@@ -55,7 +56,11 @@ class PoolScores:
     lengths: Array | None = None
 
 
-def passes_over(pool: Pool, sampling: Sampling | None) -> int:
+AnySampling = Sampling | WeightSampling
+"""Monte-Carlo dropout, or adapters drawn from a posterior."""
+
+
+def passes_over(pool: Pool, sampling: AnySampling | None) -> int:
     """How many times `score_pool` goes through the pool, and counts its examples."""
     return 2 if isinstance(pool, GeneratedPool) and sampling is not None else 1
 
@@ -64,7 +69,7 @@ class _Pass(NamedTuple):
     """How a pool is gone through: see `score_pool`."""
 
     key: Array
-    sampling: Sampling | None
+    sampling: Samples | None
     chosen: ArrayLike | None
     on_batch: Callable[[int], None]
     logs: Logs
@@ -76,7 +81,7 @@ def score_pool(
     pool: Pool,
     *,
     key: Array | None = None,
-    sampling: Sampling | None = None,
+    sampling: AnySampling | None = None,
     rows: ArrayLike | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
     logs: Logs = no_logs,
@@ -87,9 +92,9 @@ def score_pool(
       model: decoder and frozen weights.
       adapter: None for the base model.
       pool: tokenised prompts with their kind of answer.
-      key: PRNG key of the dropout masks; needed with `sampling`.
-      sampling: Monte-Carlo dropout; None for one deterministic pass. A generated response is always the
-        deterministic model's; the samples score it.
+      key: PRNG key of the samples; needed with `sampling`.
+      sampling: Monte-Carlo dropout, or adapters drawn from a posterior; None for one deterministic pass. A generated
+        response is always the deterministic model's; the samples score it.
       rows: numbers of the examples that are scored, at least one; None for all.
       on_batch: told the number of examples of each batch, once the device has finished it.
       logs: gives what keeps the results of each pass as they come; what it has already is not computed again.
@@ -99,19 +104,28 @@ def score_pool(
       ValueError: sampling without an adapter or a key.
     """
     if sampling is not None and (adapter is None or key is None):
-        raise ValueError("Monte-Carlo dropout acts on an adapter and draws from a key; pass both")
-    way = _Pass(jax.random.key(0) if key is None else key, sampling, rows, on_batch, logs)
-    model, adapter = replicated(model), replicated(adapter)
+        raise ValueError("samples are of an adapter and are drawn from a key; pass both")
+    key = jax.random.key(0) if key is None else key
+    sampler, samples = _drawn(adapter, sampling, key)
+    way = _Pass(key, samples, rows, on_batch, logs)
+    model, adapter, sampler = replicated(model), replicated(adapter), replicated(sampler)
     if isinstance(pool, GeneratedPool):
         answered = _answers(*merge_adapter(model, adapter), pool, way)
         if sampling is None:
             return answered
         written = proposed_pool(answered_rows(pool, answered), pool.sequences)
-        return PoolScores(_proposed(model, adapter, written, way), answered.responses, answered.lengths)
-    judge = merge_adapter(model, adapter) if sampling is None else (model, adapter)
+        return PoolScores(_proposed(model, sampler, written, way), answered.responses, answered.lengths)
+    judge = merge_adapter(model, adapter) if sampling is None else (model, sampler)
     if isinstance(pool, CandidatePool):
         return _candidates(*judge, pool, way)
     return PoolScores(_proposed(*judge, pool, way))
+
+
+def _drawn(adapter: Adapter | None, sampling: AnySampling | None, key: Array) -> tuple[Adapter | None, Samples | None]:
+    """What samples are made with, and how they differ."""
+    if isinstance(sampling, WeightSampling):
+        return sampling.posterior.draw(key, sampling.samples), DrawnWeights(sampling.samples)
+    return adapter, sampling
 
 
 def _answers(model: LanguageModel, adapter: Adapter | None, pool: GeneratedPool, way: _Pass) -> PoolScores:
@@ -221,7 +235,7 @@ def _answer(
 
 @partial(jax.jit, static_argnames=("capacity", "candidates", "sampling"))
 def _score_candidates(
-    shared: Any, rows: Any, *, capacity: int, candidates: int, sampling: Sampling | None
+    shared: Any, rows: Any, *, capacity: int, candidates: int, sampling: Samples | None
 ) -> tuple[dict[str, Array], Array]:
     def score(shared: Any, rows: Any) -> tuple[dict[str, Array], Array]:
         found = _statistics(shared, rows, capacity, sampling)
@@ -232,11 +246,11 @@ def _score_candidates(
 
 
 @partial(jax.jit, static_argnames=("capacity", "sampling"))
-def _score_proposed(shared: Any, rows: Any, *, capacity: int, sampling: Sampling | None) -> dict[str, Array]:
+def _score_proposed(shared: Any, rows: Any, *, capacity: int, sampling: Samples | None) -> dict[str, Array]:
     return by_rows(lambda shared, rows: sequence_measures(*_statistics(shared, rows, capacity, sampling)), shared, rows)
 
 
-def _statistics(shared: Any, rows: Any, capacity: int, sampling: Sampling | None) -> tuple[TokenStatistics, Array]:
+def _statistics(shared: Any, rows: Any, capacity: int, sampling: Samples | None) -> tuple[TokenStatistics, Array]:
     (model, adapter, key), (inputs, index) = shared, rows
     if sampling is None or adapter is None:
         return score_responses(model, adapter, inputs, capacity)

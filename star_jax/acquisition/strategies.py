@@ -6,10 +6,13 @@ batch. A control keeps the part that it is a control of.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jax import Array
 
 from star_jax.acquisition import dynamic, selection
-from star_jax.acquisition.needs import Measure, Which
+from star_jax.acquisition.hybrid import Balanced
+from star_jax.acquisition.needs import Group, Measure, Which
 from star_jax.acquisition.released import RELEASED, check_has_released_form, unscaled
 from star_jax.acquisition.scores import Blend, ByScore, Difference, Power, Scaled, Score, Selector, TopK, Value
 from star_jax.acquisition.strategy import Picks, PoolFeatures, Query, Strategy
@@ -97,6 +100,41 @@ def star(options: AcquisitionConfig) -> Strategy:
     return _star("star", said, _schedule(options), options)
 
 
+def group_balanced(options: AcquisitionConfig) -> Strategy:
+    """Token entropy, as many labels for each group that the data name."""
+    return _balanced("group_balanced", "data", "each group of the data", options)
+
+
+def class_balanced(options: AcquisitionConfig) -> Strategy:
+    """Token entropy, as many picks of each answer that the full model gives."""
+    return _balanced("class_balanced", "answer", "each answer of the full model", options)
+
+
+def vote_entropy(options: AcquisitionConfig) -> Strategy:
+    """Disagreement of self-consistency's votes, arXiv 2203.11171."""
+    said = "entropy of the votes of several drawn answers of the full model"
+    return _by_score("vote_entropy", said, Value(Measure("vote_entropy")), options)
+
+
+def semantic_entropy(options: AcquisitionConfig) -> Strategy:
+    """Kuhn, Gal & Farquhar 2023, arXiv 2302.09664, with answers clustered by the task's parser."""
+    said = "entropy over kinds of drawn answers of the full model, weighted by their probability"
+    return _by_score("semantic_entropy", said, Value(Measure("semantic_entropy")), options)
+
+
+def pairwise_disagreement(options: AcquisitionConfig) -> Strategy:
+    """As `vote_entropy`, by pairs."""
+    said = "share of the pairs of drawn answers of the full model that differ"
+    return _by_score("pairwise_disagreement", said, Value(Measure("pairwise_disagreement")), options)
+
+
+def star_votes(options: AcquisitionConfig) -> Strategy:
+    """STAR's blend of the vote entropies of base and full model."""
+    check_has_released_form("star_votes", "rank", options.normaliser)
+    said = "vote entropy of drawn answers of base and full model, blended on ranks as labels come in"
+    return _by_score("star_votes", said, _blend("vote_entropy", "rank", _schedule(options), options), options)
+
+
 def star_constant(options: AcquisitionConfig) -> Strategy:
     """Control: λ stays."""
     said = "control: star with a weight that stays at acquisition.constant"
@@ -140,6 +178,11 @@ def _blend(
 
 def _difference(measure: str, options: AcquisitionConfig) -> Score:
     return Difference(*_both(measure, "minmax", options, samples=False))
+
+
+def _balanced(name: str, by: Literal["data", "answer"], each: str, options: AcquisitionConfig) -> Strategy:
+    pick = Balanced(Value(_measure("token_entropy", options)), Group(by))
+    return Strategy(name, f"the highest token entropies, as many of {each}", pick.needs, pick)
 
 
 def _by_score(name: str, description: str, score: Score, options: AcquisitionConfig) -> Strategy:

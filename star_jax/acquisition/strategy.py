@@ -22,10 +22,19 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from star_jax.acquisition.needs import Feature, GradientSketch, Measure, Which
-from star_jax.config import AcquisitionConfig
+from star_jax.acquisition.needs import Feature, GradientSketch, Group, Measure, Targets, Which
+from star_jax.config import AcquisitionConfig, ExperimentConfig
 from star_jax.errors import ConfigError, ScoreError
 from star_jax.registry import STRATEGIES
+
+OF_ONE = "a strategy of one answer, for example star"
+"""What a closed answer set, whose distribution is known exactly, is scored with."""
+
+NO_TARGETS = "name a file of them in acquisition.target_file"
+"""What to do where targets are needed and there are none."""
+
+TARGETS = 3
+"""Target prompts that a strategy is tried with."""
 
 _TRIED = 32
 """Examples of the pool that a strategy is traced on before a run starts."""
@@ -121,8 +130,18 @@ class Strategy:
 
     @property
     def sampled(self) -> bool:
-        """Whether it needs Monte-Carlo dropout samples."""
+        """Whether it needs Monte-Carlo samples."""
         return any(isinstance(need, Measure) and need.samples for need in self.needs)
+
+    @property
+    def targeted(self) -> bool:
+        """Whether it looks at target prompts."""
+        return any(isinstance(need, Targets) for need in self.needs)
+
+    @property
+    def draws_answers(self) -> bool:
+        """Whether it needs several drawn answers to each prompt."""
+        return any(isinstance(need, Measure) and need.of_answers for need in self.needs)
 
 
 StrategyFactory = Callable[[AcquisitionConfig], Strategy]
@@ -175,7 +194,8 @@ def get_strategy(name: str, options: AcquisitionConfig | None = None) -> Strateg
     wrong = [need for need in needs if not isinstance(need, Feature)]
     if wrong:
         raise ConfigError(
-            f"strategy {name} needs {wrong[0]!r}, which is no feature; name a Measure, an Embedding or a GradientSketch"
+            f"strategy {name} needs {wrong[0]!r}, which is no feature; name a Measure, an Embedding, a GradientSketch, "
+            "Targets or a Group"
         )
     if made.name == name and made.needs == tuple(needs):
         return made
@@ -248,29 +268,44 @@ def _where(error: Exception) -> str:
     return f" ({frames[0].filename}, line {frames[0].lineno})" if frames else ""
 
 
-def check_strategy_settings(strategy: Strategy, *, dropout: float, mc_samples: int) -> None:
+def check_strategy_settings(strategy: Strategy, config: ExperimentConfig) -> None:
     """Refuses settings with which a strategy means nothing, and a strategy that cannot be traced.
 
     Args:
       strategy: from `get_strategy`.
-      dropout: of the adapter.
-      mc_samples: K.
+      config: dropout of the adapter, how many samples and drawn answers there are and of what, and targets.
 
     Raises:
-      ConfigError: dropout samples that are all the same, or one of them where they are to disagree; or the strategy
-        fails on a small pool.
+      ConfigError: dropout samples that are all the same, or one of them, or of the answers that are drawn, where they
+        are to disagree; answers that are not the model's own to draw; no targets; or the strategy fails on a small
+        pool.
     """
-    if strategy.sampled and dropout == 0:
+    scoring = config.scoring
+    if strategy.targeted and config.acquisition.target_file is None:
+        raise ConfigError(f"strategy {strategy.name} looks for what is like target prompts; {NO_TARGETS}")
+    if strategy.sampled and scoring.posterior == "dropout" and config.lora.dropout == 0:
         raise ConfigError(
             f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
-            f"the same; set lora.dropout above 0 or choose another strategy"
+            f"the same; set lora.dropout above 0, or choose another strategy or scoring.posterior"
         )
-    if any(need.name.startswith("bald") for need in strategy.measures("full")) and mc_samples < 2:
-        raise ConfigError(
-            f"strategy {strategy.name} measures how dropout samples disagree and scoring.mc_samples is "
-            f"{mc_samples}; set it to 2 or more"
-        )
-    arrays = [jax.ShapeDtypeStruct(shape_of(need, _TRIED), jnp.float32) for need in strategy.needs]
+    if any(need.name.startswith("bald") for need in strategy.measures("full")):
+        said = f"strategy {strategy.name} measures how samples disagree and scoring"
+        if scoring.posterior == "none":
+            raise ConfigError(f"{said}.posterior is none, which has no samples; choose another one")
+        if scoring.mc_samples < 2:
+            raise ConfigError(f"{said}.mc_samples is {scoring.mc_samples}; set it to 2 or more")
+    if strategy.draws_answers:
+        said = f"strategy {strategy.name} measures how drawn answers disagree and scoring"
+        if scoring.answers != "generated":
+            raise ConfigError(
+                f"{said}.answers is {scoring.answers}, where none are drawn; choose generated, or {OF_ONE}"
+            )
+        if scoring.samples < 2:
+            raise ConfigError(f"{said}.samples is {scoring.samples}; set it to 2 or more")
+    arrays = [
+        jax.ShapeDtypeStruct(shape_of(need, _TRIED), jnp.int32 if isinstance(need, Group) else jnp.float32)
+        for need in strategy.needs
+    ]
     key, index = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((), jnp.int32)))
     unlabelled = jax.ShapeDtypeStruct((_TRIED,), bool)
 
@@ -282,8 +317,10 @@ def check_strategy_settings(strategy: Strategy, *, dropout: float, mc_samples: i
 
 def shape_of(need: Feature, size: int, width: int = 4) -> tuple[int, ...]:
     """Shape of a feature of `size` examples, of a model that is `width` wide."""
-    if isinstance(need, Measure):
+    if isinstance(need, Measure | Group):
         return (size,)
+    if isinstance(need, Targets):
+        return (TARGETS, need.embedding.projection or width)
     return (size, need.width if isinstance(need, GradientSketch) else need.projection or width)
 
 

@@ -26,6 +26,9 @@ MEASURES: tuple[str, ...] = (
 )
 """Names of everything `sequence_measures` returns."""
 
+ANSWER_MEASURES = ("vote_entropy", "semantic_entropy", "pairwise_disagreement")
+"""Names of what `votes.voted` says of several drawn answers."""
+
 
 def sequence_measures(statistics: TokenStatistics, mask: Array) -> dict[str, Array]:
     """One number an example for every name in `MEASURES`.

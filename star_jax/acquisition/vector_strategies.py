@@ -17,6 +17,7 @@ from star_jax.acquisition.hybrid import BySpread, Huds, Spread, TaskDiversity, U
 from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
 from star_jax.acquisition.scores import ByScore, Length, Power, Selector, TopK, Value
 from star_jax.acquisition.strategy import Picks, Strategy
+from star_jax.acquisition.targeted import Informative, RoundRobin
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.config import AcquisitionConfig
 
@@ -57,6 +58,18 @@ def log_det(options: AcquisitionConfig) -> Strategy:
     """FisherSFT, Deb et al. 2025, arXiv 2505.14826."""
     said = "prompts that tell a linear layer on their embeddings the most (FisherSFT)"
     return _spread("log_det", said, Centred(diversity.log_det))
+
+
+def rds_plus(options: AcquisitionConfig) -> Strategy:
+    """Ivison et al. 2025, arXiv 2503.01807."""
+    pick = RoundRobin(Embedding(pooling="weighted", projection=EMBEDDING.projection))
+    return Strategy("rds_plus", "what is most like the target prompts, which choose in turn", pick.needs, pick)
+
+
+def sift(options: AcquisitionConfig) -> Strategy:
+    """Hübotter et al. 2025, arXiv 2410.08020."""
+    pick = Informative(EMBEDDING)
+    return Strategy("sift", "what leaves the least unknown about the target prompts", pick.needs, pick)
 
 
 def badge(options: AcquisitionConfig) -> Strategy:

@@ -7,30 +7,35 @@ What is read of the base model stays the same over a run, and is kept in the loo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Measure
-from star_jax.acquisition.pool_scoring import PoolScores, Sampling, answered_rows, passes_over, score_pool
-from star_jax.acquisition.pools import Pool
-from star_jax.acquisition.strategy import Strategy
+from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Group, Measure
+from star_jax.acquisition.pool_sampling import sample_pool
+from star_jax.acquisition.pool_scoring import AnySampling, PoolScores, passes_over, response_texts, score_pool
+from star_jax.acquisition.pools import GeneratedPool
+from star_jax.acquisition.strategy import OF_ONE, Strategy
+from star_jax.acquisition.votes import voted
+from star_jax.active.posterior import sampling_of
 from star_jax.active.state import KeepsScores, LoopState, Observer, Problem
+from star_jax.active.vectors import PoolRows, Watch, pool_vectors
 from star_jax.config import ExperimentConfig, LoraConfig
-from star_jax.data.batching import Shape
-from star_jax.inference.batched import Logs, no_logs
-from star_jax.inference.features import Readout, embed_prompts
-from star_jax.inference.gradients import gradient_sketches
-from star_jax.models.lora import Adapter, init_adapter
-from star_jax.models.transformer import LanguageModel
+from star_jax.errors import ConfigError
+from star_jax.inference.batched import no_logs
+from star_jax.inference.sampling import Decoding
+from star_jax.models.lora import Adapter
 
 Array = jax.Array
 
-_FRESH_SEED = 0
-"""Seed of the fresh adapter whose gradients are the base model's, where a run does not start from one."""
+_ANSWERS = 11
+"""Number of the key that the full model's answers are drawn with, folded into that of the dropout masks."""
+
+_BASE_ANSWERS = 0
+"""Seed of the base model's drawn answers, which stay the same over a run, whichever query asks for them first."""
 
 
 class Features(NamedTuple):
@@ -88,8 +93,11 @@ def compute_features(
     """
     base = _of_base(config, strategy, state, offer)
     offered = np.flatnonzero(np.asarray(offer.mask))
-    full = _Wanted(tuple(need for need in strategy.needs if need.model == "full"), offered)
-    draws = _Draws(offer.key, Sampling(config.scoring.mc_samples, config.lora.dropout, config.scoring.dropout))
+    stochastic = strategy.sampled and config.scoring.posterior != "none"
+    full = _Wanted(tuple(need for need in strategy.needs if need.model == "full"), offered, stochastic)
+    sampling = sampling_of(config, problem, state, offer.key, observer) if stochastic else None
+    scoring = config.scoring
+    draws = _Draws(offer.key, sampling, Decoding(scoring.samples, scoring.temperature, scoring.top_p))
     with observer.phase("score", sum(_examples(problem, one, draws) for one in (base, full)), "examples") as tick:
         watch = Watch(tick, observer.score_log if isinstance(observer, KeepsScores) else no_logs)
         found, of_base = _of_model(problem, problem.start, base, draws, config.lora, watch.of("base"))
@@ -133,7 +141,7 @@ def _joined(
     """What was found, with the measures of earlier queries where nothing was scored now."""
     if scored is None:
         return dict(found)
-    now = np.zeros(max(map(len, found.values()), default=0), bool)
+    now = np.zeros(max([len(values) for need, values in found.items() if isinstance(need, Measure)], default=0), bool)
     now[scored] = True
     return {
         need: jnp.where(now, values, before[need]) if isinstance(need, Measure) and need in before else values
@@ -142,36 +150,23 @@ def _joined(
 
 
 class _Draws(NamedTuple):
-    """How Monte-Carlo samples are drawn."""
+    """How samples and answers are drawn."""
 
     key: Array
-    sampling: Sampling
+    sampling: AnySampling | None
+    decoding: Decoding
 
-    def way(self, sampled: bool) -> Sampling | None:
+    def way(self, sampled: bool) -> AnySampling | None:
         return self.sampling if sampled else None
 
 
-class Watch(NamedTuple):
-    """Who is told of each batch, and what keeps the results of a pass as they come.
-
-    Attributes:
-      tick: told the number of examples of each batch.
-      logs: gives what keeps them.
-    """
-
-    tick: Callable[[int], None]
-    logs: Logs = no_logs
-
-    def of(self, part: str) -> Watch:
-        """The same for a part whose passes are called after it."""
-        return Watch(self.tick, lambda name: self.logs(f"{part}-{name}"))
-
-
 class _Wanted(NamedTuple):
-    """Features of one model that are to be computed, and the examples whose measures are wanted; None for all."""
+    """Features of one model that are to be computed, the examples whose measures are wanted (None for all), and whether
+    those of samples come from samples; else the pass without noise stands for them."""
 
     needs: tuple[Feature, ...]
     chosen: np.ndarray | None
+    stochastic: bool = False
 
     @property
     def sketches(self) -> list[GradientSketch]:
@@ -189,15 +184,25 @@ class _Wanted(NamedTuple):
     @property
     def ways(self) -> list[bool]:
         """The passes that answer and score: with samples, without, or both. A sketch is of an answer."""
-        ways = {need.samples for need in self.needs if isinstance(need, Measure)}
-        return sorted(ways or ({False} if self.sketches else set()))
+        ways = {sampled for sampled in (False, True) if self.measures(sampled)}
+        return sorted(ways or ({False} if self.sketches or Group("answer") in self.needs else set()))
+
+    def measures(self, sampled: bool) -> list[Measure]:
+        """Those of one answer that the pass with or without samples gives."""
+        measures = [need for need in self.needs if isinstance(need, Measure) and not need.of_answers]
+        return [need for need in measures if (need.samples and self.stochastic) == sampled]
+
+    @property
+    def votes(self) -> list[Measure]:
+        """Those of several drawn answers."""
+        return [need for need in self.needs if isinstance(need, Measure) and need.of_answers]
 
 
 def _examples(problem: Problem, wanted: _Wanted, draws: _Draws) -> int:
     """How many examples all passes go through together, as `_of_model` counts them."""
     size = problem.pool.size
     scored = size if wanted.scored is None else len(wanted.scored)
-    passes = sum(passes_over(problem.pool, draws.way(sampled)) for sampled in wanted.ways)
+    passes = sum(passes_over(problem.pool, draws.way(sampled)) for sampled in wanted.ways) + bool(wanted.votes)
     return passes * scored + (wanted.embedded + len(wanted.sketches)) * size
 
 
@@ -217,62 +222,41 @@ def _of_model(
         options: dict[str, Any] = {"key": draws.key, "sampling": draws.way(sampled), "rows": wanted.scored}
         options |= {"on_batch": watch.tick, "logs": watch.of("samples" if sampled else "plain").logs}
         found = score_pool(problem.model, adapter, problem.pool, **options)
-        measures = [need for need in wanted.needs if isinstance(need, Measure) and need.samples == sampled]
-        arrays |= {need: found.measures[need.name] for need in measures}
-    # 2. Vectors.
-    rows = PoolRows(problem.tokens, problem.shapes.prompts, problem.pool, found)
+        arrays |= {need: found.measures[need.name] for need in wanted.measures(sampled)}
+    # 2. Votes of several drawn answers.
+    if wanted.votes:
+        ballots = _votes(problem, adapter, wanted, draws, watch)
+        arrays |= {need: ballots.measures[need.name] for need in wanted.votes}
+        found = found or ballots
+    # 3. Groups.
+    groups = [need for need in wanted.needs if isinstance(need, Group)]
+    arrays |= {need: jnp.asarray(_group_numbers(need, problem, found, wanted.scored)) for need in groups}
+    # 4. Vectors.
+    rows = PoolRows(problem.tokens, problem.shapes.prompts, problem.pool, found, problem.targets)
     arrays |= pool_vectors(problem.model, adapter, wanted.needs, rows, lora, watch)
     return arrays, found
 
 
-class PoolRows(NamedTuple):
-    """What vectors are made from.
-
-    Attributes:
-      prompts: tokens of each.
-      shapes: of batches of prompts.
-      pool: prompts with the kind of answer that is scored.
-      answered: what the model answered; None where no gradient is asked for.
-    """
-
-    prompts: Sequence[np.ndarray]
-    shapes: Sequence[Shape]
-    pool: Pool
-    answered: PoolScores | None
+def _group_numbers(need: Group, problem: Problem, found: PoolScores | None, scored: np.ndarray | None) -> np.ndarray:
+    """Numbers `N` int32 of groups, in the order of their names."""
+    size = problem.pool.size
+    if need.by == "data":
+        return np.unique([problem.group(prompt) for prompt in problem.prompts], return_inverse=True)[1].astype(np.int32)
+    assert found is not None
+    rows, numbers = np.arange(size) if scored is None else scored, np.zeros(size, np.int32)
+    texts = response_texts(problem.encoder, problem.pool, found, rows)
+    names = [text if (answer := problem.read(text)) is None else answer for text in texts]
+    numbers[rows] = np.unique(names, return_inverse=True)[1]
+    return numbers
 
 
-def pool_vectors(
-    model: LanguageModel,
-    adapter: Adapter | None,
-    needs: Sequence[Feature],
-    rows: PoolRows,
-    lora: LoraConfig,
-    watch: Watch,
-) -> dict[Feature, Array]:
-    """The embeddings and gradient sketches among the needs, all of one model.
-
-    Args:
-      model: decoder and frozen weights.
-      adapter: None for the base model.
-      needs: features; measures among them are left to others.
-      rows: prompts, and the model's answers.
-      lora: settings of the fresh adapter whose gradients are the base model's, which has none of its own.
-      watch: told of batches, and keeps what they give.
-    """
-    arrays: dict[Feature, Array] = {}
-    # 1. Embeddings, one pass for all.
-    embeddings = [need for need in needs if isinstance(need, Embedding)]
-    if embeddings:
-        readouts = [Readout(need.pooling, need.projection) for need in embeddings]
-        log = watch.logs("-".join(["embedded", *(f"{pooling}{width or ''}" for pooling, width in readouts)]))
-        found = embed_prompts(model, adapter, rows.prompts, rows.shapes, readouts, watch.tick, log)
-        arrays |= dict(zip(embeddings, found, strict=True))
-    # 2. Gradients of the answers.
-    for need in needs:
-        if isinstance(need, GradientSketch):
-            assert rows.answered is not None
-            trained = init_adapter(jax.random.key(_FRESH_SEED), model.params, lora) if adapter is None else adapter
-            sequences, shapes = answered_rows(rows.pool, rows.answered), rows.pool.answered_shapes
-            log = watch.logs(f"sketched{need.width}")
-            arrays[need] = gradient_sketches(model, trained, sequences, shapes, need.width, watch.tick, log)
-    return arrays
+def _votes(problem: Problem, adapter: Adapter | None, wanted: _Wanted, draws: _Draws, watch: Watch) -> PoolScores:
+    """Measures of several drawn answers, and the one with most votes."""
+    if not isinstance(problem.pool, GeneratedPool):
+        raise ConfigError(f"answers of a closed set are not drawn, for their distribution is known; choose {OF_ONE}")
+    which = wanted.needs[0].model
+    key = jax.random.fold_in(draws.key, _ANSWERS) if which == "full" else jax.random.key(_BASE_ANSWERS)
+    rows = np.arange(problem.pool.size) if wanted.scored is None else wanted.scored
+    options: dict[str, Any] = {"rows": rows, "on_batch": watch.tick, "logs": watch.of("plain").logs}
+    sampled = sample_pool(problem.model, adapter, problem.pool, key=key, decoding=draws.decoding, **options)
+    return voted(sampled, problem.encoder.text, problem.read, rows)

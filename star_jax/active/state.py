@@ -16,11 +16,12 @@ import numpy as np
 
 from star_jax.acquisition.needs import Feature, Measure
 from star_jax.acquisition.pools import Pool
-from star_jax.acquisition.uncertainty import MEASURES
+from star_jax.acquisition.uncertainty import ANSWER_MEASURES, MEASURES
 from star_jax.active.pool import PoolState
 from star_jax.annotators.annotator import Annotator, Answer
 from star_jax.data.bucketing import Shapes
 from star_jax.data.examples import Example, Prompt
+from star_jax.data.tasks.task import no_group
 from star_jax.data.tokenization import Encoder, TokenizedExample
 from star_jax.inference.batched import BatchLog
 from star_jax.models.lora import Adapter
@@ -68,6 +69,9 @@ class Problem:
       annotator: who labels what is picked.
       replay: tokenised rows mixed into training.
       start: an adapter the user starts from, part of the base model and of every training's beginning; None for none.
+      read: the task's parser, which says what drawn answers have in common.
+      group: the task's name for a prompt's kind.
+      targets: tokens of the target prompts, for strategies that look for what is like them.
     """
 
     model: LanguageModel
@@ -79,6 +83,9 @@ class Problem:
     annotator: Annotator
     replay: Sequence[TokenizedExample] = ()
     start: Adapter | None = None
+    read: Callable[[str], str | None] = str.strip
+    group: Callable[[Prompt], str] = no_group
+    targets: Sequence[np.ndarray] = ()
 
 
 class LoopState(NamedTuple):
@@ -111,7 +118,8 @@ def measures_of(features: Mapping[Feature, Array]) -> dict[str, Array]:
 
 def base_features(measures: Mapping[str, Array]) -> dict[Feature, Array]:
     """The same as a state has it; what is no measure any more is left out."""
-    return {Measure(name, "base"): values for name, values in measures.items() if name in MEASURES}
+    known = {*MEASURES, *ANSWER_MEASURES}
+    return {Measure(name, "base"): values for name, values in measures.items() if name in known}
 
 
 class RoundInfo(NamedTuple):

@@ -17,10 +17,11 @@ from star_jax.active import ask_tell
 from star_jax.active.ask_tell import AskTellState, TellInfo
 from star_jax.active.loop import init
 from star_jax.active.pool import PoolState
+from star_jax.active.query import FIRST
 from star_jax.active.state import LoopState, Problem, base_features, base_measures
 from star_jax.annotators.annotator import Answer, Request
 from star_jax.annotators.oracle import SimulatedOracle
-from star_jax.api.checks import check_fits, check_replaceable, check_training, check_whole
+from star_jax.api.checks import check_choice, check_fits, check_replaceable, check_training, check_whole
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, TokenLimits, Tokens, tokenize
 from star_jax.api.training import Evaluation, Prediction, evaluate, predict, step_shapes
@@ -28,6 +29,7 @@ from star_jax.checkpoints.fingerprints import fingerprint_like
 from star_jax.config import AcquisitionConfig, ExperimentConfig, LoopConfig, LoraConfig, ScoringConfig, TrainingConfig
 from star_jax.data.examples import Example
 from star_jax.data.skips import is_skip
+from star_jax.data.targets import load_targets
 from star_jax.errors import ConfigError, DataError
 from star_jax.models.lora import Adapter
 from star_jax.runs.files import plain, read_json, replace_folder_atomic, write_json_atomic
@@ -68,6 +70,7 @@ class ActiveLoop:
         strategy: str = "star",
         key: int = 0,
         rounds: int = 10,
+        initial: str = "random",
         lora: LoraConfig | None = None,
         training: TrainingConfig | None = None,
         scoring: ScoringConfig | None = None,
@@ -83,6 +86,8 @@ class ActiveLoop:
           strategy: name of a strategy, the package's own or a registered one.
           key: seed of everything that is left to chance.
           rounds: trainings that are planned, for schedules that depend on it; more may be made.
+          initial: how the first question picks, before there is an adapter: `random`, or by what the base model makes
+            of the examples, `typiclust`, `k_center` or `base_uncertainty`.
           lora: rank, scale, dropout and targets of the adapters.
           training: how each is trained.
           scoring: dropout samples, and how many examples are scored at once.
@@ -96,6 +101,7 @@ class ActiveLoop:
         acquisition = acquisition or AcquisitionConfig()
         self.model, self.pool = model, pool
         check_whole("key", key)
+        check_choice("initial", initial, ("random", *FIRST))
         self._strategy = get_strategy(strategy, acquisition)
         self._config = ExperimentConfig(
             strategies=(strategy,),
@@ -104,7 +110,7 @@ class ActiveLoop:
             training=training or TrainingConfig(),
             scoring=scoring or ScoringConfig(),
             acquisition=acquisition,
-            loop=LoopConfig(rounds=check_whole("rounds", rounds)),
+            loop=LoopConfig(rounds=check_whole("rounds", rounds), initial=initial),  # type: ignore[arg-type]
         )
         check_training(self._config.training, held_out=True)
         check_fits(model.weights.config, self._config.training, None if start else self._config.lora)
@@ -113,8 +119,7 @@ class ActiveLoop:
                 f"scoring.answers is {self._config.scoring.answers}; leave it out, for the answers that the format "
                 "names are what is scored, and the model's own where it names none"
             )
-        samples = self._config.scoring.mc_samples
-        check_strategy_settings(self._strategy, dropout=self._config.lora.dropout, mc_samples=samples)
+        check_strategy_settings(self._strategy, self._config)
         self._key = jax.random.key(key)
         self._limits, self._start = limits, start
         self._problem = _problem(model, pool, self._config, limits, start)
@@ -156,7 +161,7 @@ class ActiveLoop:
         return TunedAdapter(self._state.loop.adapter, self.model.name, lora.dropout, rslora, root)
 
     def ask(self, count: int) -> list[Request]:
-        """The examples to label next, the first pick first; at random before the first training.
+        """The examples to label next, the first pick first; before the first training as `initial` says.
 
         Where the pool had labels from the beginning, the first question trains on them.
 
@@ -357,4 +362,7 @@ def _problem(
         shapes,
         SimulatedOracle({}),
         start=None if start is None else start.weights,
+        read=pool.task.parse,
+        group=pool.task.group,
+        targets=load_targets(tokens.encoder, pool.task, config.acquisition.target_file),
     )

@@ -15,8 +15,8 @@ from star_jax.acquisition.pool_scoring import Sampling, generated_texts
 from star_jax.acquisition.pool_scoring import score_pool as score_batches
 from star_jax.acquisition.strategy import Query, check_finite, check_picks, get_strategy
 from star_jax.acquisition.uncertainty import MEASURES
-from star_jax.active.features import PoolRows, Watch, pool_vectors
 from star_jax.active.query import select
+from star_jax.active.vectors import PoolRows, Watch, pool_vectors
 from star_jax.api.checks import check_key, check_whole
 from star_jax.api.model import Model, TunedAdapter
 from star_jax.api.pool import ExamplePool, OnBatch, TokenLimits, tokenize, unwatched
@@ -208,6 +208,11 @@ _DISAGREEMENT = ("bald", "jensen_gap")
 
 def _feature(need: Feature, scores: Scores, strategy: str) -> np.ndarray:
     if isinstance(need, Measure):
+        if need.of_answers:
+            raise ConfigError(
+                f"strategy {strategy} needs several drawn answers to each prompt, which score_pool does not draw; "
+                "use it in an ActiveLoop, or in a run"
+            )
         if need.samples and not scores.samples and need.name.startswith(_DISAGREEMENT):
             raise ConfigError(
                 f"strategy {strategy} needs the disagreement of dropout samples, and there is a single pass; pass "

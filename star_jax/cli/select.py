@@ -89,7 +89,7 @@ def _check_strategy(strategy: Strategy, experiment: ExperimentConfig) -> None:
             f"--strategy {strategy.name} averages over dropout samples of an adapter, and there is none before a "
             "training; choose another one, for example base_only"
         )
-    check_strategy_settings(strategy, dropout=experiment.lora.dropout, mc_samples=experiment.scoring.mc_samples)
+    check_strategy_settings(strategy, experiment)
 
 
 def _problem(config: SelectConfig, reader: Reader) -> Problem:
@@ -99,6 +99,7 @@ def _problem(config: SelectConfig, reader: Reader) -> Problem:
     from star_jax.annotators.oracle import SimulatedOracle
     from star_jax.checkpoints.huggingface import load_model
     from star_jax.data.loading import load_prompts
+    from star_jax.data.targets import load_targets
     from star_jax.evaluation.predictions import answer_shapes
 
     task, encoder, shape = reader
@@ -111,6 +112,7 @@ def _problem(config: SelectConfig, reader: Reader) -> Problem:
     if config.answers == "candidates" and task.candidates is None:
         raise ConfigError(f"--answers is candidates, but task {task.name} has no closed answer set")
     tokens = encoder.prompts(prompts)
+    targets = load_targets(encoder, task, config.acquisition.target_file)
     shapes = answer_shapes(encoder, tokens.lengths, config.batch_size)
     pool: Pool = generated_pool(encoder, tokens, shapes)
     if config.answers == "candidates":
@@ -125,7 +127,18 @@ def _problem(config: SelectConfig, reader: Reader) -> Problem:
         longest=config.max_prompt_tokens + config.max_response_tokens,
         ignored_fields=config.ignored_fields,
     )
-    return Problem(model, encoder, prompts, tokens, pool, shapes, SimulatedOracle({}))
+    return Problem(
+        model,
+        encoder,
+        prompts,
+        tokens,
+        pool,
+        shapes,
+        SimulatedOracle({}),
+        read=task.parse,
+        group=task.group,
+        targets=targets,
+    )
 
 
 def _pick(

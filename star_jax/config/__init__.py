@@ -17,6 +17,7 @@ from star_jax.config.scoring import (
     EvaluationConfig,
     GenerationConfig,
     JudgedAnswers,
+    Posterior,
     Reduction,
     ScoringConfig,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "Match",
     "ModelConfig",
     "OnBadRow",
+    "Posterior",
     "Reduction",
     "ScoringConfig",
     "SimulatedConfig",

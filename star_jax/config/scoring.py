@@ -9,6 +9,7 @@ from star_jax.config.checks import require, require_finite
 
 Answers = Literal["generated", "candidates", "reference"]
 JudgedAnswers = Literal["auto", "generated", "candidates"]
+Posterior = Literal["dropout", "tfb", "laplace", "none"]
 Reduction = Literal["sum", "mean", "max"]
 
 MOST_SAMPLES, MOST_BINS = 10_000, 10_000
@@ -27,7 +28,18 @@ class ScoringConfig:
     answers: Answers = "generated"
     """What is scored: the model's own greedy response, a closed answer set, or gold (an oracle)."""
     mc_samples: int = 3
-    """Monte-Carlo dropout passes K for the strategies that average over them."""
+    """Passes K for the strategies that average over them."""
+    posterior: Posterior = "dropout"
+    """What differs between those passes: dropout masks; the adapter's weights, drawn with noise as wide as the loss
+    allows (tfb) or as the loss is flat (laplace); or nothing, one pass without noise (none)."""
+    tfb_tolerance: float = 0.01
+    """Share by which the loss on labelled examples may grow from the noise of posterior tfb."""
+    samples: int = 8
+    """Answers that are drawn for each prompt, for the strategies that look at how they disagree."""
+    temperature: float = 1.0
+    """Of those draws."""
+    top_p: float = 1.0
+    """Those draws are from the fewest tokens that have this probability together; 1 for all tokens."""
     dropout: Literal["shared", "tied", "per_token"] = "shared"
     """Masks of the MC passes: shared makes each pass one sample of A's weights for the whole pool, tied one for each
     example, per_token none."""
@@ -40,6 +52,12 @@ class ScoringConfig:
             self.mc_samples <= MOST_SAMPLES,
             f"scoring.mc_samples is {self.mc_samples}; it must be at most {MOST_SAMPLES}",
         )
+        require_finite("scoring", self)
+        require(self.samples >= 1, f"scoring.samples is {self.samples}; it must be at least 1")
+        require(self.samples <= MOST_SAMPLES, f"scoring.samples is {self.samples}; it must be at most {MOST_SAMPLES}")
+        require(self.temperature > 0, f"scoring.temperature is {self.temperature}; it must be positive")
+        require(0 < self.top_p <= 1, f"scoring.top_p is {self.top_p}; it must be above 0 and at most 1")
+        require(self.tfb_tolerance > 0, f"scoring.tfb_tolerance is {self.tfb_tolerance}; it must be positive")
         require(self.batch_size >= 1, f"scoring.batch_size is {self.batch_size}; it must be at least 1")
 
 
@@ -76,6 +94,9 @@ class AcquisitionConfig:
     """Most uncertain first, or log-score plus Gumbel noise (PowerBALD)."""
     power: float = 1.0
     """Coldness of the power selection; larger is closer to top_k."""
+    target_file: str | None = None
+    """Prompts, in the pool's format, that the model is to be good at, for the strategies that look for what is like
+    them."""
     score_at_most: int | None = None
     """A query scores so many unlabelled examples, drawn anew by seed and round, and picks among them; all when none."""
 

@@ -43,7 +43,7 @@ def _check_size_of_queries(config: ExperimentConfig, strategies: Sequence[Strate
 def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], task: Task) -> None:
     """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
     for strategy in strategies:
-        check_strategy_settings(strategy, dropout=config.lora.dropout, mc_samples=config.scoring.mc_samples)
+        check_strategy_settings(strategy, config)
     _check_size_of_queries(config, strategies)
     if config.annotator != "auto":
         ANNOTATORS.get(config.annotator, "annotator")
@@ -113,6 +113,7 @@ def check_output_dir(config: ExperimentConfig) -> None:
         "data.train": config.data.train,
         "data.test": config.data.test,
         "training.replay": config.training.replay,
+        "acquisition.target_file": config.acquisition.target_file,
         "model.path": config.model.path,
         "model.adapter": config.model.adapter,
     } | {f"plugins {name}": name for name in config.plugins}

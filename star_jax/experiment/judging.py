@@ -82,7 +82,8 @@ def validate(run: Run, adapter: Adapter, examples: Sequence[Example], title: str
 def with_base(run: Run, state: LoopState, title: str) -> LoopState:
     """The state with the base model's measures, where the coming query needs some that it does not have."""
     asker = run.strategy if state.round else first_strategy(run.context.config)
-    needs = [] if asker is None else asker.measures("base")
+    # Votes of drawn answers are no measures of the base model's own answer, which is what is kept on disk.
+    needs = [] if asker is None else [need for need in asker.measures("base") if not need.of_answers]
     if run.context.config.acquisition.score_at_most is not None:
         return state  # they are computed for what a query scores
     if all(need in state.base for need in needs):

@@ -33,9 +33,11 @@ from star_jax.checkpoints.peft import load_adapter
 from star_jax.config import ExperimentConfig
 from star_jax.data.bucketing import Shapes
 from star_jax.data.loading import load_examples
+from star_jax.data.rows import PromptRows
 from star_jax.data.run_data import RunData, examples_within_limits, prepare, rows_fingerprint
 from star_jax.data.store import FOLDER as TOKENS
 from star_jax.data.store import TokenPlace, tokenizer_origin
+from star_jax.data.targets import load_targets
 from star_jax.data.tasks import get_task
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits, TokenizedExample
@@ -73,6 +75,7 @@ class Sources:
       encoder: tokenizer, format and limits.
       task: format and correctness.
       replay: tokenised replay rows.
+      targets: tokens of the target prompts.
       progress: where to show what is going on.
     """
 
@@ -82,6 +85,7 @@ class Sources:
     encoder: Encoder
     task: Task
     replay: Sequence[TokenizedExample]
+    targets: Sequence[np.ndarray]
     progress: Progress
 
 
@@ -144,8 +148,16 @@ def open_sources(
     refuse_what_does_not_fit(experiment_demands(config, shape), memory_bytes() if room is None else room)
     encoder = Encoder(folder.tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=folder.end_ids)
     replay = load_replay(config, task, encoder, folder)
+    targets = load_targets(encoder, task, config.acquisition.target_file)
     return Sources(
-        config=config, folder=folder, shape=shape, encoder=encoder, task=task, replay=replay, progress=progress
+        config=config,
+        folder=folder,
+        shape=shape,
+        encoder=encoder,
+        task=task,
+        replay=replay,
+        targets=targets,
+        progress=progress,
     )
 
 
@@ -180,6 +192,7 @@ def open_experiment(
         encoder=sources.encoder,
         task=sources.task,
         replay=sources.replay,
+        targets=sources.targets,
         base=BaseScores(Path(config.output_dir) / FOLDER, scores_origin(config, sources.folder.path), progress.log),
         progress=progress,
         watch=watch,
@@ -224,6 +237,8 @@ def load_seed(context: Sources, seed: int) -> RunData:
         data.facts["start"] = folder_fingerprint(Path(config.model.adapter))
     if context.replay:
         data.facts["replay"] = rows_fingerprint(context.replay)
+    if len(context.targets):
+        data.facts["targets"] = rows_fingerprint(PromptRows(context.targets))
     check_data(config, data)
     if config.scoring.answers == "candidates" and context.task.candidates is not None:
         check_candidates(context.encoder, data.pool[0], context.task.candidates)
@@ -269,7 +284,9 @@ def make_problem(context: ExperimentContext, data: RunData, shapes: Shapes) -> P
         pool = generated_pool(encoder, data.tokens, shapes)
     annotator = make_annotator(context, data)
     model, replay, start = context.model, context.replay, context.start
-    return Problem(model, encoder, data.pool, data.tokens, pool, shapes, annotator, replay, start)
+    read, group, targets = context.task.parse, context.task.group, context.targets
+    tokens = data.tokens
+    return Problem(model, encoder, data.pool, tokens, pool, shapes, annotator, replay, start, read, group, targets)
 
 
 def make_annotator(context: Sources, data: RunData) -> Annotator:

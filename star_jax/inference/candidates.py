@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.data.branches import TreeArrays
-from star_jax.inference.mc_dropout import Sampling, check_sampling
+from star_jax.inference.mc_dropout import Samples
 from star_jax.models.dropout import Dropout
 from star_jax.models.lm_head import OutputHead, at_positions, capped, chunk_size, logits, output_head
 from star_jax.models.lora import Adapter, with_adapter
@@ -42,42 +42,40 @@ class TreeInputs(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Monte-Carlo dropout of a pass.
+    """What makes a pass stochastic.
 
     Attributes:
       keys: `K`, or `K×B`, from `sample_keys`.
-      sampling: how many samples, and their dropout.
+      sampling: how many samples, and what differs between them.
     """
 
     keys: Array
-    sampling: Sampling
-
-    def dropout(self, keys: Array) -> Dropout:
-        """Of one sample."""
-        return Dropout(keys, self.sampling.rate, self.sampling.mode)
+    sampling: Samples
 
 
 def read_beginning(
     model: LanguageModel, adapter: Adapter | None, tokens: Array | np.ndarray, noise: Noise | None
 ) -> SharedKeys:
-    """Keys and values `L×G×P×d` of the tokens `P` that all rows begin with, or `K×L×G×P×d` under dropout.
+    """Keys and values `L×G×P×d` of the tokens `P` that all rows begin with, or `K×L×G×P×d` of samples.
 
-    Under dropout they depend on the masks, which must be those of all rows: mode `shared`.
+    Those of a sample depend on its masks, which must be those of all rows.
 
     Raises:
-      ValueError: another mode.
+      ValueError: rows have masks of their own.
     """
 
-    def read(dropout: Dropout | None) -> SharedKeys:
+    def read(adapter: Adapter | None, dropout: Dropout | None) -> SharedKeys:
         row = jnp.asarray(tokens)[None]
         kept: Any = model.decoder.apply(with_adapter(model.params, adapter), row, dropout)[1]
         return SharedKeys(kept.keys[:, 0], kept.values[:, 0])
 
     if noise is None:
-        return read(None)
-    if noise.sampling.mode != "shared":
-        raise ValueError(f"masks of mode {noise.sampling.mode} differ between rows, and so does what they begin with")
-    return jax.vmap(lambda keys: read(noise.dropout(keys)))(noise.keys)
+        return read(adapter, None)
+    if not noise.sampling.alike:
+        raise ValueError("masks differ between rows, and so does what they begin with")
+    assert adapter is not None
+    found: SharedKeys = noise.sampling.over(read, adapter, noise.keys)
+    return found
 
 
 def candidate_log_probs(
@@ -97,7 +95,7 @@ def candidate_log_probs(
       inputs: prompts with their candidates.
       capacity: tokens that are computed, at least those of all rows together.
       shared: from `read_beginning` with the same noise, where the rows go on behind it; None where they are whole.
-      noise: dropout; None for one deterministic pass, K = 1.
+      noise: of the samples; None for one deterministic pass, K = 1.
 
     Raises:
       ConfigError: dropout at rate 0; the K passes would be identical.
@@ -106,16 +104,16 @@ def candidate_log_probs(
     tokens, lengths = jnp.asarray(inputs.tokens), jnp.asarray(inputs.lengths)
     packing = make_packing(lengths, tokens.shape[1], capacity, Branches(trees.positions, trees.ends))
 
-    def hidden_states(shared: SharedKeys | None, dropout: Dropout | None) -> Array:
+    def hidden_states(adapter: Adapter | None, dropout: Dropout | None, shared: SharedKeys | None) -> Array:
         variables = with_adapter(model.params, adapter)
         hidden, _ = model.decoder.apply(variables, tokens, dropout, packing, shared)
         return hidden
 
     if noise is None:
-        hidden = hidden_states(shared, None)[None]
+        hidden = hidden_states(adapter, None, shared)[None]
     else:
-        check_sampling(noise.sampling)
-        hidden = jax.vmap(lambda shared, keys: hidden_states(shared, noise.dropout(keys)))(shared, noise.keys)
+        assert adapter is not None
+        hidden = noise.sampling.over(hidden_states, adapter, noise.keys, shared)
     return _along_paths(_edge_log_probs(hidden, trees, lengths, output_head(model)), trees.paths)
 
 

@@ -24,7 +24,7 @@ from star_jax.models.transformer import LanguageModel
 from star_jax.parallel.mesh import by_rows, data_mesh, replicated
 
 Array = jax.Array
-Pooling = Literal["mean", "last"]
+Pooling = Literal["mean", "weighted", "last"]
 
 PROJECTION_SEED = 0
 """Seed of the projection's matrix: the same for every call, so that embeddings of several rounds compare."""
@@ -34,7 +34,8 @@ class Readout(NamedTuple):
     """How hidden states become a vector.
 
     Attributes:
-      pooling: `mean` over the tokens of the prompt, or the state of its `last` token.
+      pooling: `mean` over the tokens of the prompt, `weighted` by their positions 1, 2, …, or the state of its `last`
+        token.
       projection: P, width of a random projection; None for none.
     """
 
@@ -91,9 +92,12 @@ def _embed(shared: Any, rows: Any, *, capacity: int, readouts: tuple[Readout, ..
         hidden = hidden_states(model, adapter, SequenceInputs(tokens, lengths, lengths), None, capacity)
         hidden = hidden.astype(jnp.float32)
         real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+        hidden = jnp.where(real[..., None], hidden, 0)
+        place = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.float32)
         pooled = {
             "last": jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0],
-            "mean": jnp.where(real[..., None], hidden, 0).sum(axis=1) / lengths[:, None],
+            "mean": hidden.sum(axis=1) / lengths[:, None],
+            "weighted": (hidden * place[:, None]).sum(axis=1) / (lengths * (lengths + 1) / 2)[:, None],
         }
         return tuple(
             pooled[pooling]

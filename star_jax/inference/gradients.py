@@ -1,4 +1,4 @@
-"""Short vectors for gradients: what each example, with the answer a model gives it, would do to the adapter.
+"""What examples would do to an adapter: short vectors for their gradients, and the curvature that they give the loss.
 
 Shapes: `N` examples, `B` batch, `T` tokens, `P` entries of an adapter's factors, `W` width of a sketch.
 """
@@ -17,11 +17,11 @@ from star_jax.config import TrainingConfig
 from star_jax.data.batching import Batch, Shape, sequence_batches
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.inference.batched import BatchLog, map_batches
-from star_jax.models.lm_head import output_head
+from star_jax.models.lm_head import OutputHead, at_positions, chunk_size, logits, output_head
 from star_jax.models.lora import Adapter, Factors
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
-from star_jax.parallel.mesh import by_rows, data_mesh, replicated
+from star_jax.parallel.mesh import ROWS, by_rows, data_mesh, replicated
 from star_jax.training.losses import token_losses
 
 Array = jax.Array
@@ -78,19 +78,91 @@ def _sketch(shared: Any, rows: Any, *, width: int) -> Array:
         places = _places(adapter.weights)
 
         def of_row(row: Any) -> Array:
-            tokens, prompt_length, length = (leaf[None] for leaf in row)
-            inputs = SequenceInputs(tokens, prompt_length, length)
-
-            def loss_of(weights: Factors) -> Array:
-                hidden = hidden_states(model, Adapter(weights, adapter.scale), inputs, None)
-                mask = response_mask(inputs)
-                return token_losses(hidden, next_tokens(inputs), mask, output_head(model), _PLAIN).penalised
-
-            return count_sketch(jax.grad(loss_of)(adapter.weights), places, width)
+            return count_sketch(_gradient(model, adapter, row), places, width)
 
         return jax.lax.map(of_row, rows)
 
     return by_rows(sketch, shared, rows)
+
+
+def _gradient(model: LanguageModel, adapter: Adapter, row: Any, key: Array | None = None) -> Factors:
+    """Of the negative log-likelihood of one row's response; with a key, of tokens drawn from the model in its place."""
+    tokens, prompt_length, length = (leaf[None] for leaf in row)
+    inputs, head = SequenceInputs(tokens, prompt_length, length), output_head(model)
+
+    def loss_of(weights: Factors) -> Array:
+        hidden = hidden_states(model, Adapter(weights, adapter.scale), inputs, None)
+        mask = response_mask(inputs)
+        targets = next_tokens(inputs) if key is None else _drawn_tokens(key, jax.lax.stop_gradient(hidden), mask, head)
+        return token_losses(hidden, targets, mask, head, _PLAIN).penalised
+
+    gradient: Factors = jax.grad(loss_of)(adapter.weights)
+    return gradient
+
+
+def _drawn_tokens(key: Array, hidden: Array, mask: Array, head: OutputHead) -> Array:
+    """A token from the model's distribution at each position of a row, `1×T` int32; 0 where the mask is False."""
+
+    def draw(states: Array, uniform: Array) -> Array:
+        below = jnp.cumsum(jax.nn.softmax(logits(states, head)), axis=-1)
+        return jnp.sum(below < uniform[:, None] * below[:, -1:], axis=-1, dtype=jnp.int32)
+
+    positions = jnp.arange(mask.shape[1])
+    uniform = jax.vmap(lambda place: jax.random.uniform(jax.random.fold_in(key, place)))(positions)
+    return at_positions(draw, mask, hidden, uniform[None], chunk=chunk_size(head))
+
+
+def fisher_diagonal(
+    key: Array,
+    model: LanguageModel,
+    adapter: Adapter,
+    rows: Sequence[TokenizedExample],
+    shapes: Sequence[Shape],
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> Factors:
+    """The diagonal of the Fisher information of an adapter's factors, summed over examples, dropout off.
+
+    F = Σ_n E[g_n²] with g_n the gradient of log p(response of n | prompt) and the expectation over what the model might
+    say in place of each response token. One draw stands for the expectation, which is right on average; the labels
+    themselves would not be, where the model fits them well (Kunstner et al. 2019, arXiv 1905.12558).
+
+    Args:
+      key: PRNG key of the draws; a row's depends on its number, and not on its batch.
+      model: decoder and frozen weights.
+      adapter: trained.
+      rows: labelled examples.
+      shapes: of batches of rows.
+      on_batch: told the number of examples of each batch.
+
+    Returns:
+      Float32, shaped as `adapter.weights`.
+    """
+    shared = replicated((model, adapter, key))
+    total: Factors = jax.tree.map(jnp.zeros_like, adapter.weights)
+    for batch in sequence_batches(rows, shapes, data_mesh().size):
+        inputs = (batch.tokens, batch.prompt_lengths, np.maximum(batch.lengths, 1))
+        total = jax.block_until_ready(jax.tree.map(jnp.add, total, _squares(shared, (inputs, batch.index))))
+        on_batch(int(batch.row_mask.sum()))
+    return total
+
+
+@jax.jit
+def _squares(shared: Any, rows: Any) -> Factors:
+    """Squared gradients, summed over the rows of all devices; a row that only fills the batch up has none."""
+
+    def squares(shared: Any, rows: Any) -> Factors:
+        model, adapter, key = shared
+
+        def add(total: Factors, row: Any) -> tuple[Factors, None]:
+            inputs, index = row
+            gradient = _gradient(model, adapter, inputs, jax.random.fold_in(key, index))
+            return jax.tree.map(lambda one, other: one + jnp.square(other), total, gradient), None
+
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, adapter.weights), rows)
+        return jax.lax.psum(total, ROWS)
+
+    summed: Factors = by_rows(squares, shared, rows, summed=True)
+    return summed
 
 
 def _places(factors: Factors) -> Factors:

@@ -1,11 +1,13 @@
-"""Monte-Carlo dropout: K stochastic passes as `vmap` over PRNG keys.
+"""K stochastic passes as one `vmap`: Monte-Carlo dropout over PRNG keys, or over sets of an adapter's weights.
 
-Gal & Ghahramani 2016, arXiv 1506.02142. With shared masks, each pass is one sample of the adapter's weights.
+Dropout: Gal & Ghahramani 2016, arXiv 1506.02142. With shared masks, each pass is one sample of the adapter's weights.
+Weights that are drawn from another posterior are a sample as they are.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,7 +16,7 @@ from star_jax.errors import ConfigError
 from star_jax.inference.scoring import TokenStatistics, statistics_of
 from star_jax.models.dropout import Dropout, row_keys
 from star_jax.models.lm_head import output_head
-from star_jax.models.lora import Adapter
+from star_jax.models.lora import Adapter, Factors
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
 
@@ -34,11 +36,65 @@ class Sampling(NamedTuple):
     rate: float
     mode: DropoutMode
 
+    @property
+    def alike(self) -> bool:
+        """Whether a sample is the same model for all rows."""
+        return self.mode == "shared"
 
-def sample_keys(key: Array, index: Array, sampling: Sampling) -> Array:
+    def over(self, run: Pass, adapter: Adapter, keys: Array, *mapped: Any) -> Any:
+        """The K results of `run`, stacked: the adapter with one sample's masks after the other's.
+
+        Args:
+          run: takes adapter, dropout and what is mapped.
+          adapter: whose input is dropped.
+          keys: from `sample_keys`.
+          mapped: arrays `K×…`, of which a sample gets its own.
+
+        Raises:
+          ConfigError: the rate is 0; the K passes would be identical. The mode is none of the three.
+        """
+        check_sampling(self)
+
+        def sample(own: Array, *rest: Any) -> Any:
+            return run(adapter, Dropout(own, self.rate, self.mode), *rest)
+
+        return jax.vmap(sample)(keys, *mapped)
+
+
+class DrawnWeights(NamedTuple):
+    """A scoring pass by K adapters: their factors have an axis K in front, their scale is one.
+
+    Attributes:
+      samples: K.
+    """
+
+    samples: int
+
+    @property
+    def alike(self) -> bool:
+        """As of `Sampling`."""
+        return True
+
+    def over(self, run: Pass, adapter: Adapter, keys: Array, *mapped: Any) -> Any:
+        """As of `Sampling`: one adapter after the other, without dropout; keys are not used."""
+
+        def sample(weights: Factors, *rest: Any) -> Any:
+            return run(Adapter(weights, adapter.scale), None, *rest)
+
+        return jax.vmap(sample)(adapter.weights, *mapped)
+
+
+Pass = Callable[..., Any]
+"""(adapter, dropout or None, …) -> pytree."""
+
+Samples = Sampling | DrawnWeights
+"""How the passes of a program differ; static."""
+
+
+def sample_keys(key: Array, index: Array, sampling: Samples) -> Array:
     """PRNG keys of the masks: `K`, or `K×B` where each row has its own, from the number `B` of the example it is of."""
     keys = jax.random.split(key, sampling.samples)
-    return keys if sampling.mode == "shared" else jax.vmap(row_keys, in_axes=(0, None))(keys, index)
+    return keys if sampling.alike else jax.vmap(row_keys, in_axes=(0, None))(keys, index)
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -59,17 +115,17 @@ def mc_score_responses(
     adapter: Adapter,
     inputs: SequenceInputs,
     keys: Array,
-    sampling: Sampling,
+    sampling: Samples,
     capacity: int | None = None,
 ) -> tuple[TokenStatistics, Array]:
-    """Scores responses under K dropout samples.
+    """Scores responses under K samples.
 
     Args:
       model: decoder and frozen weights.
-      adapter: the adapter whose input is dropped.
+      adapter: the adapter whose input is dropped, or K of them.
       inputs: prompts and proposed responses, `B` rows.
       keys: from `sample_keys`; rows of one example share their masks in every mode.
-      sampling: how many samples, and their dropout; not in mode `off`.
+      sampling: how many samples, and what differs between them.
       capacity: as `hidden_states` takes it.
 
     Returns:
@@ -78,11 +134,10 @@ def mc_score_responses(
     Raises:
       ConfigError: the rate is 0; the K passes would be identical. The mode is none of the three.
     """
-    check_sampling(sampling)
 
-    def sample(own: Array) -> Array:
-        return hidden_states(model, adapter, inputs, Dropout(own, sampling.rate, sampling.mode), capacity)
+    def sample(adapter: Adapter, dropout: Dropout | None) -> Array:
+        return hidden_states(model, adapter, inputs, dropout, capacity)
 
-    hidden = jax.vmap(sample)(keys)
+    hidden = sampling.over(sample, adapter, keys)
     mask = response_mask(inputs)
     return statistics_of(hidden, next_tokens(inputs), mask, output_head(model)), mask

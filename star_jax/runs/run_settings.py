@@ -21,6 +21,7 @@ FINGERPRINTS = {
     "model": "the files of model.path",
     "start": "the files of model.adapter",
     "replay": "the rows of training.replay",
+    "targets": "the prompts of acquisition.target_file",
     "plugins": "the files of the strategy or the task",
 }
 """Entries of data.json that a run must find again, and what has changed where it does not."""
@@ -31,6 +32,8 @@ NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "after_
 LATER = (
     *("annotator", "acquisition.score_at_most", "evaluation.answers", "loop.initial"),
     *("training.min_steps", "training.average_fraction"),
+    *("scoring.posterior", "scoring.tfb_tolerance", "scoring.samples", "scoring.temperature", "scoring.top_p"),
+    "acquisition.target_file",
     *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)),
 )
 """Configuration keys that the first release did not have."""

@@ -38,6 +38,9 @@ _WITHOUT_EFFECT = (
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 
+_OF_SCORING = ("answers", "batch_size")
+"""Those of scoring that they depend on: samples and drawn answers are other measures."""
+
 _CODE = (
     *("acquisition", "active", "checkpoints", "inference", "models", "ops", "parallel", "data", "config", "documents"),
     *("environment.py", "errors.py", "registry.py", "experiment/setup.py", "experiment/judging.py"),
@@ -135,7 +138,7 @@ def scores_origin(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
         folders.append(Path(config.model.adapter))
     settings = {name: value for name, value in config.to_dict().items() if name not in _WITHOUT_EFFECT}
     settings["model"] |= {"path": None, "adapter": None}  # what is in the folders counts, not where they are
-    settings["scoring"] |= {"mc_samples": None, "dropout": None}
+    settings["scoring"] = {name: settings["scoring"][name] for name in _OF_SCORING}
     return {
         "weights": [weights_fingerprint(folder) for folder in folders],
         "settings": settings,

@@ -9,9 +9,10 @@ from star_jax.acquisition import hybrid
 from star_jax.acquisition.clustering import Slots, k_means
 from star_jax.acquisition.diversity import Points, k_center
 from star_jax.acquisition.hybrid import STRATA, UncertainThenDiverse, by_task, huds
-from star_jax.acquisition.needs import Embedding, Measure
+from star_jax.acquisition.needs import Embedding, Group, Measure
 from star_jax.acquisition.scores import Value
-from star_jax.acquisition.strategy import PoolFeatures, Query
+from star_jax.acquisition.strategy import PoolFeatures, Query, get_strategy
+from star_jax.testing import check_strategy
 
 MEASURE, VECTOR = Measure("token_entropy"), Embedding(projection=4)
 
@@ -110,3 +111,25 @@ def test_within_a_task_picks_are_uniform():
     found = np.bincount(drawn, minlength=5) / draws
     want = np.asarray(free) / 4
     assert (np.abs(found - want) <= 5 * np.sqrt(want * (1 - want) / draws)).all()
+
+
+@pytest.mark.parametrize("by", ["data", "answer"])
+def test_balanced_picks_are_dealt_out_one_by_one(rng, by):
+    """Each label to the group with the fewest, of several the one whose best left scores highest."""
+    size, count = 40, 15
+    groups = rng.choice(5, size, p=[0.5, 0.2, 0.1, 0.1, 0.1]).astype(np.int32)
+    scores, unlabelled = rng.permutation(size).astype(np.float32), rng.random(size) < 0.7
+    strategy = get_strategy("group_balanced" if by == "data" else "class_balanced")
+    measure, group = strategy.needs
+    assert group == Group(by)
+    features = {measure: jnp.asarray(scores), group: jnp.asarray(groups)}
+    found = strategy.pick(None, PoolFeatures(jnp.asarray(unlabelled), features), Query(jnp.asarray(0), 9, count))
+    have = [int((~unlabelled[groups == name]).sum()) if by == "data" else 0 for name in range(5)]
+    left, want = set(np.flatnonzero(unlabelled).tolist()), []
+    for _ in range(count):
+        best = min(left, key=lambda place: (have[groups[place]], -scores[place]))
+        want.append(best)
+        left.remove(best)
+        have[groups[best]] += 1
+    assert np.asarray(found.indices).tolist() == want
+    check_strategy(strategy)

@@ -7,7 +7,7 @@ import pytest
 from test_distances import largest
 
 from star_jax.acquisition import vector_strategies
-from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
+from star_jax.acquisition.needs import Embedding, GradientSketch, Measure, Targets
 from star_jax.acquisition.scores import ByScore, Length, Power
 from star_jax.acquisition.strategy import Query, get_strategy, pick, shape_of
 from star_jax.config import AcquisitionConfig
@@ -15,6 +15,7 @@ from star_jax.registry import STRATEGIES
 from star_jax.testing import check_strategy
 
 EMBEDDING, GRADIENT = Embedding(projection=256), GradientSketch(width=512)
+WEIGHTED = Embedding(pooling="weighted", projection=256)
 NEEDS = {
     "k_center": (EMBEDDING,),
     "typiclust": (EMBEDDING,),
@@ -25,6 +26,8 @@ NEEDS = {
     "huds": (Measure("sequence_nll_mean"), EMBEDDING),
     "task_diversity": (Measure("least_confidence_mean", "base"), EMBEDDING),
     "uncertain_then_diverse": (Measure("token_entropy"), EMBEDDING),
+    "rds_plus": (WEIGHTED, Targets(WEIGHTED)),
+    "sift": (EMBEDDING, Targets(EMBEDDING)),
 }
 DRAWS = {"badge", "typiclust", "task_diversity"}
 """Those that draw from the key in a small pool."""

@@ -109,6 +109,14 @@ def test_the_first_question_is_random_and_repeats_by_key(make):
     assert [request.rank for request in make().ask(5)] == [0, 1, 2, 3, 4]
 
 
+def test_the_first_question_may_ask_the_base_model(make, model, pool):
+    asked = make(initial="base_uncertainty").ask(4)
+    assert ids(asked) == sj.select_batch(sj.score_pool(model, pool), strategy="base_only", count=4)
+    assert {request.picked_by for request in asked} == {"base_only"}
+    with pytest.raises(sj.ConfigError, match="initial is 'first'; choose from random, typiclust"):
+        make(initial="first")
+
+
 def test_asking_again_without_an_answer_puts_what_was_asked_back(make, trained):
     loop = make()
     first = loop.ask(3)

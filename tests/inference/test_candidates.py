@@ -126,7 +126,7 @@ def test_a_beginning_is_read_once_only_where_it_is_the_same_for_all():
     adapter = random_adapter(np.random.default_rng(2), SHAPE)
     sampling = Sampling(2, 0.3, "tied")
     noise = Noise(sample_keys(KEY, jnp.arange(1), sampling), sampling)
-    with pytest.raises(ValueError, match="masks of mode tied differ between rows"):
+    with pytest.raises(ValueError, match="masks differ between rows"):
         read_beginning(model, adapter, np.asarray(BEGINNING), noise)
     with pytest.raises(ValueError, match="packed rows that branch"):
         model.decoder.apply(

@@ -13,7 +13,7 @@ from star_jax.runs.partial_scores import PartialScores
 
 LENGTHS = (5, 1, 9, 3, 9, 2, 7, 4, 6, 1, 8)
 SHAPES = (Shape(2, 4, 8), Shape(3, 9, 27))
-POOLINGS = ("mean", "last")
+POOLINGS = ("mean", "weighted", "last")
 
 
 @pytest.fixture
@@ -40,7 +40,12 @@ def states(model, adapter, tokens):
 def plain(model, adapter, prompts, pooling):
     """One prompt at a time, none of them padded."""
     rows = [np.asarray(states(model, adapter, tokens), np.float64) for tokens in prompts]
-    return np.stack([row.mean(axis=0) if pooling == "mean" else row[-1] for row in rows])
+    pooled = {
+        "mean": lambda row: row.mean(axis=0),
+        "weighted": lambda row: np.average(row, axis=0, weights=np.arange(1, len(row) + 1)),
+        "last": lambda row: row[-1],
+    }
+    return np.stack([pooled[pooling](row) for row in rows])
 
 
 def assert_close(got, want):
