@@ -24,7 +24,7 @@ from star_jax.inference.scoring import choice_statistics
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.attention_branches import SharedKeys
-from star_jax.parallel.mesh import by_rows
+from star_jax.parallel.mesh import ALIKE, by_rows
 
 Array = jax.Array
 
@@ -93,7 +93,11 @@ def score_branched(
 def _read_shared(
     model: LanguageModel, adapter: Adapter | None, key: Array, tokens: Array, *, sampling: Samples | None
 ) -> SharedKeys:
-    return read_beginning(model, adapter, tokens, _noise(adapter, key, tokens, sampling))
+    def read(shared: Any, rows: Any) -> SharedKeys:
+        model, adapter, key, tokens = shared
+        return read_beginning(model, adapter, tokens, _noise(adapter, key, tokens, sampling))
+
+    return by_rows(read, (model, adapter, key, tokens), (), out=ALIKE)
 
 
 @partial(jax.jit, static_argnames=("capacity", "sampling"))

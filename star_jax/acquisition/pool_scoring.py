@@ -33,7 +33,7 @@ from star_jax.models.lora import Adapter
 from star_jax.models.merged import merge_adapter
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
-from star_jax.parallel.mesh import by_rows, replicated
+from star_jax.parallel.mesh import by_rows, placed
 
 Array = jax.Array
 
@@ -108,7 +108,7 @@ def score_pool(
     key = jax.random.key(0) if key is None else key
     sampler, samples = _drawn(adapter, sampling, key)
     way = _Pass(key, samples, rows, on_batch, logs)
-    model, adapter, sampler = replicated(model), replicated(adapter), replicated(sampler)
+    model, adapter, sampler = placed(model), placed(adapter), placed(sampler)
     if isinstance(pool, GeneratedPool):
         answered = _answers(*merge_adapter(model, adapter), pool, way)
         if sampling is None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from star_jax.config.checks import SEEDS, require, require_whole
 from star_jax.config.data import DataConfig, FormatConfig, LabelsConfig, check_format
+from star_jax.config.mesh import MeshConfig
 from star_jax.config.model import LoraConfig, ModelConfig
 from star_jax.config.scoring import AcquisitionConfig, EvaluationConfig, GenerationConfig, ScoringConfig
 from star_jax.config.simulated import SimulatedConfig
@@ -63,6 +64,7 @@ class ExperimentConfig:
     after_round: str | None = None
     """Command of the shell that is run after each round, with the run folder in STAR_JAX_RUN_FOLDER: for example a copy
     to a bucket. Where it fails, the run goes on and says so."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -30,6 +30,7 @@ NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "after_
 """Configuration keys that do not change what one strategy and seed compute."""
 
 LATER = (
+    *("mesh.data", "mesh.fsdp"),
     *("annotator", "acquisition.score_at_most", "evaluation.answers", "loop.initial"),
     *("training.min_steps", "training.average_fraction"),
     *("scoring.posterior", "scoring.tfb_tolerance", "scoring.samples", "scoring.temperature", "scoring.top_p"),
@@ -38,8 +39,9 @@ LATER = (
 )
 """Configuration keys that the first release did not have."""
 
-FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise")
-"""Configuration keys that change results by rounding alone; a run that ran out of memory goes on with others."""
+FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise", "mesh.data", "mesh.fsdp")
+"""Configuration keys that change results by rounding alone; a run that ran out of memory goes on with others, and one
+that is moved to other devices."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> JsonObject:
