@@ -130,7 +130,7 @@ STRATEGIES = Registry(
             *("random", "entropy", "pe", "entropy_subtract", "pe_subtract", "entropy_dynamic", "pe_dynamic"),
             *("star", "star_constant", "star_reversed", "base_only", "bald", "least_confidence", "margin"),
             *("vote_entropy", "semantic_entropy", "pairwise_disagreement", "star_votes"),
-            *("group_balanced", "class_balanced"),
+            *("group_balanced", "class_balanced", "epig"),
         )
     }
     | {

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.needs import Feature, Measure, Targets
+from star_jax.acquisition.needs import Feature, Measure, Probabilities, Targets
 from star_jax.acquisition.pool_scoring import answer_texts
 from star_jax.acquisition.selection import uniform
 from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, get_strategy, pick
@@ -259,7 +259,8 @@ def check(
         if isinstance(feature, Targets):
             check_finite(np.asarray(values), [f"target {number}" for number in range(1, len(values) + 1)])
             continue
-        read = np.flatnonzero(offered) if isinstance(feature, Measure) else np.arange(len(names))
+        scored = isinstance(feature, Measure | Probabilities)
+        read = np.flatnonzero(offered) if scored else np.arange(len(names))
         check_finite(np.asarray(values)[read], [names[place] for place in read.tolist()])
     check_picks(strategy, np.asarray(picked), offered)
 

@@ -44,6 +44,11 @@ def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], t
     """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
     for strategy in strategies:
         check_strategy_settings(strategy, config)
+        if strategy.detailed and config.scoring.answers != "candidates":
+            raise ConfigError(
+                f"strategy {strategy.name} needs the probabilities of a closed answer set and scoring.answers is "
+                f"{config.scoring.answers}; set it to candidates, or choose another strategy, for example bald"
+            )
     _check_size_of_queries(config, strategies)
     if config.annotator != "auto":
         ANNOTATORS.get(config.annotator, "annotator")
