@@ -164,6 +164,7 @@ ANNOTATORS = Registry(
         "oracle": "star_jax.annotators.oracle:oracle",
         "csv": "star_jax.annotators.csv_file:csv_file",
         "simulated": "star_jax.annotators.simulated:simulated",
+        "llm": "star_jax.annotators.llm.annotator:llm",
     },
     reserved=("auto",),
 )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from star_jax.config.checks import SEEDS, require, require_whole
 from star_jax.config.data import DataConfig, FormatConfig, LabelsConfig, check_format
+from star_jax.config.llm import LlmConfig
 from star_jax.config.model import LoraConfig, ModelConfig
 from star_jax.config.scoring import AcquisitionConfig, EvaluationConfig, GenerationConfig, ScoringConfig
 from star_jax.config.simulated import SimulatedConfig
@@ -71,6 +72,7 @@ class ExperimentConfig:
     format: FormatConfig = field(default_factory=FormatConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -87,11 +89,12 @@ class ExperimentConfig:
         for section in dataclasses.fields(self):
             if dataclasses.is_dataclass(getattr(self, section.name)):
                 require_whole(section.name, getattr(self, section.name))
-        require(
-            self.annotator == "simulated" or self.simulated == SimulatedConfig(),
-            f"simulated is the section of annotator simulated, and annotator is {self.annotator}; leave it out, or "
-            "change the annotator",
-        )
+        for name, default in {"simulated": SimulatedConfig(), "llm": LlmConfig()}.items():
+            require(
+                self.annotator == name or getattr(self, name) == default,
+                f"{name} is the section of annotator {name}, and annotator is {self.annotator}; leave it out, or "
+                "change the annotator",
+            )
         check_format(self.data.task, self.format)
 
     def to_dict(self) -> dict[str, Any]:

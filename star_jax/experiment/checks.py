@@ -9,6 +9,7 @@ from pathlib import Path
 from star_jax.acquisition.strategy import Strategy, check_strategy_settings
 from star_jax.active.query import first_strategy
 from star_jax.annotators.csv_file import LABELS_FILE
+from star_jax.annotators.llm.calls import CALLS_FILE
 from star_jax.checkpoints.hub import EMBEDDED
 from star_jax.checkpoints.tensor_shapes import projection_shapes
 from star_jax.config import ExperimentConfig
@@ -107,7 +108,7 @@ def check_output_dir(config: ExperimentConfig) -> None:
             raise ConfigError(
                 f"output_dir is {out}, inside the folder of {name}, which is only read; name another place"
             )
-    written = [out / name for name in (LABELS_FILE, PAGE, CURVE, SCORES, TOKENS)]
+    written = [out / name for name in (LABELS_FILE, CALLS_FILE, PAGE, CURVE, SCORES, TOKENS)]
     written += [out / strategy / f"seed-{seed}" for strategy in named_strategies(config) for seed in config.seeds]
     read = {
         "data.train": config.data.train,

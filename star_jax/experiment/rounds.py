@@ -25,7 +25,7 @@ from star_jax.report.model_card import model_card, usage_of
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, save_choice, save_state
 from star_jax.runs.partial_scores import PartialScores, query_origin
-from star_jax.runs.records import group_counts, length_correlation, nothing_right, queried_rows
+from star_jax.runs.records import group_counts, label_figures, length_correlation, nothing_right, queried_rows
 from star_jax.runs.run_settings import choice_origin
 from star_jax.tracking.console import round_title
 from star_jax.tracking.observer import Timed
@@ -89,8 +89,7 @@ def _play(run: Run, state: LoopState, key: jax.Array, origin: str, logs: Logs) -
     steps = sum(one.get("train_steps") or 0 for one in folder.metrics())
     row |= {"train_steps": len(info.losses)} | ({"skipped": skipped} if (skipped := info.skipped) else {})
     row |= {"corrected": len(changed)} if changed else {}
-    costs = [answer.cost for answer in info.answers if answer.cost is not None]
-    row |= {"label_cost": sum(costs)} if costs else {}
+    row |= label_figures(context.task, info.answers)
     with context.watch.phase("write"):
         folder.write_round(number, queried, predictions)
         if changed:

@@ -290,6 +290,7 @@ def make_annotator(context: Sources, data: RunData) -> Annotator:
         data.skipped,
         data.columns,
         config.simulated,
+        config.llm,
     )
     annotator: Annotator = ANNOTATORS.get(name, "annotator")(known)
     return annotator

@@ -34,7 +34,7 @@ FOLDER = "base-scores"
 
 _WITHOUT_EFFECT = (
     *("output_dir", "strategies", "seeds", "data", "format", "plugins", "annotator", "track", "labels", "simulated"),
-    *("lora", "training", "acquisition", "loop", "evaluation"),
+    *("llm", "lora", "training", "acquisition", "loop", "evaluation"),
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 
