@@ -165,6 +165,7 @@ ANNOTATORS = Registry(
         "csv": "star_jax.annotators.csv_file:csv_file",
         "simulated": "star_jax.annotators.simulated:simulated",
         "llm": "star_jax.annotators.llm.annotator:llm",
+        "label_studio": "star_jax.annotators.label_studio.annotator:label_studio",
     },
     reserved=("auto",),
 )

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from star_jax.config import SKIP, LlmConfig, SimulatedConfig
+from star_jax.config import SKIP, LabelStudioConfig, LlmConfig, SimulatedConfig
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.skips import is_skip
 from star_jax.data.tasks.task import Task
@@ -169,6 +169,7 @@ class AnnotatorContext:
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
     llm: LlmConfig = field(default_factory=LlmConfig)
+    label_studio: LabelStudioConfig = field(default_factory=LabelStudioConfig)
 
 
 AnnotatorFactory = Callable[[AnnotatorContext], Annotator]

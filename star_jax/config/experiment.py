@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from star_jax.config.checks import SEEDS, require, require_whole
 from star_jax.config.data import DataConfig, FormatConfig, LabelsConfig, check_format
+from star_jax.config.label_studio import LabelStudioConfig
 from star_jax.config.llm import LlmConfig
 from star_jax.config.model import LoraConfig, ModelConfig
 from star_jax.config.scoring import AcquisitionConfig, EvaluationConfig, GenerationConfig, ScoringConfig
@@ -73,6 +74,7 @@ class ExperimentConfig:
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
     llm: LlmConfig = field(default_factory=LlmConfig)
+    label_studio: LabelStudioConfig = field(default_factory=LabelStudioConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -89,7 +91,8 @@ class ExperimentConfig:
         for section in dataclasses.fields(self):
             if dataclasses.is_dataclass(getattr(self, section.name)):
                 require_whole(section.name, getattr(self, section.name))
-        for name, default in {"simulated": SimulatedConfig(), "llm": LlmConfig()}.items():
+        own = {"simulated": SimulatedConfig(), "llm": LlmConfig(), "label_studio": LabelStudioConfig()}
+        for name, default in own.items():
             require(
                 self.annotator == name or getattr(self, name) == default,
                 f"{name} is the section of annotator {name}, and annotator is {self.annotator}; leave it out, or "

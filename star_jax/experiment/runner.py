@@ -116,7 +116,7 @@ def _review(context: Sources, data: RunData) -> Annotator | None:
     Raises:
       DataError: what was written so far cannot be used.
     """
-    if context.config.annotator not in (AUTO, "oracle", "csv", "llm"):
+    if context.config.annotator not in (AUTO, "oracle", "csv", "llm", "label_studio"):
         return None
     annotator = make_annotator(context, data)
     if isinstance(annotator, Rereadable):

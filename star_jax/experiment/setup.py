@@ -291,6 +291,7 @@ def make_annotator(context: Sources, data: RunData) -> Annotator:
         data.columns,
         config.simulated,
         config.llm,
+        config.label_studio,
     )
     annotator: Annotator = ANNOTATORS.get(name, "annotator")(known)
     return annotator

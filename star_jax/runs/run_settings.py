@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from star_jax.config import ExperimentConfig, LlmConfig, SimulatedConfig
+from star_jax.config import ExperimentConfig, LabelStudioConfig, LlmConfig, SimulatedConfig
 from star_jax.config_file import without_former_settings
 from star_jax.errors import ConfigError
 from star_jax.runs.files import JsonObject, plain
@@ -28,7 +28,7 @@ FINGERPRINTS = {
 NOT_COMPARED = (
     *("output_dir", "strategies", "seeds", "plugins", "track", "labels.skip", "labels.columns"),
     *(f"llm.{name}" for name in ("base_url", "key_variable", "retries", "timeout", "parallel", "spending_limit")),
-    *("llm.input_price", "llm.output_price"),
+    *("llm.input_price", "llm.output_price", "label_studio.url", "label_studio.key_variable"),
 )
 """Configuration keys that do not change what one strategy and seed compute."""
 
@@ -36,6 +36,7 @@ LATER = (
     *("annotator", "acquisition.score_at_most", "evaluation.answers", "loop.initial"),
     *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)),
     *(f"llm.{entry.name}" for entry in dataclasses.fields(LlmConfig)),
+    *(f"label_studio.{entry.name}" for entry in dataclasses.fields(LabelStudioConfig)),
 )
 """Configuration keys that the first release did not have."""
 

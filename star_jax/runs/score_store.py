@@ -34,7 +34,7 @@ FOLDER = "base-scores"
 
 _WITHOUT_EFFECT = (
     *("output_dir", "strategies", "seeds", "data", "format", "plugins", "annotator", "track", "labels", "simulated"),
-    *("llm", "lora", "training", "acquisition", "loop", "evaluation"),
+    *("llm", "label_studio", "lora", "training", "acquisition", "loop", "evaluation"),
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 
