@@ -6,7 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FakeEndpoint:
-    """`reply(body)` says what it answers: a text, or a status code with a message. `seen` has every request."""
+    """`reply(body)` says what it answers: a text, a whole completion, or a status code with a message.
+
+    `seen` has every request.
+    """
 
     def __init__(self, reply):
         self.reply, self.seen, self.keys = reply, [], []
@@ -19,7 +22,8 @@ class FakeEndpoint:
                 outer.keys.append(self.headers.get("Authorization"))
                 said = outer.reply(body)
                 status, message = said if isinstance(said, tuple) else (200, said)
-                content = {"error": {"message": message}} if status != 200 else outer.completion(body, message)
+                content = message if isinstance(message, dict) else outer.completion(body, message)
+                content = {"error": {"message": message}} if status != 200 else content
                 payload = json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
