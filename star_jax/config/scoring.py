@@ -76,6 +76,9 @@ class AcquisitionConfig:
     """Most uncertain first, or log-score plus Gumbel noise (PowerBALD)."""
     power: float = 1.0
     """Coldness of the power selection; larger is closer to top_k."""
+    per_cost: bool = False
+    """Whether strategies that pick the highest scores pick those with the most score for their expected cost, in
+    loop.budget_unit."""
     score_at_most: int | None = None
     """A query scores so many unlabelled examples, drawn anew by seed and round, and picks among them; all when none."""
 

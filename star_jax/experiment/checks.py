@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from star_jax.acquisition.strategy import Strategy, check_strategy_settings
+from star_jax.active.budget import check_picks_by_score
 from star_jax.active.query import first_strategy
 from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.annotators.llm.calls import CALLS_FILE
@@ -46,6 +47,10 @@ def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], t
     for strategy in strategies:
         check_strategy_settings(strategy, dropout=config.lora.dropout, mc_samples=config.scoring.mc_samples)
     _check_size_of_queries(config, strategies)
+    if config.acquisition.per_cost:
+        first = first_strategy(config)
+        for strategy in (*strategies, *(() if first is None else (first,))):
+            check_picks_by_score(strategy)
     if config.annotator != "auto":
         ANNOTATORS.get(config.annotator, "annotator")
     replay = config.training.replay

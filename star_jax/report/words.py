@@ -159,6 +159,8 @@ def notes(runs: Sequence[Run]) -> list[str]:
             f"Unfinished: {listed}. Averages are over a strategy's finished runs where it has any; "
             "the learning curve shows all."
         )
+    stopped = [run for run in runs if run.stopped]
+    found += [f"{run.strategy} seed {run.seed} stopped early by loop.stop_when: {run.stopped}." for run in stopped]
     if begun and BASELINE not in by_strategy(runs):
         found.append(
             "Random selection was not run, so there is nothing to compare with: what choosing the examples brought, "
@@ -213,11 +215,12 @@ def _about_labels(runs: Sequence[Run]) -> list[str]:
     """What labels cost, and how often people who audited a machine's labels gave the same."""
     found = []
     for strategy, members in by_strategy(runs).items():
-        priced = [run for run in members if any(row.get("label_cost") is not None for row in run.rows)]
-        if priced:
-            cost = _total(priced, "label_cost") / len(priced)
-            each = " (the mean of its runs)" if len(priced) > 1 else ""
-            found.append(f"The labels of {strategy} cost {cost:,.4g} so far, in the unit of the annotator{each}.")
+        for name, said in (("label_cost", "in the unit of the annotator"), ("label_tokens", "in tokens")):
+            priced = [run for run in members if any(row.get(name) is not None for row in run.rows)]
+            if priced:
+                cost = _total(priced, name) / len(priced)
+                each = " (the mean of its runs)" if len(priced) > 1 else ""
+                found.append(f"The labels of {strategy} cost {cost:,.5g} so far, {said}{each}.")
     audited, agreed = int(_total(runs, "audited")), int(_total(runs, "audit_agreed"))
     if audited:
         share, low, high = wilson([True] * agreed + [False] * (audited - agreed))

@@ -13,7 +13,7 @@ from star_jax.data.tasks.task import Task
 from star_jax.evaluation.curves import aubc_of_rounds
 from star_jax.tracking.timing import total_seconds
 
-TOTALS = ("skipped", "corrected", "label_cost", "audited", "audit_agreed")
+TOTALS = ("skipped", "corrected", "label_cost", "label_tokens", "audited", "audit_agreed")
 """Figures of rounds whose sum a summary has, where there is one."""
 
 SHOWN, SHOWN_CHARACTERS = 3, 120

@@ -26,14 +26,15 @@ FINGERPRINTS = {
 """Entries of data.json that a run must find again, and what has changed where it does not."""
 
 NOT_COMPARED = (
-    *("output_dir", "strategies", "seeds", "plugins", "track", "labels.skip", "labels.columns"),
+    *("output_dir", "strategies", "seeds", "plugins", "track", "labels.skip", "labels.columns", "loop.stop_when"),
     *(f"llm.{name}" for name in ("base_url", "key_variable", "retries", "timeout", "parallel", "spending_limit")),
     *("llm.input_price", "llm.output_price", "label_studio.url", "label_studio.key_variable"),
 )
 """Configuration keys that do not change what one strategy and seed compute."""
 
 LATER = (
-    *("annotator", "acquisition.score_at_most", "evaluation.answers", "loop.initial"),
+    *("annotator", "acquisition.score_at_most", "acquisition.per_cost", "evaluation.answers", "loop.initial"),
+    *("loop.budget_unit", "loop.budget_per_round"),
     *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)),
     *(f"llm.{entry.name}" for entry in dataclasses.fields(LlmConfig)),
     *(f"label_studio.{entry.name}" for entry in dataclasses.fields(LabelStudioConfig)),

@@ -36,7 +36,8 @@ METRICS: dict[str, Kind] = {
     **dict.fromkeys(("round", "labelled"), COUNT),
     **dict.fromkeys(_FIGURES, NUMBER.or_null()),
     **dict.fromkeys(
-        ("train_steps", "skipped", "corrected", "audited", "audit_agreed", "validation_examples"), COUNT.or_null()
+        ("train_steps", "skipped", "corrected", "audited", "audit_agreed", "label_tokens", "validation_examples"),
+        COUNT.or_null(),
     ),
     **dict.fromkeys(("group_accuracy", "picked_groups"), NUMBERS_BY_NAME.or_null()),
 }
@@ -67,7 +68,8 @@ SUMMARY: dict[str, Kind] = {
     "strategy": TEXT,
     **dict.fromkeys(("seed", "rounds", "labelled"), COUNT),
     **dict.fromkeys(("accuracy", "base_accuracy", "ece", "aubc", "label_cost"), NUMBER.or_null()),
-    **dict.fromkeys(("skipped", "corrected", "audited", "audit_agreed"), COUNT.or_null()),
+    **dict.fromkeys(("skipped", "corrected", "audited", "audit_agreed", "label_tokens"), COUNT.or_null()),
+    "stopped": TEXT.or_null(),
     "seconds": Kind(
         f"an object of numbers with total and {', '.join(PHASES)}",
         lambda value: NUMBERS_BY_NAME.holds(value) and {"total", *PHASES} <= value.keys(),

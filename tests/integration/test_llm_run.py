@@ -27,7 +27,7 @@ def test_a_run_with_malformed_answers_and_an_audit(language_model, tmp_path, mon
     def forward(body):
         question = body["messages"][-1]["content"]
         asked = [one["content"] for one in body["messages"] if one["role"] == "user"]
-        if question.startswith("max") and question not in spoilt:
+        if question not in spoilt and "could not be used" not in question:
             spoilt.add(question)
             return "Sure! The answer is {T"
         reply = httpx.post(f"{language_model.url}/chat/completions", json=body, timeout=120).json()
@@ -36,8 +36,10 @@ def test_a_run_with_malformed_answers_and_an_audit(language_model, tmp_path, mon
 
     endpoint = FakeEndpoint(forward)
     with (tmp_path / "pool.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([["question"], *([f"max {a} {b} ="] for a in range(1, 5) for b in range(5, 8))])
+        # People have labelled half of it: without an example, so small a model repeats what it is told.
+        pairs = [(a, b) for a in (2, 4, 6, 8) for b in (1, 5, 7)]
+        rows = [(f"max {a} {b} =", ("T" if a > b else "F") * (place % 2)) for place, (a, b) in enumerate(pairs)]
+        csv.writer(file).writerows([("question", "label"), *rows])
     (tmp_path / "test.csv").write_text("question,label\nmax 1 2 =,F\nmax 3 2 =,T\n")
     (tmp_path / "guide.md").write_text(GUIDELINES)
     out = tmp_path / "out"
@@ -85,7 +87,7 @@ def test_a_run_with_malformed_answers_and_an_audit(language_model, tmp_path, mon
     assert all(call.input_tokens > 20 and 0 < call.output_tokens <= 24 for call in real)
     assert all(call.cost == pytest.approx((call.input_tokens + 2 * call.output_tokens) / 1e6) for call in real)
     summary = json.loads((out / "random" / "seed-0" / "summary.json").read_text())
-    assert summary["labelled"] + summary.get("skipped", 0) == len(by_example)
+    assert summary["labelled"] == 7
     assert summary["label_cost"] == pytest.approx(sum(call.cost for call in calls))
     transcript.append(json.dumps(summary))
     assert not [file for file in out.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]

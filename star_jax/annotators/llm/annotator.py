@@ -173,7 +173,7 @@ class LlmAnnotator:
                     self._system, choose_shots(shots, self._settings.shots, request.id), self._text(request)
                 )
                 if own:
-                    messages = asked_again(messages, own[-1].said or "", reading.problem)
+                    messages = asked_again(messages, reading.problem)
                 format = response_format(self._settings.structured, self._answers)
                 try:
                     own.append(self._ask(request.id, self._question(request), messages, format))

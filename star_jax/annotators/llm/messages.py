@@ -13,6 +13,9 @@ from star_jax.errors import DataError
 FIELD = "answer"
 """Field of the JSON object that has the label; null where the model says that there is none."""
 
+SHOWN = 4
+"""Answers of a closed set that the form of an answer is shown with."""
+
 Message = dict[str, Any]
 
 
@@ -44,9 +47,10 @@ def system_message(guidelines: str, answers: Sequence[str] | None) -> str:
         parts.append(f"Guidelines:\n{guidelines.strip()}")
     if answers:
         parts.append(f"The answer must be one of: {json.dumps(list(answers), ensure_ascii=False)}.")
+    shown = [json.dumps({FIELD: answer}, ensure_ascii=False) for answer in (answers or ["..."])]
     parts.append(
-        f'Write one JSON object and nothing else: {{"{FIELD}": "..."}}, with the answer as a text. Where no answer can '
-        f'be given, write {{"{FIELD}": null}}.'
+        f"Write one JSON object and nothing else: {' or '.join(shown[:SHOWN])}, with the answer as a text. Where no "
+        f"answer can be given, write {json.dumps({FIELD: None})}."
     )
     return "\n\n".join(parts)
 
@@ -60,10 +64,14 @@ def conversation(system: str, shots: Sequence[Shot], text: str) -> list[Message]
     return [*messages, {"role": "user", "content": text}]
 
 
-def asked_again(messages: Sequence[Message], said: str, problem: str) -> list[Message]:
-    """The same conversation after an answer that cannot be used, with what was wrong."""
-    wrong = f"That cannot be used: {problem}. Write the JSON object again, and nothing else."
-    return [*messages, {"role": "assistant", "content": said or "(nothing)"}, {"role": "user", "content": wrong}]
+def asked_again(messages: Sequence[Message], problem: str) -> list[Message]:
+    """The same question after an answer that could not be used, with what was wrong with it.
+
+    The answer itself is left out: small models write it again where they see it.
+    """
+    question = messages[-1]["content"]
+    wrong = f'{question}\n\n(An answer could not be used: {problem}. Write only {{"{FIELD}": "..."}}.)'
+    return [*messages[:-1], {"role": "user", "content": wrong}]
 
 
 def response_format(structured: str, answers: Sequence[str] | None) -> dict[str, Any] | None:

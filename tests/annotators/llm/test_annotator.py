@@ -94,7 +94,7 @@ def test_answers_that_cannot_be_used_are_asked_for_again_with_the_reason(make, e
     endpoint.reply = lambda body: next(bad, '{"answer": "yes"}')
     answer = collect(make(parallel=1), REQUESTS[:1])[0]
     assert (answer.response, answer.cost) == ("yes", pytest.approx(3 * COST))
-    assert endpoint.seen[1]["messages"][-2]["content"] == "I think so"
+    assert all(question.startswith("is 0 even?") for question in endpoint.questions())
     assert "no JSON object" in endpoint.questions()[1]
     assert "expected one of yes, no" in endpoint.questions()[2]
 
