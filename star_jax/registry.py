@@ -166,6 +166,8 @@ ANNOTATORS = Registry(
         "oracle": "star_jax.annotators.oracle:oracle",
         "csv": "star_jax.annotators.csv_file:csv_file",
         "simulated": "star_jax.annotators.simulated:simulated",
+        "llm": "star_jax.annotators.llm.annotator:llm",
+        "label_studio": "star_jax.annotators.label_studio.annotator:label_studio",
     },
     reserved=("auto",),
 )

@@ -76,5 +76,3 @@ def epig(probabilities: Array, targets: Array, counted: Array) -> Array:
 
     found: Array = jax.lax.map(gain, probabilities, batch_size=min(BLOCK, probabilities.shape[0]))
     return found
-
-

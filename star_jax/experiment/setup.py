@@ -312,6 +312,8 @@ def make_annotator(context: Sources, data: RunData) -> Annotator:
         data.skipped,
         data.columns,
         config.simulated,
+        config.llm,
+        config.label_studio,
     )
     annotator: Annotator = ANNOTATORS.get(name, "annotator")(known)
     return annotator

@@ -1,6 +1,7 @@
 """What a compiler says."""
 
 from __future__ import annotations
+
 from typing import NamedTuple
 
 

@@ -35,7 +35,7 @@ FOLDER = "base-scores"
 
 _WITHOUT_EFFECT = (
     *("output_dir", "strategies", "seeds", "data", "format", "plugins", "annotator", "track", "labels", "simulated"),
-    *("lora", "training", "acquisition", "loop", "evaluation", "mesh"),
+    *("llm", "label_studio", "lora", "training", "acquisition", "loop", "evaluation", "mesh"),
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from star_jax.acquisition.epig import epig
 
+from star_jax.acquisition.epig import epig
 from star_jax.acquisition.needs import Probabilities
 from star_jax.acquisition.strategy import PoolFeatures, Query, get_strategy
 from star_jax.testing import check_strategy
