@@ -4,7 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from star_jax.acquisition.strategy import check_strategy_settings, get_strategy
+from star_jax.acquisition.settings import check_strategy_settings
+from star_jax.acquisition.strategy import get_strategy
 from star_jax.cli.run import parse_experiment
 from star_jax.registry import STRATEGIES
 
