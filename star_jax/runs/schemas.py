@@ -105,7 +105,9 @@ def _kind(hint: Any) -> Kind:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         kinds = [_kind(argument) for argument in arguments if argument is not types.NoneType]
-        return kinds[0].or_null()
+        words = " or ".join(kind.words for kind in kinds)
+        either = Kind(words, lambda value: any(kind.holds(value) for kind in kinds))
+        return either.or_null() if types.NoneType in arguments else either
     if origin is tuple:
         return list_of(_kind(arguments[0]))
     return {bool: SWITCH, int: WHOLE, float: NUMBER}.get(hint, TEXT)
