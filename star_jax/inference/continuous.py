@@ -177,19 +177,15 @@ class _Table:
         return self._rows_each - max(1, self._rows_each // SEATED_AT_ONCE)
 
     @property
-    def _is_free(self) -> bool:
-        """Whether prompts should be seated: enough rows are free on a device, or nothing goes on."""
-        return bool(self._going.min() <= self._few or not self._going.any())
-
-    @property
     def busy(self) -> bool:
         """Whether a response is being written, or a prompt waits."""
         return any(self._waiting) or bool(self._going.any())
 
     def has_room_for(self, batch: Batch) -> bool:
-        """Whether a batch should be read: nothing waits, and rows are free that have slots enough."""
-        fits = batch.tokens.shape[1] <= self._width or not self._going.any()
-        return not any(self._waiting) and fits and self._is_free
+        """Whether a batch should be read: nothing waits, and enough rows are free on a device that have the slots."""
+        if any(self._waiting) or not self._going.any():
+            return not any(self._waiting)
+        return batch.tokens.shape[1] <= self._width and bool(self._going.min() <= self._few)
 
     def read(self, batch: Batch) -> _Answers:
         """Reads the prompts of a batch, which then wait."""
@@ -206,7 +202,8 @@ class _Table:
 
     def advance(self, more: bool) -> None:
         """Some tokens of every response; `more` batches may come."""
-        if any(self._waiting) and self._is_free:
+        most = self._few if self._going.any() else 0
+        if any(waiting and count <= most for waiting, count in zip(self._waiting, self._going, strict=True)):
             self._seat()
         comes = [more or bool(waiting) for waiting in self._waiting]
         if not any(comes):
