@@ -22,7 +22,7 @@ from star_jax.models.transformer import Decoder, LanguageModel
 from star_jax.ops.quantization import quantize
 from star_jax.parallel.placement import bytes_on_a_device
 from star_jax.planning.programs import Program
-from star_jax.planning.work import FLOAT32, Sizes, chunk_positions
+from star_jax.planning.work import FLOAT32, GRADIENTS, Sizes, chunk_positions, inner_width
 from star_jax.training.trainer import init_state
 
 
@@ -96,14 +96,19 @@ def held_by(program: Program, sizes: Sizes, arrays: Arrays, config: ExperimentCo
       platform: of the device, which decides how many logits are held at once.
     """
     weights = float(bytes_on_a_device(arrays.model.params, fsdp))
-    if sizes.merged and program.kind != "train" and program.samples == 1:
+    if has_merged_copy(program, sizes):
         weights += sizes.layers / fsdp
     adapter = float(bytes_on_a_device(arrays.adapter, fsdp)) if program.adapter else 0.0
-    if program.kind == "train":
+    if program.kind in GRADIENTS:
         adapter = bytes_on_a_device(arrays.state, fsdp) + 2 * adapter
     return Held(
         weights, adapter, _cache(program, sizes), _logits(program, sizes, platform), _room(program, sizes, config, fsdp)
     )
+
+
+def has_merged_copy(program: Program, sizes: Sizes) -> bool:
+    """Whether the adapter is added to the weights first, in a second copy of them."""
+    return sizes.merged and program.samples == 1 and program.kind in ("generate", "score", "choose")
 
 
 def _cache(program: Program, sizes: Sizes) -> float:
@@ -126,9 +131,7 @@ def _logits(program: Program, sizes: Sizes, platform: str) -> float:
 def _room(program: Program, sizes: Sizes, config: ExperimentConfig, fsdp: int) -> float:
     """Activations, and kernels as they are multiplied with."""
     shape, (rows, width, tokens) = sizes.shape, program.shape
-    inner = shape.intermediate_size
-    if shape.experts is not None:
-        inner = shape.experts.per_token * shape.experts.intermediate_size
+    inner = inner_width(shape)
     heads, shared = (count * shape.head_dim for count in (shape.num_attention_heads, shape.num_key_value_heads))
     # One layer while it runs: the stream, what attention reads and gives, and the inside of the MLP.
     one = program.samples * tokens * sizes.item * (2 * shape.hidden_size + 2 * heads + 2 * shared + 2 * inner)
@@ -136,7 +139,7 @@ def _room(program: Program, sizes: Sizes, config: ExperimentConfig, fsdp: int) -
     largest = max(shape.hidden_size, heads) * max(shape.intermediate_size, heads)
     wide = (2 * largest * FLOAT32) * sizes.quantised
     gathered = 2 * (sizes.layers / shape.num_hidden_layers) * (fsdp > 1)
-    if program.kind != "train":
+    if program.kind not in GRADIENTS:
         return float(one + rows_out + wide + gathered)
     masks = (2 * shape.hidden_size + heads + inner) * (config.lora.training_dropout == "per_token")
     kept = tokens * (sizes.item * (4 * shape.hidden_size + 2 * heads + 2 * shared + 3 * inner) + masks)

@@ -24,7 +24,9 @@ from star_jax.data.step_shapes import fullest_hands, random_steps, step_ladder
 from star_jax.experiment.lengths import Lengths
 from star_jax.training.trainer import schedule_steps
 
-Kind = Literal["read", "score", "generate", "train"]
+Kind = Literal["generate", "score", "choose", "read", "sketch", "train"]
+"""Answers that are written; rows with one answer that are scored; prompts with all answers of a closed set; prompts that
+are read for their hidden states; gradients, a row at a time; training steps."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Program:
     Attributes:
       name: for people; those of one name differ in their shape alone.
       phase: of the run: `score`, `train` or `evaluate`.
-      kind: what it does; `read` is a pass without logits.
+      kind: what it does.
       shape: of a device's rows.
       predicted: tokens whose logits are taken, on a device, in a batch.
       batches: how often it is run in all runs of the experiment together.
@@ -156,7 +158,7 @@ class Batches:
         mean = float(np.mean(rows))
         batches = ceil(examples * mean / (shape.capacity * self.devices))
         predicted = shape.capacity * self._closed / mean
-        return Program(name, phase, "score", shape, predicted, batches, samples=samples, adapter=adapter)
+        return Program(name, phase, "choose", shape, predicted, batches, samples=samples, adapter=adapter)
 
     def read(self, name: str, phase: str, examples: float) -> Program:
         """So many prompts, read for their hidden states."""
@@ -166,7 +168,7 @@ class Batches:
     def sketch(self, name: str, phase: str, examples: float) -> Program:
         """Gradients of so many rows, one at a time."""
         shape = Shape(1, self.lengths.longest, self.lengths.longest)
-        return Program(name, phase, "train", shape, self._response, ceil(examples / self.devices))
+        return Program(name, phase, "sketch", shape, self._response, ceil(examples / self.devices))
 
     def train(self, name: str, phase: str, labels: Sequence[int]) -> list[Program]:
         """A training on each of these numbers of labels, a program for each shape of its steps."""
