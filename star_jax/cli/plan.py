@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ from star_jax.config.checks import require
 from star_jax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from star_jax.planning.plan import Experiment
+    from star_jax.planning.plan import Experiment, Plan
 
 PROGRAM = "star-jax plan"
 
@@ -28,7 +28,7 @@ class Arguments(ExperimentConfig):
     on: Annotated[str, tyro.conf.arg(metavar="MACHINE")] = "here"
     """The machine: here, v5e-8, v6e-16, H100, 8xH100, ...; any other name lists all."""
     price_per_hour: float | None = None
-    """What the whole machine costs an hour, in a currency of yours; none for no price."""
+    """What the plan machine costs an hour, in a currency of yours; none for no price."""
     examples: tuple[int, ...] = ()
     """Rows of pool and test set, POOL,TEST, instead of reading the data: all as long as the limits let them be."""
     compile: bool = True
@@ -50,22 +50,49 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Prints the plan; code 1 where the experiment does not fit."""
     config, asked = parse_with(Arguments, argv, program)
     # Imported after parsing: JAX takes seconds to load, and `--help` or a mistyped flag should not wait for it.
+    import jax
+
     from star_jax.environment import configure_jax, configure_logging
     from star_jax.planning.advice import advice
-    from star_jax.planning.machines import machine
+    from star_jax.planning.compiled import compiler_for
+    from star_jax.planning.machines import HERE, machine
     from star_jax.planning.plan import make_plan
     from star_jax.planning.this_machine import this_machine
     from star_jax.planning.words import print_plan
     from star_jax.tracking.closing import stdout_console
+    from star_jax.tracking.console import Progress
 
     configure_logging()
+    if asked.on.strip().lower() not in HERE:
+        # What is compiled for another machine needs none of this one's accelerators.
+        jax.config.update("jax_platforms", "cpu")
     configure_jax()
-    on = machine(asked.on, this_machine)
+    on, progress = machine(asked.on, this_machine), Progress()
+    require(not asked.calibrate or on.topology is None, "--calibrate runs a program, which needs --on here")
     experiment = planned(config, asked.examples)
-    plan = make_plan(experiment, on)
+    calibrated = _calibration(make_plan(experiment, on), progress.log) if asked.calibrate else None
+    compiler = compiler_for(on) if asked.compile else "--compile is false"
+    if isinstance(compiler, str):
+        progress.log(f"memory is by formula: {compiler}")
+        compiled = None
+    else:
+        compiled = compiler.programs(config, progress.log)
+    plan = make_plan(experiment, on, calibration=calibrated, compiled=compiled)
     console, _ = stdout_console()
-    print_plan(console, plan, advice(plan), asked.price_per_hour, calibrated=False)
+    print_plan(console, plan, advice(plan), asked.price_per_hour, calibrated=asked.calibrate)
     return 0 if plan.fits else 1
+
+
+def _calibration(plan: Plan, log: Callable[[str], None]) -> float:
+    """What one program takes here, over what it would take at the peaks."""
+    from star_jax.checkpoints.hub import open_folder
+    from star_jax.experiment.setup import load_base
+    from star_jax.planning.trial import calibration
+
+    config = plan.experiment.config
+    program, found = calibration(plan, load_base(config, open_folder(config.model.path)))
+    log(f"calibrated: {program.name} takes {found:.2f} times what it would at the peaks")
+    return found
 
 
 def planned(config: ExperimentConfig, examples: Sequence[int]) -> Experiment:

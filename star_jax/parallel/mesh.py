@@ -5,7 +5,8 @@ Shapes: `B` rows of a batch, a multiple of the number of devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -19,10 +20,28 @@ ROWS = "rows"
 """Name of the only axis of the mesh; what is summed over all rows of a batch is summed over it with `psum`."""
 
 
-@cache
+_meant: list[Mesh] = []
+"""The mesh that programs are made for, where that is not the one of this machine."""
+
+
 def data_mesh() -> Mesh:
-    """The local devices, on one axis."""
+    """The local devices, on one axis; inside `mesh_of` the devices that it is given."""
+    return _meant[-1] if _meant else _local_mesh()
+
+
+@cache
+def _local_mesh() -> Mesh:
     return Mesh(np.asarray(jax.local_devices()), (ROWS,))
+
+
+@contextmanager
+def mesh_of(devices: Sequence[Any], fsdp: int) -> Iterator[None]:
+    """Programs that are lowered inside are made for these devices, which need not be there."""
+    _meant.append(Mesh(np.asarray(devices), (ROWS,)))
+    try:
+        yield
+    finally:
+        _meant.pop()
 
 
 def replicated_sharding() -> NamedSharding:

@@ -22,11 +22,15 @@ def advice(plan: Plan, fsdp: int | None = None) -> list[str]:
     """Ways to make an experiment fit, as flags, those with the fewest changes first; none where it fits already.
 
     Args:
-      plan: by formula.
+      plan: of the experiment.
       fsdp: devices that share a model, where that is not to be chosen.
     """
     if plan.fits:
         return []
+    # Where the compiler finds more than the formula, the formula is given less room.
+    over = max(1.0, *(entry.bytes / entry.held.total for entry in plan.entries))
+    chip = plan.machine.chip
+    machine = plan.machine._replace(chip=chip._replace(memory=chip.memory / over))
     found: list[set[Change]] = []
     changes = list(_changes(plan.experiment))
     for count in range(1, MOST_CHANGES + 1):
@@ -35,7 +39,7 @@ def advice(plan: Plan, fsdp: int | None = None) -> list[str]:
             # What helps by itself needs no company, and a setting has one value.
             if len(names) < count or any(one <= {*together} for one in found):
                 continue
-            if _with(plan.experiment, plan.machine, together, fsdp).fits:
+            if _with(plan.experiment, machine, together, fsdp).fits:
                 found.append({*together})
     return [" ".join(sorted(map(_flag, one))) for one in found[:MOST_ADVICE]]
 

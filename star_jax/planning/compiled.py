@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.acquisition import pool_scoring
 from star_jax.config import ExperimentConfig
-from star_jax.models.merged import merge_adapter
+from star_jax.models.merged import _merged
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.platform import programs_for
 from star_jax.parallel.mesh import ROWS, data_mesh, mesh_of
-from star_jax.parallel.placement import FSDP, specs_of
+from star_jax.parallel.placement import FSDP, bytes_on_a_device, specs_of
 from star_jax.planning.machines import Machine
-from star_jax.planning.memory import Arrays
+from star_jax.planning.memory import Arrays, Compiled, CompileProgram
 from star_jax.planning.programs import Program
 from star_jax.training.trainer import Fixed, TrainBatch, train_step
 
@@ -56,21 +56,6 @@ _LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLO
 on having one to itself."""
 
 
-class Compiled(NamedTuple):
-    """Bytes of a program on a device.
-
-    Attributes:
-      arguments: what it is given.
-      temporaries: what it holds besides while it runs.
-      total: both, and its results, less those that take the place of arguments; or what the compiler said that it
-        takes where that is more than there is.
-    """
-
-    arguments: float
-    temporaries: float
-    total: float
-
-
 @dataclass(frozen=True)
 class Compiler:
     """Compiles programs for the devices of a machine.
@@ -94,7 +79,33 @@ class Compiler:
         if lower is None:
             return None
         with programs_for(self.devices[0]), mesh_of(self.devices, fsdp):
-            return _memory(lower(program, arrays, config))
+            found = _memory(lower(program, arrays, config))
+        # The weights without the adapter are no argument of a program that has it inside, and stay where they are.
+        layers = {"layers": arrays.model.params["layers"]}
+        beside = bytes_on_a_device(layers, fsdp) if _merges(program, arrays) else 0
+        return found._replace(total=found.total + beside)
+
+    def programs(self, config: ExperimentConfig, log: Callable[[str], None]) -> CompileProgram:
+        """A function that compiles programs, each once, and says so.
+
+        Args:
+          config: the experiment.
+          log: what is going on; also where a compiler fails, and the formula stands.
+        """
+        known: dict[tuple[object, ...], Compiled | None] = {}
+
+        def compiled(program: Program, arrays: Arrays, fsdp: int) -> Compiled | None:
+            what = (program.kind, program.shape, program.samples, program.written[1], fsdp)
+            if what not in known and program.kind in _LOWERED:
+                log(f"compiling: {program.name}, fsdp {fsdp}")
+                try:
+                    known[what] = self.compile(program, arrays, config, fsdp)
+                except jax.errors.JaxRuntimeError as error:
+                    known[what] = None
+                    log(f"the compiler failed, so the formula stands: {str(error).splitlines()[0]}")
+            return known.get(what)
+
+        return compiled
 
 
 def compiler_for(machine: Machine) -> Compiler | str:
@@ -143,10 +154,17 @@ def _said_size(error: str) -> float:
     return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) if found else float("inf")
 
 
+def _merges(program: Program, arrays: Arrays) -> bool:
+    """Whether the program is given weights with the adapter inside, as `pool_scoring.score_pool` does."""
+    kernels = [layer["kernel"] for layer in arrays.model.params["layers"].values() if "kernel" in layer]
+    plain = all(isinstance(kernel, jax.ShapeDtypeStruct) and kernel.dtype == jnp.float32 for kernel in kernels)
+    return plain and program.kind != "train" and program.samples == 1
+
+
 def _placed(tree: Any, spec: PartitionSpec | None = None) -> Any:
     """Shapes with the places of their arrays: parameters by the rule of placement, or all as `spec` says."""
     mesh = data_mesh()
-    specs = specs_of(tree, mesh.shape[FSDP]) if spec is None else jax.tree.map(lambda _: spec, tree)
+    specs = specs_of(tree, mesh.shape.get(FSDP, 1)) if spec is None else jax.tree.map(lambda _: spec, tree)
     return jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)), tree, specs
     )
@@ -155,18 +173,18 @@ def _placed(tree: Any, spec: PartitionSpec | None = None) -> Any:
 def _rows(program: Program) -> tuple[SequenceInputs, Any, Any]:
     """Inputs, a mask of real rows, and their numbers."""
     count = program.shape.rows * data_mesh().size
-    numbers = jax.ShapeDtypeStruct((count,), jnp.int32)
-    tokens = jax.ShapeDtypeStruct((count, program.shape.width), jnp.int32)
+    numbers: Any = jax.ShapeDtypeStruct((count,), jnp.int32)
+    tokens: Any = jax.ShapeDtypeStruct((count, program.shape.width), jnp.int32)
     mask = jax.ShapeDtypeStruct((count,), bool)
     return _placed((SequenceInputs(tokens, numbers, numbers), mask, numbers), PartitionSpec(ROWS))
 
 
 def _model(program: Program, arrays: Arrays) -> tuple[LanguageModel, Any]:
     """As `pool_scoring.score_pool` gives them to its programs."""
-    model, adapter = _placed(arrays.model), _placed(arrays.adapter) if program.adapter else None
-    if program.samples > 1:
+    model, adapter = _placed((arrays.model, arrays.adapter))
+    if not _merges(program, arrays):
         return model, adapter
-    return tuple(map(_placed, jax.eval_shape(merge_adapter, model, adapter)))
+    return _placed(jax.eval_shape(_merged, model, adapter)), None
 
 
 def _key() -> Any:

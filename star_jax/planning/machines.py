@@ -106,7 +106,7 @@ def machine(name: str, here: Callable[[], Machine]) -> Machine:
     Raises:
       ConfigError: there is none of that name; those that there are are listed.
     """
-    asked = name.strip().lower().replace("×", "x")
+    asked = name.strip().lower().replace("\N{MULTIPLICATION SIGN}", "x")
     if asked in HERE:
         found = here()
         if asked == "here" or found.chip.kind == "cpu":

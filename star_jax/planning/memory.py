@@ -8,6 +8,7 @@ Shapes: `B` rows, `T` tokens of a row, `M` tokens, `K` samples, `D` model width,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -63,6 +64,25 @@ class Held(NamedTuple):
         return sum(self)
 
 
+class Compiled(NamedTuple):
+    """Bytes of a program on a device.
+
+    Attributes:
+      arguments: what it is given.
+      temporaries: what it holds besides while it runs.
+      total: both, and its results, less those that take the place of arguments; or what the compiler said that it
+        takes where that is more than there is.
+    """
+
+    arguments: float
+    temporaries: float
+    total: float
+
+
+CompileProgram = Callable[[Program, Arrays, int], Compiled | None]
+"""What a compiler says of a program with so many devices that share a model; None where it was not asked."""
+
+
 def arrays_of(config: ExperimentConfig, shape: TransformerConfig) -> Arrays:
     """The shapes of an experiment's arrays; nothing is computed.
 
@@ -98,7 +118,7 @@ def held_by(program: Program, sizes: Sizes, arrays: Arrays, config: ExperimentCo
     weights = float(bytes_on_a_device(arrays.model.params, fsdp))
     if has_merged_copy(program, sizes):
         weights += sizes.layers / fsdp
-    adapter = float(bytes_on_a_device(arrays.adapter, fsdp)) if program.adapter else 0.0
+    adapter = float(bytes_on_a_device(arrays.adapter, fsdp))
     if program.kind in GRADIENTS:
         adapter = bytes_on_a_device(arrays.state, fsdp) + 2 * adapter
     return Held(

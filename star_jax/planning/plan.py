@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from star_jax.acquisition.strategy import Strategy
 from star_jax.config import ExperimentConfig
 from star_jax.experiment.lengths import Lengths
 from star_jax.models.architecture import TransformerConfig
-from star_jax.planning.compiled import Compiled
 from star_jax.planning.machines import Machine
-from star_jax.planning.memory import Arrays, Held, arrays_of, held_by
+from star_jax.planning.memory import Arrays, Compiled, CompileProgram, Held, arrays_of, held_by
 from star_jax.planning.programs import Batches, Program, programs_of
 from star_jax.planning.time import Seconds, seconds_of
 from star_jax.planning.work import Sizes, Work, sizes_of, work_of
@@ -94,9 +94,13 @@ class Plan:
 
 
 def make_plan(
-    experiment: Experiment, machine: Machine, fsdp: int | None = None, calibration: float | None = None
+    experiment: Experiment,
+    machine: Machine,
+    fsdp: int | None = None,
+    calibration: float | None = None,
+    compiled: CompileProgram | None = None,
 ) -> Plan:
-    """The plan by formula.
+    """The plan of an experiment.
 
     Args:
       experiment: what is planned.
@@ -104,6 +108,7 @@ def make_plan(
       fsdp: devices that share a model; the fewest with which every program fits when None, or all of them where none
         is enough.
       calibration: seconds that one program was measured to take, over those of `time.ideal`.
+      compiled: gives what a compiler says of a program with so many devices that share a model; by formula when None.
     """
     devices = machine.devices
     choices = [parts for parts in range(1, devices + 1) if devices % parts == 0] if fsdp is None else [fsdp]
@@ -113,6 +118,11 @@ def make_plan(
     for parts in choices:
         plan = Plan(experiment, machine, (devices // parts, parts), ())
         plan = dataclasses.replace(plan, entries=tuple(_entry(plan, one, model, calibration) for one in programs))
+        # What does not fit by far is not worth compiling while there is another choice.
+        if compiled is not None and (plan.fits or parts == choices[-1]):
+            found = {one.program: compiled(one.program, model[1], parts) for one in largest(plan.entries)}
+            entries = [dataclasses.replace(one, compiled=found.get(one.program)) for one in plan.entries]
+            plan = dataclasses.replace(plan, entries=tuple(entries))
         if plan.fits:
             break
     return plan
@@ -124,6 +134,12 @@ def _entry(plan: Plan, program: Program, model: tuple[Sizes, Arrays], calibratio
     low, high = (work_of(program, sizes, config, plan.mesh, float(written)) for written in program.written)
     batch = seconds_of(low, high, chip, sizes.shape.dtype == "float32", calibration)
     return Entry(program, held, high, batch.times(program.batches))
+
+
+def largest(entries: Iterable[Entry]) -> list[Entry]:
+    """Of the programs of each name, the one that takes most memory by formula."""
+    groups = groupby(entries, key=lambda entry: entry.program.name)
+    return [max(group, key=lambda entry: entry.held.total) for _, group in groups]
 
 
 def changed(experiment: Experiment, section: str, **values: object) -> Experiment:

@@ -25,13 +25,13 @@ from star_jax.experiment.lengths import Lengths
 from star_jax.training.trainer import schedule_steps
 
 Kind = Literal["generate", "score", "choose", "read", "sketch", "train"]
-"""Answers that are written; rows with one answer that are scored; prompts with all answers of a closed set; prompts that
-are read for their hidden states; gradients, a row at a time; training steps."""
+"""Answers that are written; rows with one answer that are scored; prompts with all answers of a closed set; prompts
+that are read for their hidden states; gradients, a row at a time; training steps."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One program of a run.
+    """One program of a run. All are given an adapter; the base model's is one of 0.
 
     Attributes:
       name: for people; those of one name differ in their shape alone.
@@ -42,7 +42,6 @@ class Program:
       batches: how often it is run in all runs of the experiment together.
       written: new tokens of an answer, of a generation: as long as is to be expected, and as long as it may be.
       samples: Monte-Carlo samples; 1 for a pass without dropout.
-      adapter: whether it reads an adapter.
     """
 
     name: str
@@ -53,7 +52,6 @@ class Program:
     batches: float
     written: tuple[float, int] = (0.0, 0)
     samples: int = 1
-    adapter: bool = True
 
 
 class Passes(NamedTuple):
@@ -135,21 +133,21 @@ class Batches:
         self._response = float(np.mean(lengths.responses)) if len(lengths.responses) else float(limit)
         self._row = float(np.mean(rows)) if len(rows) else float(lengths.longest)
 
-    def generate(self, name: str, phase: str, examples: float, *, adapter: bool = True) -> Program:
+    def generate(self, name: str, phase: str, examples: float) -> Program:
         """Answers written to so many prompts."""
         shape = max(self._prompts, key=lambda shape: shape.capacity)
         batches = ceil(examples / (shape.rows * self.devices))
         written = min(self._response, self.config.data.max_response_tokens), self.config.data.max_response_tokens
-        return Program(name, phase, "generate", shape, shape.rows * written[0], batches, written, adapter=adapter)
+        return Program(name, phase, "generate", shape, shape.rows * written[0], batches, written)
 
-    def score(self, name: str, phase: str, examples: float, *, samples: int = 1, adapter: bool = True) -> Program:
+    def score(self, name: str, phase: str, examples: float, samples: int = 1) -> Program:
         """So many prompts with one response each, read."""
         shape = max(self._rows, key=lambda shape: (shape.rows * shape.width, shape.capacity))
         batches = ceil(examples * self._row / (shape.capacity * self.devices))
         predicted = shape.capacity * self._response / self._row
-        return Program(name, phase, "score", shape, predicted, batches, samples=samples, adapter=adapter)
+        return Program(name, phase, "score", shape, predicted, batches, samples=samples)
 
-    def choose(self, name: str, phase: str, examples: float, *, samples: int = 1, adapter: bool = True) -> Program:
+    def choose(self, name: str, phase: str, examples: float, samples: int = 1) -> Program:
         """So many prompts, each with all answers of a closed set behind it."""
         rows = np.concatenate([self.lengths.prompts, self.lengths.asked]) + self._closed
         size = self.config.scoring.batch_size
@@ -158,7 +156,7 @@ class Batches:
         mean = float(np.mean(rows))
         batches = ceil(examples * mean / (shape.capacity * self.devices))
         predicted = shape.capacity * self._closed / mean
-        return Program(name, phase, "choose", shape, predicted, batches, samples=samples, adapter=adapter)
+        return Program(name, phase, "choose", shape, predicted, batches, samples=samples)
 
     def read(self, name: str, phase: str, examples: float) -> Program:
         """So many prompts, read for their hidden states."""
@@ -210,7 +208,7 @@ def programs_of(
     # Samples score the answers that the model has written without dropout.
     plain = passes.plain + passes.sampled * (config.scoring.answers == "generated")
     found = [
-        answer("base model on the pool", "score", seeds * passes.base, adapter=False),
+        answer("base model on the pool", "score", seeds * passes.base),
         answer("model on the pool", "score", seeds * plain),
         sampled(f"{samples} dropout samples on the pool", "score", seeds * passes.sampled, samples=samples),
         batches.read("prompts are embedded", "score", seeds * passes.embedded),

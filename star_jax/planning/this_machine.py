@@ -50,12 +50,12 @@ def this_machine() -> Machine:
 def _measured(kind: Any, memory: float) -> Chip:
     """What a device reaches with all of them at work; what they send each other goes through memory."""
     rows = jnp.ones((WIDTH * data_mesh().size, WIDTH))
-    flops = [2 * WIDTH**3 / _seconds(_product, jnp.ones((WIDTH, WIDTH), kind), rows.astype(kind)) for kind in _TYPES]
+    narrow, wide = (
+        2 * WIDTH**3 / _seconds(_product, jnp.ones((WIDTH, WIDTH), dtype), rows.astype(dtype))
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
     bandwidth = READ_BYTES / _seconds(_sum, (), jnp.ones(READ_BYTES // 4 * data_mesh().size))
-    return Chip(kind, memory, *flops, bandwidth, bandwidth)
-
-
-_TYPES = (jnp.bfloat16, jnp.float32)
+    return Chip(kind, memory, narrow, wide, bandwidth, bandwidth)
 
 
 @jax.jit

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from star_jax.planning.machines import GIGA
-from star_jax.planning.plan import Entry, Plan
+from star_jax.planning.plan import Entry, Plan, largest
 from star_jax.planning.time import CALIBRATED, REACHED, Seconds
 
 
@@ -39,8 +39,8 @@ def print_plan(console: Console, plan: Plan, helps: Sequence[str], price: float 
 def memory_table(plan: Plan) -> Table:
     """GB a device of each program: by part, all of it, and whether that fits."""
     table = _table("GB a device", "weights", "adapter", "cache", "logits", "rest", "sum", "fits", "by")
-    for entry in _largest(plan.entries):
-        parts = [f"{size / GIGA:.1f}" for size in (*entry.held, entry.bytes)]
+    for entry in largest(plan.entries):
+        parts = [f"{size / GIGA:.2f}" for size in (*entry.held, entry.bytes)]
         fits = "yes" if entry.bytes <= plan.machine.chip.memory else "no"
         table.add_row(Text(entry.program.name), *parts, fits, "formula" if entry.compiled is None else "compiler")
     return table
@@ -53,13 +53,13 @@ def times_table(plan: Plan) -> Table:
         table.add_column("most traffic", no_wrap=True)
     for _, group in groupby(plan.entries, key=lambda entry: entry.program.name):
         entries = list(group)
-        largest = max(entries, key=lambda entry: entry.held.total)
-        program, batches = largest.program, sum(entry.program.batches for entry in entries)
+        top = largest(entries)[0]
+        program, batches = top.program, sum(entry.program.batches for entry in entries)
         seconds = _sum(entry.seconds for entry in entries)
         tokens = f"{program.shape.capacity:,}" + (f" + {program.written[1]:,}" if program.kind == "generate" else "")
         row = [f"{program.shape.rows:,}", tokens, f"{batches:,.0f}", _range(seconds.times(1 / batches)), said(seconds)]
         if plan.mesh != (1, 1):
-            row.append(_most(largest))
+            row.append(_most(top))
         table.add_row(Text(program.name), *row)
     return table
 
@@ -114,12 +114,6 @@ def _most(entry: Entry) -> str:
         return "-"
     name, size = max(entry.work.sent.items(), key=lambda item: item[1])
     return f"{name}, {size / GIGA:.2f} GB"
-
-
-def _largest(entries: Iterable[Entry]) -> list[Entry]:
-    """Of the programs of each name, the one that takes most."""
-    groups = groupby(entries, key=lambda entry: entry.program.name)
-    return [max(group, key=lambda entry: entry.bytes) for _, group in groups]
 
 
 def _sum(parts: Iterable[Seconds]) -> Seconds:

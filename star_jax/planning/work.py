@@ -145,7 +145,7 @@ def _forward(program: Program, sizes: Sizes, mesh: tuple[int, int], tokens: floa
     merged = sizes.merged and samples == 1
     pairs = samples * causal_pairs(program.shape.rows, tokens)
     flops = 2 * sizes.met * read + 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * pairs
-    flops += 2 * sizes.low * read if program.adapter and not merged else 0
+    flops += 2 * sizes.low * read if not merged else 0
     flops += 2 * shape.vocab_size * shape.hidden_size * samples * predicted
     moved = _weights_moved(sizes, mesh[1]) + _activations_moved(sizes, read) + _head_moved(sizes, predicted, samples)
     return Work(flops, moved, _gathered(sizes, mesh, 1))
@@ -181,9 +181,9 @@ def _generation(program: Program, sizes: Sizes, mesh: tuple[int, int], written: 
     slots = program.shape.width + written / 2
     heads = shape.num_attention_heads * shape.head_dim
     flops = 2 * sizes.met + 4 * shape.num_hidden_layers * heads * slots + 2 * shape.vocab_size * shape.hidden_size
-    flops += 2 * sizes.low if program.adapter and not sizes.merged else 0
+    flops += 2 * sizes.low if not sizes.merged else 0
     cache = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * sizes.item
-    low = FLOAT32 * sizes.low if program.adapter and not sizes.merged else 0
+    low = FLOAT32 * sizes.low if not sizes.merged else 0
     moved = (sizes.layers + low) / mesh[1] + sizes.head + rows * (slots * cache + 4 * FLOAT32 * shape.vocab_size)
     read = sizes.item * (2 * shape.hidden_size + heads + inner_width(shape))
     parts = {
