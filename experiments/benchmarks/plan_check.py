@@ -48,7 +48,7 @@ class Peak:
         self._thread.join()
 
 
-def planned_here(args: argparse.Namespace):  # noqa: ANN201 (types of JAX are imported in the process that needs them)
+def planned_here(args: argparse.Namespace):
     from star_jax.cli.plan import planned
     from star_jax.cli.run import parse_experiment
     from star_jax.environment import configure_jax, configure_logging
@@ -72,7 +72,7 @@ def planned_here(args: argparse.Namespace):  # noqa: ANN201 (types of JAX are im
     return make_plan(experiment, machine, 1, None, compiled)
 
 
-def chosen(plan) -> dict:  # noqa: ANN001
+def chosen(plan) -> dict:
     """The program of each kind that takes most."""
     entries = sorted(plan.entries, key=lambda entry: entry.held.total)
     return {entry.program.kind: entry for entry in entries if entry.program.kind in KINDS}
