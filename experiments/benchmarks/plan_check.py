@@ -4,7 +4,7 @@
 
 Each program runs in a process of its own, twice: the first time compiles it and keeps it, the second reads it back, so
 that what the compiler itself takes is no part of the figures. Memory is the growth of what is resident from before the
-weights are loaded; times are calibrated on scoring and judged on the others. The machine should have nothing else to do.
+weights are loaded; times are calibrated on scoring and judged on the others. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -123,11 +123,12 @@ def main() -> None:
         entry, real = entries[kind], found[kind]
         said, formula = entry.bytes * devices, entry.held.total * devices
         seconds = calibration * ideal_seconds(plan, entry.program)
+        grown, took = real["bytes"], real["seconds"]
         print(
             f"{kind}: {entry.program.name}, {entry.program.shape}\n"
-            f"  memory: compiler {said / 1e9:.2f} GB, formula {formula / 1e9:.2f} GB, grew by {real['bytes'] / 1e9:.2f} GB: "
-            f"said / real {said / real['bytes']:.2f}, formula / real {formula / real['bytes']:.2f}\n"
-            f"  seconds a batch: said {seconds:.2f}, took {real['seconds']:.2f}: said / real {seconds / real['seconds']:.2f}"
+            f"  GB: grew by {grown / 1e9:.2f}; compiler {said / 1e9:.2f}, {said / grown:.2f} of it; "
+            f"formula {formula / 1e9:.2f}, {formula / grown:.2f} of it\n"
+            f"  seconds a batch: took {took:.2f}; said {seconds:.2f}, {seconds / took:.2f} of it"
         )
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,7 +20,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.acquisition import pool_scoring
+from star_jax.acquisition.long_answers import LONG_ANSWER
 from star_jax.config import ExperimentConfig
+from star_jax.inference.continuous import STEPS, Plan
+from star_jax.inference.slots import Limits, Writing, no_rows, read_prompts, write_tokens
 from star_jax.models.merged import _merged
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
@@ -50,6 +54,9 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 TARGETS = {"H100": H100_TARGET}
 """GPU -> the same; others are planned for by formula."""
+
+END = (0,)
+"""Tokens that end an answer; which they are does not matter."""
 
 _LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 """Environment variables that libtpu reads when it is loaded: it must neither look for a machine with chips nor insist
@@ -204,11 +211,16 @@ def _score(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any:
 
 def _generate(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any:
     inputs, mask, _ = _rows(program)
-    rows = (inputs.tokens, inputs.lengths, mask)
-    width = program.written[1]
-    return pool_scoring._answer.lower(
-        *_model(program, arrays), rows, capacity=program.shape.capacity, width=width, end_ids=(0,)
-    )
+    model, rows = _model(program, arrays), (inputs.tokens, inputs.lengths, mask)
+    capacity, width = program.shape.capacity, program.written[1]
+    if width < LONG_ANSWER:
+        return pool_scoring._answer.lower(*model, rows, capacity=capacity, width=width, end_ids=END)
+    plan = Plan(Writing(width, END))
+    waiting = jax.eval_shape(partial(read_prompts, capacity=capacity), model, rows[:2])
+    writing = jax.eval_shape(partial(no_rows, slots=plan.sizes(program.shape.width)[-1], drawn=False), waiting)
+    numbers = jax.ShapeDtypeStruct((data_mesh().size,), jnp.int32)
+    by_device = _placed((writing, Limits(numbers, numbers)), PartitionSpec(ROWS))
+    return write_tokens.lower(model, *by_device, steps=STEPS, writing=plan.writing)
 
 
 def _train(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any:

@@ -8,19 +8,20 @@ Shapes: `B` rows, `T` tokens of a row, `M` tokens, `K` samples, `D` model width,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from star_jax.config import ExperimentConfig
+from star_jax.config import ExperimentConfig, LoraConfig, TrainingConfig
 from star_jax.experiment.sizes import cache_bytes
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import init_adapter
 from star_jax.models.transformer import Decoder, LanguageModel
-from star_jax.ops.quantization import quantize
+from star_jax.ops.quantization import Quantization, quantize
 from star_jax.parallel.placement import bytes_on_a_device
 from star_jax.planning.programs import Program
 from star_jax.planning.work import FLOAT32, GRADIENTS, Sizes, chunk_positions, inner_width
@@ -89,18 +90,24 @@ def arrays_of(config: ExperimentConfig, shape: TransformerConfig) -> Arrays:
     Raises:
       ConfigError: the adapter has a target that the model does not have.
     """
+    # Batches do not matter to them, and many are tried.
+    training = dataclasses.replace(config.training, batch_size=1, rematerialise=False, replay=None, replay_rows=0)
+    return _arrays(shape, config.model.quantization, config.lora, training)
+
+
+@cache
+def _arrays(shape: TransformerConfig, kind: Quantization, lora: LoraConfig, training: TrainingConfig) -> Arrays:
     decoder = Decoder(shape)
     params = jax.eval_shape(decoder.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    kind = config.model.quantization
-    for layer in params["layers"].values():
+    layers = params["layers"]
+    for layer in layers.values():
         if "kernel" in layer:
             layer["kernel"] = jax.eval_shape(partial(quantize, kind=kind), layer["kernel"])
-    for name in ("gate_up", "down") if "experts" in params["layers"] else ():
-        experts = params["layers"]["experts"]
-        experts[name] = jax.eval_shape(partial(quantize, kind=kind), experts[name])
+    for name in ("gate_up", "down") if "experts" in layers else ():
+        layers["experts"][name] = jax.eval_shape(partial(quantize, kind=kind), layers["experts"][name])
     model = LanguageModel(decoder, params)
-    adapter = jax.eval_shape(partial(init_adapter, config=config.lora), jax.random.key(0), params)
-    start = partial(init_state, lora=config.lora, config=config.training)
+    adapter = jax.eval_shape(partial(init_adapter, config=lora), jax.random.key(0), params)
+    start = partial(init_state, lora=lora, config=training)
     return Arrays(model, adapter, jax.eval_shape(start, jax.random.key(0), model)[0])
 
 

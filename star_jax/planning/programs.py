@@ -29,6 +29,10 @@ Kind = Literal["generate", "score", "choose", "read", "sketch", "train"]
 that are read for their hidden states; gradients, a row at a time; training steps."""
 
 
+OF_MODELS = (Measure, Embedding, GradientSketch)
+"""Features that a model is asked for; others are made of them, or of the data."""
+
+
 @dataclass(frozen=True)
 class Program:
     """One program of a run. All are given an adapter; the base model's is one of 0.
@@ -61,6 +65,7 @@ class Passes(NamedTuple):
       base: whose measures of the base model are taken.
       plain: the same of the fine-tuned model, without dropout.
       sampled: the same with Monte-Carlo samples.
+      drawn: to which several answers are drawn, by either model.
       embedded: prompts that are read for embeddings.
       sketched: gradients that are taken.
     """
@@ -68,6 +73,7 @@ class Passes(NamedTuple):
     base: int
     plain: int
     sampled: int
+    drawn: int
     embedded: int
     sketched: int
 
@@ -93,18 +99,21 @@ def passes_of(config: ExperimentConfig, strategies: Sequence[Strategy], first: S
     """
     queries, most = query_sizes(config, pool), config.acquisition.score_at_most
     base = {need for one in (*strategies, *([] if first is None else [first])) for need in one.needs}
-    base = {need for need in base if need.model == "base"}
-    full = [need for one in strategies for need in one.needs if need.model == "full"]
-    # All measures of a strategy that are taken the same way come from one pass.
-    ways = [
-        {need.samples for need in one.needs if isinstance(need, Measure) and need.model == "full"} for one in strategies
+    base = {need for need in base if isinstance(need, OF_MODELS) and need.model == "base"}
+    full = [need for one in strategies for need in one.needs if isinstance(need, OF_MODELS) and need.model == "full"]
+    measures = [
+        [need for need in one.needs if isinstance(need, Measure) and need.model == "full"] for one in strategies
     ]
+    # All measures of a strategy that are taken the same way come from one pass.
+    ways = [{need.samples for need in needs if not need.of_answers} for needs in measures]
+    drawn = sum(any(need.of_answers for need in needs) for needs in measures)
     later = pool * len(queries)
     scored = pool if most is None else min(pool, sum(queries))
     return Passes(
-        base=scored * any(isinstance(need, Measure) for need in base),
+        base=scored * any(isinstance(need, Measure) and not need.of_answers for need in base),
         plain=sum(queries) * sum(False in way for way in ways),
         sampled=sum(queries) * sum(True in way for way in ways),
+        drawn=sum(queries) * drawn + scored * any(isinstance(need, Measure) and need.of_answers for need in base),
         embedded=pool * any(isinstance(need, Embedding) for need in base)
         + later * sum(isinstance(need, Embedding) for need in full),
         sketched=pool * sum(isinstance(need, GradientSketch) for need in base)
@@ -211,6 +220,7 @@ def programs_of(
         answer("base model on the pool", "score", seeds * passes.base),
         answer("model on the pool", "score", seeds * plain),
         sampled(f"{samples} dropout samples on the pool", "score", seeds * passes.sampled, samples=samples),
+        batches.generate("drawn answers", "score", config.scoring.samples * seeds * passes.drawn),
         batches.read("prompts are embedded", "score", seeds * passes.embedded),
         batches.sketch("gradients are sketched", "score", seeds * passes.sketched),
         *batches.train("training", "train", labels),

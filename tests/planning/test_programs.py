@@ -25,9 +25,17 @@ def test_passes_are_those_of_a_loop(planned):
         sampled += len(left)
         labelled |= set(left[: experiment.config.loop.labels_per_round])
     found = passes_of(experiment.config, experiment.strategies, None, len(pool))
-    assert found == (50, 0, sampled, 0, 0)
-    assert passes_of(experiment.config, [get_strategy("random")], None, 50) == (0, 0, 0, 0, 0)
-    assert passes_of(experiment.config, [get_strategy("random")], get_strategy("k_center"), 50) == (0, 0, 0, 50, 0)
+    assert found == (50, 0, sampled, 0, 0, 0)
+    assert passes_of(experiment.config, [get_strategy("random")], None, 50) == (0, 0, 0, 0, 0, 0)
+    assert passes_of(experiment.config, [get_strategy("random")], get_strategy("k_center"), 50) == (0, 0, 0, 0, 50, 0)
+
+
+def test_drawn_answers_are_a_pass_of_their_own(planned):
+    experiment = planned()
+    found = passes_of(experiment.config, [get_strategy("vote_entropy")], None, 50)
+    assert found == (0, 0, 0, 75, 0, 0)
+    drawn = programs(dataclasses.replace(experiment, strategies=[get_strategy("vote_entropy")]))["drawn answers"]
+    assert drawn[0].batches == math.ceil(2 * 8 * 75 / 4)
 
 
 def test_a_part_of_the_pool_is_scored_where_that_is_asked_for(planned):
