@@ -218,7 +218,7 @@ def _generate(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any
     plan = Plan(Writing(width, END))
     waiting = jax.eval_shape(partial(read_prompts, capacity=capacity), model, rows[:2])
     writing = jax.eval_shape(partial(no_rows, slots=plan.sizes(program.shape.width)[-1], drawn=False), waiting)
-    numbers = jax.ShapeDtypeStruct((data_mesh().size,), jnp.int32)
+    numbers: Any = jax.ShapeDtypeStruct((data_mesh().size,), jnp.int32)
     by_device = _placed((writing, Limits(numbers, numbers)), PartitionSpec(ROWS))
     return write_tokens.lower(model, *by_device, steps=STEPS, writing=plan.writing)
 
