@@ -4,6 +4,7 @@
 # make fuzz    the same with fresh seeds; what fails prints how to repeat it
 # make parity  the tests against PyTorch, Transformers and PEFT
 # make browser labels two rounds on the page of star-jax label in Chromium; screenshots in build/browser
+# make integration  labels from a real Label Studio and a real language model, on this machine; transcripts in build/integration
 # make lint    ruff            make types   mypy          make clean    removes the environment and caches
 # make docs    the pages, in docs/_build/html             make notebooks    executes the notebooks and keeps their outputs
 # make package builds the wheel in dist/ and tries it in an environment of its own
@@ -23,9 +24,9 @@ python := $(VENV)/bin/python
 install = $(python) -m pip install --quiet --disable-pip-version-check --editable
 in_parallel = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 pytest = XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" \
-	$(python) -m pytest $(in_parallel) -m "not parity and not browser"
+	$(python) -m pytest $(in_parallel) -m "not parity and not browser and not integration"
 
-.PHONY: demo demo-llm test fuzz parity browser lint types docs notebooks package bench clean
+.PHONY: demo demo-llm test fuzz parity browser integration lint types docs notebooks package bench clean
 
 demo: $(VENV)/installed
 	$(python) -m star_jax.run
@@ -54,6 +55,15 @@ parity: $(VENV)/installed-test $(VENV)/installed-parity
 # CHROMIUM names another browser than the system's; tests/browser/conftest.py says where it is looked for.
 browser: $(VENV)/installed-browser
 	XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" $(python) -m pytest -m browser tests/browser
+
+# Label Studio needs other releases of our own dependencies, so it has an environment of its own, of a gigabyte.
+integration: $(VENV)/installed-test $(VENV)/installed-integration $(model)/config.json .venv-label-studio/installed
+	XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" $(python) -m pytest -m integration tests/integration
+
+.venv-label-studio/installed:
+	$(PYTHON) -m venv .venv-label-studio
+	.venv-label-studio/bin/python -m pip install --quiet --disable-pip-version-check 'label-studio>=1.23'
+	@touch $@
 
 lint: $(VENV)/installed-lint
 	$(python) -m ruff check .

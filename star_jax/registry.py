@@ -130,7 +130,7 @@ STRATEGIES = Registry(
             *("random", "entropy", "pe", "entropy_subtract", "pe_subtract", "entropy_dynamic", "pe_dynamic"),
             *("star", "star_constant", "star_reversed", "base_only", "bald", "least_confidence", "margin"),
             *("vote_entropy", "semantic_entropy", "pairwise_disagreement", "star_votes"),
-            *("group_balanced", "class_balanced"),
+            *("group_balanced", "class_balanced", "epig"),
         )
     }
     | {
@@ -166,6 +166,8 @@ ANNOTATORS = Registry(
         "oracle": "star_jax.annotators.oracle:oracle",
         "csv": "star_jax.annotators.csv_file:csv_file",
         "simulated": "star_jax.annotators.simulated:simulated",
+        "llm": "star_jax.annotators.llm.annotator:llm",
+        "label_studio": "star_jax.annotators.label_studio.annotator:label_studio",
     },
     reserved=("auto",),
 )

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.needs import Feature, Group, Measure, Targets
-from star_jax.acquisition.strategy import Query, Strategy, check_picks, get_strategy, pick, shape_of
+from star_jax.acquisition.needs import Feature, Group, Measure, Probabilities, Targets
+from star_jax.acquisition.strategy import DETAILS, Query, Strategy, check_picks, get_strategy, pick, shape_of
 from star_jax.config import AcquisitionConfig
 from star_jax.errors import ConfigError
 
@@ -88,6 +88,8 @@ def _random_pool(needs: Sequence[Feature], rng: np.random.Generator) -> tuple[Ar
     def draw(need: Feature) -> np.ndarray:
         if isinstance(need, Group):
             return rng.integers(0, 4, SIZE).astype(np.int32)
+        if isinstance(need, Probabilities):
+            return rng.dirichlet(np.ones(DETAILS[1]), (SIZE, DETAILS[0])).astype(np.float32)
         if not isinstance(need, Measure):
             return rng.normal(size=shape_of(need, SIZE, WIDTH)).astype(np.float32)
         return (rng.permutation(SIZE) + rng.random(SIZE) / 2).astype(np.float32)
@@ -127,7 +129,7 @@ def _check_blind(strategy: Strategy, features: Arrays, unlabelled: np.ndarray) -
         spoilt = []
         for need, feature in zip(strategy.needs, features, strict=True):
             changed = feature.copy()
-            if isinstance(need, Measure):
+            if isinstance(need, Measure | Probabilities):
                 changed[~unlabelled] = value
             spoilt.append(changed)
         got, _ = _call(strategy, tuple(spoilt), unlabelled)

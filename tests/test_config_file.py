@@ -34,6 +34,8 @@ def random_value(hint, rng):
     arguments = typing.get_args(hint)
     if type(None) in arguments:
         return rng.choice([None, random_value(arguments[0], rng)])
+    if typing.get_origin(hint) is typing.Union:
+        return random_value(rng.choice(arguments), rng)
     if typing.get_origin(hint) is typing.Literal:
         return rng.choice(arguments)
     if typing.get_origin(hint) is tuple:
@@ -239,3 +241,14 @@ def test_errors_without_a_line_name_the_file(tmp_path):
 def test_a_self_referring_file_is_refused(write):
     with pytest.raises(ConfigError, match=r":1: not valid YAML: an alias is part of what it stands for"):
         load(write("loop: &loop\n  again: *loop"))
+
+
+@pytest.mark.parametrize("value", ["8x1", "0", "-2", "1.5", "true"])
+def test_devices_of_a_mesh_are_a_whole_number_or_auto(write, value):
+    with pytest.raises(ConfigError, match=r"mine.yaml:2: mesh.fsdp is .*; it must be "):
+        load(write(f"mesh:\n  fsdp: {value}\n"))
+
+
+def test_a_mesh_is_read_from_a_file(write):
+    mesh = load(write("mesh: {data: auto, fsdp: 4}\n")).mesh
+    assert (mesh.data, mesh.fsdp) == ("auto", 4)

@@ -69,7 +69,7 @@ def planned_here(args: argparse.Namespace):
     compiler = compiler_for(machine)
     assert isinstance(compiler, Compiler)
     compiled = compiler.programs(config, lambda line: None) if args.kind is None else None
-    return make_plan(experiment, machine, 1, None, compiled)
+    return make_plan(experiment, machine, None, compiled)
 
 
 def chosen(plan) -> dict:

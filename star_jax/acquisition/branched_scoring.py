@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -24,7 +25,7 @@ from star_jax.inference.scoring import choice_statistics
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.attention_branches import SharedKeys
-from star_jax.parallel.mesh import by_rows
+from star_jax.parallel.mesh import ALIKE, by_rows
 
 Array = jax.Array
 
@@ -37,12 +38,14 @@ class BranchedPass(NamedTuple):
       beginning: `P` tokens that all of them go on behind; None where they are whole.
       key: PRNG key of the dropout masks.
       sampling: what differs between samples; None for one deterministic pass.
+      detailed: whether the probabilities of all candidates are given too.
     """
 
     form: Form
     beginning: np.ndarray | None
     key: Array
     sampling: Samples | None
+    detailed: bool = False
 
 
 def choose_pass(
@@ -64,8 +67,9 @@ def score_branched(
     chosen: ArrayLike | None,
     on_batch: Callable[[int], None],
     log: BatchLog | None = None,
-) -> tuple[dict[str, Array], Array]:
-    """Every measure `N` of the distribution over the candidates, and the number `N` of the most probable one.
+) -> tuple[Any, ...]:
+    """Every measure `N` of the distribution over the candidates, the number `N` of the most probable one, and the
+    probabilities `N×K×C` where the pass is detailed.
 
     Args:
       model: decoder and frozen weights, on every device.
@@ -83,29 +87,41 @@ def score_branched(
     def run(batch: Batch) -> Any:
         trees = tree_arrays(form.rows, batch, form.widths)
         rows = TreeInputs(batch.tokens, batch.lengths, trees), batch.index
-        return _score_branched((model, adapter, way.key, beginning), rows, capacity=batch.capacity, sampling=sampling)
+        shared, kind = (model, adapter, way.key, beginning), {"sampling": sampling, "detailed": way.detailed}
+        return _score_branched(shared, rows, capacity=batch.capacity, **kind)
 
-    measures, choice = map_batches(run, form.batches(chosen), 1, len(form.rows), on_batch, log)
-    return measures, choice
+    found: tuple[Any, ...] = map_batches(run, form.batches(chosen), 1, len(form.rows), on_batch, log)
+    return found
 
 
 @partial(jax.jit, static_argnames="sampling")
 def _read_shared(
     model: LanguageModel, adapter: Adapter | None, key: Array, tokens: Array, *, sampling: Samples | None
 ) -> SharedKeys:
-    return read_beginning(model, adapter, tokens, _noise(adapter, key, tokens, sampling))
+    def read(shared: Any, rows: Any) -> SharedKeys:
+        model, adapter, key, tokens = shared
+        return read_beginning(model, adapter, tokens, _noise(adapter, key, tokens, sampling))
+
+    return by_rows(read, (model, adapter, key, tokens), (), out=ALIKE)
 
 
-@partial(jax.jit, static_argnames=("capacity", "sampling"))
+def measures_of_choice(log_prob: Array, detailed: bool) -> tuple[Any, ...]:
+    """Measures `B` by name, the most probable candidate `B`, and where `detailed` the probabilities `B×K×C`, of
+    log-probabilities `K×B×C`."""
+    over_candidates, mask, choice = choice_statistics(log_prob)
+    found = (sequence_measures(over_candidates, mask), choice)
+    return (*found, jnp.moveaxis(jax.nn.softmax(log_prob), 0, 1)) if detailed else found
+
+
+@partial(jax.jit, static_argnames=("capacity", "sampling", "detailed"))
 def _score_branched(
-    shared: Any, rows: Any, *, capacity: int, sampling: Samples | None
-) -> tuple[dict[str, Array], Array]:
-    def score(shared: Any, rows: Any) -> tuple[dict[str, Array], Array]:
+    shared: Any, rows: Any, *, capacity: int, sampling: Samples | None, detailed: bool = False
+) -> tuple[Any, ...]:
+    def score(shared: Any, rows: Any) -> tuple[Any, ...]:
         (model, adapter, key, beginning), (inputs, index) = shared, rows
         noise = _noise(adapter, key, index, sampling)
         log_probs = candidate_log_probs(model, adapter, inputs, capacity, shared=beginning, noise=noise)
-        over_candidates, mask, choice = choice_statistics(log_probs)
-        return sequence_measures(over_candidates, mask), choice
+        return measures_of_choice(log_probs, detailed)
 
     return by_rows(score, shared, rows)
 

@@ -174,4 +174,17 @@ class Group(_Key):
         return "base" if self.by == "data" else "full"
 
 
-Feature = Measure | Embedding | GradientSketch | Targets | Group
+@dataclass(frozen=True)
+class Probabilities(_Key):
+    """Probability of each answer of a closed set under each Monte-Carlo sample of the full model, `N×K×C` float32.
+
+    NaN where an example was not scored, as a measure.
+    """
+
+    @property
+    def model(self) -> Which:
+        """The one that has samples."""
+        return "full"
+
+
+Feature = Measure | Embedding | GradientSketch | Targets | Group | Probabilities

@@ -25,7 +25,7 @@ from star_jax.models.dropout import row_keys
 from star_jax.models.lora import Adapter
 from star_jax.models.merged import merge_adapter
 from star_jax.models.transformer import LanguageModel
-from star_jax.parallel.mesh import by_rows, replicated
+from star_jax.parallel.mesh import by_rows, placed
 
 Array = jax.Array
 
@@ -78,7 +78,7 @@ def sample_pool(
       ConfigError: answers cannot be drawn that way.
     """
     check_decoding(decoding)
-    model, adapter = merge_adapter(replicated(model), replicated(adapter))
+    model, adapter = merge_adapter(placed(model), placed(adapter))
     batches, log = pool.batches(rows), logs("samples")
     if is_long(pool):
         stream = long_answers((model, adapter), pool, decoding, key)

@@ -17,23 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from star_jax.acquisition.branched_scoring import choose_pass, score_branched
+from star_jax.acquisition.branched_scoring import choose_pass, measures_of_choice, score_branched
 from star_jax.acquisition.long_answers import is_long, long_answers
 from star_jax.acquisition.pools import CandidatePool, GeneratedPool, Pool, ProposedPool, proposed_pool
 from star_jax.acquisition.uncertainty import sequence_measures
 from star_jax.data.batching import Batch
 from star_jax.data.rows import AnsweredRows
 from star_jax.data.tokenization import Encoder, TokenizedExample
+from star_jax.errors import ConfigError
 from star_jax.inference.batched import Logs, map_batches, map_stream, no_logs
 from star_jax.inference.generation import PromptBatch, Stop, generate
 from star_jax.inference.mc_dropout import DrawnWeights, Samples, Sampling, mc_score_responses, sample_keys
 from star_jax.inference.posterior import WeightSampling
-from star_jax.inference.scoring import TokenStatistics, candidate_statistics, score_responses
+from star_jax.inference.scoring import TokenStatistics, candidate_log_probs, score_responses
 from star_jax.models.lora import Adapter
 from star_jax.models.merged import merge_adapter
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
-from star_jax.parallel.mesh import by_rows, replicated
+from star_jax.parallel.mesh import by_rows, placed
 
 Array = jax.Array
 
@@ -49,11 +50,13 @@ class PoolScores:
       measures: name -> `N`.
       responses: `N×R` generated tokens, or `N` numbers of the candidates chosen; None where proposed.
       lengths: `N` tokens of each generated response; None otherwise.
+      probabilities: `N×K×C` of each candidate under each sample, where they were asked for.
     """
 
     measures: dict[str, Array]
     responses: Array | None = None
     lengths: Array | None = None
+    probabilities: Array | None = None
 
 
 AnySampling = Sampling | WeightSampling
@@ -73,6 +76,7 @@ class _Pass(NamedTuple):
     chosen: ArrayLike | None
     on_batch: Callable[[int], None]
     logs: Logs
+    detailed: bool
 
 
 def score_pool(
@@ -85,6 +89,7 @@ def score_pool(
     rows: ArrayLike | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
     logs: Logs = no_logs,
+    detailed: bool = False,
 ) -> PoolScores:
     """Every measure of every example, or of some, on all local devices.
 
@@ -98,17 +103,20 @@ def score_pool(
       rows: numbers of the examples that are scored, at least one; None for all.
       on_batch: told the number of examples of each batch, once the device has finished it.
       logs: gives what keeps the results of each pass as they come; what it has already is not computed again.
+      detailed: whether the probabilities of all candidates are given too.
 
     Raises:
-      ConfigError: sampling at rate 0.
+      ConfigError: sampling at rate 0; or probabilities of what is no closed set.
       ValueError: sampling without an adapter or a key.
     """
     if sampling is not None and (adapter is None or key is None):
         raise ValueError("samples are of an adapter and are drawn from a key; pass both")
     key = jax.random.key(0) if key is None else key
     sampler, samples = _drawn(adapter, sampling, key)
-    way = _Pass(key, samples, rows, on_batch, logs)
-    model, adapter, sampler = replicated(model), replicated(adapter), replicated(sampler)
+    if detailed and not isinstance(pool, CandidatePool):
+        raise ConfigError("free answers have no list of probabilities; choose a task with a closed answer set")
+    way = _Pass(key, samples, rows, on_batch, logs, detailed)
+    model, adapter, sampler = placed(model), placed(adapter), placed(sampler)
     if isinstance(pool, GeneratedPool):
         answered = _answers(*merge_adapter(model, adapter), pool, way)
         if sampling is None:
@@ -145,19 +153,28 @@ def _answers(model: LanguageModel, adapter: Adapter | None, pool: GeneratedPool,
 
 def _candidates(model: LanguageModel, adapter: Adapter | None, pool: CandidatePool, way: _Pass) -> PoolScores:
     """Measures of the distribution over a closed set, and the likeliest of it."""
-    branched = choose_pass(model, pool.branched, way.key, way.sampling)
+    branched, kind = choose_pass(model, pool.branched, way.key, way.sampling), "-detailed" if way.detailed else ""
     if branched is not None:
-        log = way.logs("branched")
-        return PoolScores(*score_branched(model, adapter, branched, way.chosen, way.on_batch, log))
+        branched, log = branched._replace(detailed=way.detailed), way.logs(f"branched{kind}")
+        return _of_candidates(*score_branched(model, adapter, branched, way.chosen, way.on_batch, log))
 
     def run(batch: Batch) -> Any:
         shared, rows = (model, adapter, way.key), (_inputs(batch), batch.index)
         return _score_candidates(
-            shared, rows, capacity=batch.capacity, candidates=pool.candidates, sampling=way.sampling
+            shared,
+            rows,
+            capacity=batch.capacity,
+            candidates=pool.candidates,
+            sampling=way.sampling,
+            detailed=way.detailed,
         )
 
-    batches, log = pool.batches(way.chosen), way.logs("candidates")
-    return PoolScores(*map_batches(run, batches, pool.candidates, pool.size, way.on_batch, log))
+    batches, log = pool.batches(way.chosen), way.logs(f"candidates{kind}")
+    return _of_candidates(*map_batches(run, batches, pool.candidates, pool.size, way.on_batch, log))
+
+
+def _of_candidates(measures: dict[str, Array], choice: Array, probabilities: Array | None = None) -> PoolScores:
+    return PoolScores(measures, choice, probabilities=probabilities)
 
 
 def _proposed(model: LanguageModel, adapter: Adapter | None, pool: ProposedPool, way: _Pass) -> dict[str, Array]:
@@ -233,14 +250,14 @@ def _answer(
     return by_rows(answer, (model, adapter), rows)
 
 
-@partial(jax.jit, static_argnames=("capacity", "candidates", "sampling"))
+@partial(jax.jit, static_argnames=("capacity", "candidates", "sampling", "detailed"))
 def _score_candidates(
-    shared: Any, rows: Any, *, capacity: int, candidates: int, sampling: Samples | None
-) -> tuple[dict[str, Array], Array]:
-    def score(shared: Any, rows: Any) -> tuple[dict[str, Array], Array]:
-        found = _statistics(shared, rows, capacity, sampling)
-        over_candidates, mask, choice = candidate_statistics(*found, candidates)
-        return sequence_measures(over_candidates, mask), choice
+    shared: Any, rows: Any, *, capacity: int, candidates: int, sampling: Samples | None, detailed: bool = False
+) -> tuple[Any, ...]:
+    def score(shared: Any, rows: Any) -> tuple[Any, ...]:
+        return measures_of_choice(
+            candidate_log_probs(*_statistics(shared, rows, capacity, sampling), candidates), detailed
+        )
 
     return by_rows(score, shared, rows)
 

@@ -11,6 +11,7 @@ from typing import Literal
 from jax import Array
 
 from star_jax.acquisition import dynamic, selection
+from star_jax.acquisition.epig import ByInformation
 from star_jax.acquisition.hybrid import Balanced
 from star_jax.acquisition.needs import Group, Measure, Which
 from star_jax.acquisition.released import RELEASED, check_has_released_form, unscaled
@@ -55,6 +56,13 @@ def bald(options: AcquisitionConfig) -> Strategy:
     """Houlsby et al. 2011, arXiv 1112.5745."""
     score = Value(_measure("bald", options, samples=True))
     return _by_score("bald", "mutual information between tokens and dropped-out adapters", score, options)
+
+
+def epig(options: AcquisitionConfig) -> Strategy:
+    """Bickford Smith et al. 2023, arXiv 2304.08151."""
+    pick = ByInformation(_selector(options))
+    said = "information that an answer of a closed set would give about the answers to the rest of the pool"
+    return Strategy("epig", said, pick.needs, pick)
 
 
 def least_confidence(options: AcquisitionConfig) -> Strategy:
@@ -186,8 +194,11 @@ def _balanced(name: str, by: Literal["data", "answer"], each: str, options: Acqu
 
 
 def _by_score(name: str, description: str, score: Score, options: AcquisitionConfig) -> Strategy:
-    select: Selector = Power(options.power) if options.selection == "power" else TopK()
-    return Strategy(name, description, score.needs, ByScore(score, select))
+    return Strategy(name, description, score.needs, ByScore(score, _selector(options)))
+
+
+def _selector(options: AcquisitionConfig) -> Selector:
+    return Power(options.power) if options.selection == "power" else TopK()
 
 
 def _uniform(key: Array, pool: PoolFeatures, query: Query) -> Picks:

@@ -22,7 +22,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from star_jax.acquisition.needs import Feature, GradientSketch, Group, Measure, Targets, Which
+from star_jax.acquisition.needs import Feature, GradientSketch, Group, Measure, Probabilities, Targets, Which
 from star_jax.config import AcquisitionConfig, ExperimentConfig
 from star_jax.errors import ConfigError, ScoreError
 from star_jax.registry import STRATEGIES
@@ -33,8 +33,8 @@ OF_ONE = "a strategy of one answer, for example star"
 NO_TARGETS = "name a file of them in acquisition.target_file"
 """What to do where targets are needed and there are none."""
 
-TARGETS = 3
-"""Target prompts that a strategy is tried with."""
+TARGETS, DETAILS = 3, (2, 3)
+"""Target prompts, and samples and answers of a closed set, that a strategy is tried with."""
 
 _TRIED = 32
 """Examples of the pool that a strategy is traced on before a run starts."""
@@ -131,7 +131,12 @@ class Strategy:
     @property
     def sampled(self) -> bool:
         """Whether it needs Monte-Carlo samples."""
-        return any(isinstance(need, Measure) and need.samples for need in self.needs)
+        return self.detailed or any(isinstance(need, Measure) and need.samples for need in self.needs)
+
+    @property
+    def detailed(self) -> bool:
+        """Whether it needs the probabilities of all answers of a closed set."""
+        return any(isinstance(need, Probabilities) for need in self.needs)
 
     @property
     def targeted(self) -> bool:
@@ -288,7 +293,7 @@ def check_strategy_settings(strategy: Strategy, config: ExperimentConfig) -> Non
             f"strategy {strategy.name} averages over dropout samples and lora.dropout is 0, where all samples are "
             f"the same; set lora.dropout above 0, or choose another strategy or scoring.posterior"
         )
-    if any(need.name.startswith("bald") for need in strategy.measures("full")):
+    if strategy.detailed or any(need.name.startswith("bald") for need in strategy.measures("full")):
         said = f"strategy {strategy.name} measures how samples disagree and scoring"
         if scoring.posterior == "none":
             raise ConfigError(f"{said}.posterior is none, which has no samples; choose another one")
@@ -319,6 +324,8 @@ def shape_of(need: Feature, size: int, width: int = 4) -> tuple[int, ...]:
     """Shape of a feature of `size` examples, of a model that is `width` wide."""
     if isinstance(need, Measure | Group):
         return (size,)
+    if isinstance(need, Probabilities):
+        return (size, *DETAILS)
     if isinstance(need, Targets):
         return (TARGETS, need.embedding.projection or width)
     return (size, need.width if isinstance(need, GradientSketch) else need.projection or width)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Group, Measure
+from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Group, Measure, Probabilities
 from star_jax.acquisition.pool_sampling import sample_pool
 from star_jax.acquisition.pool_scoring import AnySampling, PoolScores, passes_over, response_texts, score_pool
 from star_jax.acquisition.pools import GeneratedPool
@@ -184,13 +184,18 @@ class _Wanted(NamedTuple):
     @property
     def ways(self) -> list[bool]:
         """The passes that answer and score: with samples, without, or both. A sketch is of an answer."""
-        ways = {sampled for sampled in (False, True) if self.measures(sampled)}
+        ways = {sampled for sampled in (False, True) if self.measures(sampled)} | {True for _ in self.details}
         return sorted(ways or ({False} if self.sketches or Group("answer") in self.needs else set()))
 
     def measures(self, sampled: bool) -> list[Measure]:
         """Those of one answer that the pass with or without samples gives."""
         measures = [need for need in self.needs if isinstance(need, Measure) and not need.of_answers]
         return [need for need in measures if (need.samples and self.stochastic) == sampled]
+
+    @property
+    def details(self) -> list[Probabilities]:
+        """What the pass with samples gives besides."""
+        return [need for need in self.needs if isinstance(need, Probabilities)]
 
     @property
     def votes(self) -> list[Measure]:
@@ -221,8 +226,10 @@ def _of_model(
     for sampled in wanted.ways:
         options: dict[str, Any] = {"key": draws.key, "sampling": draws.way(sampled), "rows": wanted.scored}
         options |= {"on_batch": watch.tick, "logs": watch.of("samples" if sampled else "plain").logs}
-        found = score_pool(problem.model, adapter, problem.pool, **options)
+        details = wanted.details if sampled else []
+        found = score_pool(problem.model, adapter, problem.pool, **options, detailed=bool(details))
         arrays |= {need: found.measures[need.name] for need in wanted.measures(sampled)}
+        arrays |= {need: found.probabilities for need in details if found.probabilities is not None}
     # 2. Votes of several drawn answers.
     if wanted.votes:
         ballots = _votes(problem, adapter, wanted, draws, watch)

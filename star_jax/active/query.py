@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from star_jax.acquisition.needs import Feature, Measure, Targets
+from star_jax.acquisition.needs import Feature, Measure, Probabilities, Targets
 from star_jax.acquisition.pool_scoring import answer_texts
 from star_jax.acquisition.selection import uniform
 from star_jax.acquisition.strategy import Query, Strategy, check_finite, check_picks, get_strategy, pick
+from star_jax.active.budget import by_score_per_cost, expected_costs
 from star_jax.active.features import Features, Offer, compute_features
 from star_jax.active.pool import available
 from star_jax.active.state import Choice, LoopState, Observer, Problem, Unobserved
@@ -129,7 +130,8 @@ def spare_requests(
                 computed = compute_features(config, asker, problem, state, offer, observer or Unobserved())
                 features = tuple(computed.arrays[need] for need in asker.needs)
             query = query_of(config, state, size)
-            found = np.asarray(select(asker, keys.select, features, offered, query, ~unlabelled)[0])
+            picked, scores = select(asker, keys.select, features, offered, query, ~unlabelled)
+            found = np.asarray(_for_their_cost(config, problem, state, picked, scores, offered))
             check_picks(asker, found, np.asarray(offered))
         before = set(asked)
         fresh = [index for index in found.tolist() if index not in before]
@@ -217,6 +219,7 @@ def score_and_pick(
     computed = compute_features(config, strategy, problem, state, offer, observer or Unobserved())
     features = tuple(computed.arrays[need] for need in strategy.needs)
     picked, scores = select(strategy, keys.select, features, offered, query, ~unlabelled)
+    picked = _for_their_cost(config, problem, state, picked, scores, offered)
     check(strategy, problem.prompts, computed, np.asarray(offered), picked)
     if not strategy.needs:
         return Choice(picked)
@@ -229,6 +232,15 @@ def score_and_pick(
         None if computed.answered is None else answer_texts(problem.encoder, problem.pool, computed.answered, picked)
     )
     return Choice(picked, scores, base, full, computed.response_tokens, computed.base, guesses)
+
+
+def _for_their_cost(
+    config: ExperimentConfig, problem: Problem, state: LoopState, picked: Array, scores: Array | None, offered: Array
+) -> Array:
+    """The picks, or where `acquisition.per_cost` says so as many with the most score for their cost."""
+    if not config.acquisition.per_cost or scores is None:
+        return picked
+    return by_score_per_cost(scores, expected_costs(config, problem, state), offered, len(picked))
 
 
 @partial(jax.jit, static_argnames=("strategy",))
@@ -259,7 +271,8 @@ def check(
         if isinstance(feature, Targets):
             check_finite(np.asarray(values), [f"target {number}" for number in range(1, len(values) + 1)])
             continue
-        read = np.flatnonzero(offered) if isinstance(feature, Measure) else np.arange(len(names))
+        scored = isinstance(feature, Measure | Probabilities)
+        read = np.flatnonzero(offered) if scored else np.arange(len(names))
         check_finite(np.asarray(values)[read], [names[place] for place in read.tolist()])
     check_picks(strategy, np.asarray(picked), offered)
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from star_jax.config import SKIP, SimulatedConfig
+from star_jax.config import SKIP, LabelStudioConfig, LlmConfig, SimulatedConfig
 from star_jax.data.examples import Example, Prompt
 from star_jax.data.skips import is_skip
 from star_jax.data.tasks.task import Task
@@ -74,6 +74,7 @@ class Answer:
       annotator: who gave it; None where nobody says.
       labelled_at: when, ISO 8601; None where nobody says.
       cost: what it cost, in a unit of the annotator's; None where nobody says.
+      other: the label of a machine that this one audits, made by somebody who has not seen it; None where none is.
 
     Example:
       >>> Answer("a-1", None).skipped
@@ -85,6 +86,7 @@ class Answer:
     annotator: str | None = None
     labelled_at: str | None = None
     cost: float | None = None
+    other: str | None = None
 
     @property
     def skipped(self) -> bool:
@@ -105,6 +107,15 @@ class Annotator(Protocol):
 
     def instructions(self, open_requests: Sequence[Request]) -> str:
         """One sentence for the person who has to go on: what to do about open requests, and where."""
+        ...
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """An annotator that knows beforehand what labels cost."""
+
+    def price(self, requests: Sequence[Request]) -> list[float]:
+        """What each label is expected to cost, in the unit of `Answer.cost`; nobody is asked."""
         ...
 
 
@@ -145,7 +156,7 @@ class AnnotatorContext:
       skip: what is written where an example cannot be labelled.
       skipped: ids of the pool's rows that say so.
       columns: id -> other columns of its row that a person is to see.
-      simulated: settings of the annotator of that name.
+      simulated, llm, label_studio: settings of the annotators of those names.
     """
 
     labels: Mapping[str, str]
@@ -157,6 +168,8 @@ class AnnotatorContext:
     skipped: Collection[str] = ()
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    label_studio: LabelStudioConfig = field(default_factory=LabelStudioConfig)
 
 
 AnnotatorFactory = Callable[[AnnotatorContext], Annotator]

@@ -95,6 +95,27 @@ class FileAnnotator:
                 self._add(cells, fresh)
         return [answers[request.id] for request in requests if request.id in answers]
 
+    def written(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers that the pool or the table has so far; nothing is asked for. Errors as those of `annotate`."""
+        _, answers = self._answers([request.prompt for request in requests])
+        return [answers[request.id] for request in requests if request.id in answers]
+
+    def reading(self, text: str) -> str | None:
+        """The response that a text stands for where it is written as an answer; None where it is a skip.
+
+        Raises:
+          DataError: it is none of this task.
+        """
+        skipped = is_skip(text, self._options.skip)
+        if not skipped and self._task.candidates is None:
+            refuse_near_skip(text, self._options.skip)
+            if _NOT_COMPUTED.fullmatch(text):
+                raise DataError(
+                    f"the response is {text!r}, which a spreadsheet writes for what it cannot compute; write the "
+                    "answer again, as text"
+                )
+        return None if skipped else self._task.written(text)
+
     def instructions(self, open_requests: Sequence[Request]) -> str:
         """Where to write the labels, how many are missing in all, and which strategies ask."""
         empty = [name for name, cell in self._table.cells(self._ids).items() if not cell.text]
@@ -168,15 +189,7 @@ class FileAnnotator:
         """The answer in a cell, by id; none where nothing is written."""
         if not cell.text:
             return {}
-        skipped = is_skip(cell.text, self._options.skip)
-        if not skipped and self._task.candidates is None:
-            refuse_near_skip(cell.text, self._options.skip)
-            if _NOT_COMPUTED.fullmatch(cell.text):
-                raise DataError(
-                    f"the response is {cell.text!r}, which a spreadsheet writes for what it cannot compute; write the "
-                    "answer again, as text"
-                )
-        response = None if skipped else self._task.written(cell.text)
+        response = self.reading(cell.text)
         known = self._known.get(name)
         if known is not None and not self._agree(known.response, response):
             other = self._options.skip if known.response is None else known.response.strip()

@@ -46,6 +46,10 @@ class SimulatedAnnotator:
         known = [one.id for one in requests if one.id in self._labels or one.id in self._skipped]
         return [Answer(name, self._said(name), NAME, cost=self._settings.cost) for name in known]
 
+    def price(self, requests: Sequence[Request]) -> list[float]:
+        """The same for each."""
+        return [self._settings.cost] * len(requests)
+
     def instructions(self, open_requests: Sequence[Request]) -> str:
         """Says that the pool has to be labelled."""
         return (

@@ -10,15 +10,17 @@ from typing import Any, Literal, get_args
 from star_jax.api.checks import check_choice, check_replaceable
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import ModelFolder, open_folder
-from star_jax.checkpoints.huggingface import Placement, load_weights
+from star_jax.checkpoints.huggingface import load_weights
 from star_jax.checkpoints.peft import CONFIG_FILE, WEIGHTS_FILE, save_adapter
 from star_jax.checkpoints.peft import load_adapter as read_adapter
+from star_jax.config import MeshConfig
 from star_jax.environment import memory_bytes
 from star_jax.errors import ConfigError
+from star_jax.experiment.mesh_choice import set_mesh
 from star_jax.experiment.sizes import Demand, refuse_what_does_not_fit, weight_bytes
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
-from star_jax.parallel.mesh import replicated_sharding
+from star_jax.parallel.mesh import parameter_sharding, parts_of_a_model
 from star_jax.runs.files import replace_folder_atomic
 
 
@@ -57,7 +59,7 @@ def load_model(
     max_tokens: int | None = None,
     ignored_fields: Collection[str] = (),
 ) -> Model:
-    """Loads an open-weights model onto every local device.
+    """Loads an open-weights model onto the devices: onto each, or divided among as few as it fits on.
 
     Args:
       path: Hugging Face folder or hub name, or `embedded:skills` for the small model that ships with the package.
@@ -78,9 +80,10 @@ def load_model(
     check_choice("quantization", quantization, get_args(Quantization))
     folder = open_folder(str(path))
     config = read_config(folder.path, dtype, max_tokens, ignored_fields)
-    refuse_what_does_not_fit([Demand("path", path, "its weights", weight_bytes(config, quantization))], memory_bytes())
-    placement: Placement = lambda name, shape: replicated_sharding()  # noqa: E731
-    weights = load_weights(folder.path, config, quantization=quantization, placement=placement)
+    set_mesh(MeshConfig(), config, quantization=quantization)
+    held = weight_bytes(config, quantization, parts_of_a_model())
+    refuse_what_does_not_fit([Demand("path", path, "its weights", held)], memory_bytes())
+    weights = load_weights(folder.path, config, quantization=quantization, placement=parameter_sharding)
     return Model(weights, folder)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from star_jax.cli.answer_flags import AnswerFlags, Asked, parse_answer
 from star_jax.cli.outputs import TABLES, check_output_file, write_rows
+from star_jax.config import SEEDS
 from star_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,18 +30,26 @@ _log = logging.getLogger("star_jax.evaluate")
 class EvaluateFlags(AnswerFlags):
     """Judges an adapter on labelled examples: accuracy, NLL, Brier and calibration with 95 % intervals, and by group.
 
-    Without --data, a run is judged on its own test set.
+    Without --data, a run is judged on its own test set. With --label-budget, --data need have no labels: some prompts
+    are drawn for a person to label, in a table, and the accuracy on all of them is estimated.
     """
 
     out: str | None = None
     """File for every prediction, by its ending .csv or .jsonl; none to write none."""
     metrics: str | None = None
     """JSON file for the figures; none to write none. They are printed all the same."""
+    label_budget: int | None = None
+    """Labels that a person gives to --data; it may be raised later. None where all rows have one."""
+    labels: str | None = None
+    """With it, CSV file that the person writes the labels into."""
+    label_seed: int = 0
+    """Of which prompts are drawn."""
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Judges what `argv` names and prints the figures."""
     given, asked = parse_answer(program, EvaluateFlags, argv)
+    _check_budget(given)
     out, metrics = _checked_outputs(given, asked)
     # Imported after parsing, for the same reason as in run.py.
     from star_jax.environment import configure_jax, configure_logging
@@ -49,6 +58,9 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
 
     configure_logging()
     configure_jax()
+    if given.label_budget is not None:
+        _judge_with_budget(given, asked, metrics)
+        return 0
     examples, found, gold = judge_file(given, asked, Progress())
     figures = figures_with_intervals(found, gold, asked.config.evaluation.bins)
     if out is not None:
@@ -63,6 +75,42 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
         if path is not None:
             print(path)
     return 0
+
+
+def _check_budget(given: EvaluateFlags) -> None:
+    if given.label_budget is None:
+        if given.labels is not None:
+            raise ConfigError("--labels is for --label-budget; give the number of labels too, or leave it out")
+        return
+    if given.label_budget < 2:
+        raise ConfigError(f"--label-budget is {given.label_budget}; it must be at least 2")
+    if not 0 <= given.label_seed < SEEDS:
+        raise ConfigError(f"--label-seed is {given.label_seed}; it must be from 0 to {SEEDS - 1}")
+    for flag, value in (("--data", given.data), ("--labels", given.labels)):
+        if value is None:
+            raise ConfigError(f"--label-budget needs {flag}: the prompts, and a CSV file for labels")
+    if given.out is not None:
+        raise ConfigError("--out is for data that is labelled already; leave it out, or use star-jax predict")
+
+
+def _judge_with_budget(given: EvaluateFlags, asked: Asked, metrics: Path | None) -> None:
+    """Prints the accuracy that the labels say, once they are there."""
+    from star_jax.cli.evaluate_budget import judge_with_budget, said
+    from star_jax.runs.files import write_json_atomic
+    from star_jax.tracking.console import Progress
+
+    assert given.labels is not None
+    table = check_output_file("--labels", given.labels, asked.files_read(given), asked.folders_read(), (".csv",))
+    if table is None:
+        raise ConfigError("--labels is -, and has to be a file that somebody can write into")
+    found = judge_with_budget(given, asked, table, Progress())
+    if metrics is not None:
+        write_json_atomic(
+            metrics, {"examples": found.examples, "labels": found.labels, "accuracy": found.accuracy._asdict()}
+        )
+    print(said(found, str(given.data)))
+    if metrics is not None:
+        print(metrics)
 
 
 def _checked_outputs(given: EvaluateFlags, asked: Asked) -> tuple[Path | None, Path | None]:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
         compiled = None
     else:
         compiled = compiler.programs(config, progress.log)
-    plan = make_plan(experiment, on, calibration=calibrated, compiled=compiled)
+    plan = make_plan(experiment, on, calibrated, compiled)
     console, _ = stdout_console()
     print_plan(console, plan, advice(plan), asked.price_per_hour, calibrated=asked.calibrate)
     return 0 if plan.fits else 1

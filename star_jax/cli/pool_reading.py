@@ -34,17 +34,22 @@ def open_reader(config: PoolFlags) -> Reader:
     """
     from star_jax.checkpoints.hf_config import read_config
     from star_jax.checkpoints.hub import end_tokens, load_tokenizer, resolve_folder
+    from star_jax.config import MeshConfig
     from star_jax.data.tasks import get_task
     from star_jax.data.tokenization import Encoder, Limits
     from star_jax.environment import memory_bytes
+    from star_jax.experiment.mesh_choice import set_mesh
     from star_jax.experiment.sizes import Demand, cache_bytes, refuse_what_does_not_fit, weight_bytes
+    from star_jax.parallel.mesh import parts_of_a_model
 
     tokenizer = load_tokenizer(config.model)
     task = get_task(config.task, config.format, tokenizer)
     limits = Limits(config.max_prompt_tokens, config.max_response_tokens, config.too_long)
     longest = config.max_prompt_tokens + config.max_response_tokens
     shape = read_config(resolve_folder(config.model), config.dtype, longest, config.ignored_fields)
-    weights = Demand("--model", config.model, "its weights", weight_bytes(shape, config.quantization))
+    set_mesh(MeshConfig(), shape, quantization=config.quantization)
+    held = weight_bytes(shape, config.quantization, parts_of_a_model())
+    weights = Demand("--model", config.model, "its weights", held)
     cache = cache_bytes(shape, 1, config.max_response_tokens)
     response = Demand("--max-response-tokens", config.max_response_tokens, "keys and values of one response", cache)
     refuse_what_does_not_fit([weights, response], memory_bytes())

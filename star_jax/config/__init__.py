@@ -8,6 +8,9 @@ experiment. Flags are read in `cli` alone, and environment variables for JAX's o
 from star_jax.config.checks import SEEDS, WHOLE
 from star_jax.config.data import SKIP, DataConfig, FormatConfig, LabelsConfig, Match, OnBadRow, TooLong, check_format
 from star_jax.config.experiment import AUTO, ExperimentConfig, LoopConfig
+from star_jax.config.label_studio import LabelStudioConfig
+from star_jax.config.llm import LlmConfig
+from star_jax.config.mesh import MeshConfig
 from star_jax.config.model import LEAST_DROPOUT, DropoutMode, LoraConfig, ModelConfig
 from star_jax.config.scoring import (
     MOST_BINS,
@@ -42,10 +45,13 @@ __all__ = [
     "FormatConfig",
     "GenerationConfig",
     "JudgedAnswers",
+    "LabelStudioConfig",
     "LabelsConfig",
+    "LlmConfig",
     "LoopConfig",
     "LoraConfig",
     "Match",
+    "MeshConfig",
     "ModelConfig",
     "OnBadRow",
     "Posterior",

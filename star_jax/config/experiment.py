@@ -6,11 +6,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from star_jax.config.checks import SEEDS, require, require_whole
+from star_jax.config.checks import SEEDS, require, require_finite, require_whole
 from star_jax.config.data import DataConfig, FormatConfig, LabelsConfig, check_format
+from star_jax.config.label_studio import LabelStudioConfig
+from star_jax.config.llm import LlmConfig
+from star_jax.config.mesh import MeshConfig
 from star_jax.config.model import LoraConfig, ModelConfig
 from star_jax.config.scoring import AcquisitionConfig, EvaluationConfig, GenerationConfig, ScoringConfig
 from star_jax.config.simulated import SimulatedConfig
+from star_jax.config.stop_rule import stop_rule
 from star_jax.config.training import TrainingConfig
 
 AUTO = "auto"
@@ -30,11 +34,31 @@ class LoopConfig:
     initial: Literal["random", "typiclust", "k_center", "base_uncertainty"] = "random"
     """How the examples that are labelled before the first training are chosen: at random, or by what the base model
     makes of them."""
+    budget_unit: Literal["labels", "tokens", "cost"] = "labels"
+    """What is bought: labels; or as many of them, at most, as budget_per_round pays for, in tokens of prompt and
+    response, or in what the annotator says that a label costs."""
+    budget_per_round: float | None = None
+    """In tokens or cost, what a round may spend; what it leaves over or spends too much, the next has more or less."""
+    stop_when: str | None = None
+    """A run stops before its last round when this holds: accuracy >= 0.8, validation_accuracy >= 0.8, or
+    forecast gain < 0.01, of another round's labels; none for all rounds."""
 
     def __post_init__(self) -> None:
         for name in ("initial_labels", "labels_per_round", "rounds"):
             value = getattr(self, name)
             require(value >= 1, f"loop.{name} is {value}; it must be at least 1")
+        require_finite("loop", self)
+        require(
+            (self.budget_unit == "labels") == (self.budget_per_round is None),
+            f"loop.budget_unit is {self.budget_unit} and loop.budget_per_round is {self.budget_per_round or 'none'}; "
+            "set both, or leave out both",
+        )
+        require(
+            self.budget_per_round is None or self.budget_per_round > 0,
+            f"loop.budget_per_round is {self.budget_per_round}; it must be above 0",
+        )
+        if self.stop_when is not None:
+            stop_rule(self.stop_when)
 
     @property
     def budget(self) -> int:
@@ -63,6 +87,7 @@ class ExperimentConfig:
     after_round: str | None = None
     """Command of the shell that is run after each round, with the run folder in STAR_JAX_RUN_FOLDER: for example a copy
     to a bucket. Where it fails, the run goes on and says so."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -74,6 +99,8 @@ class ExperimentConfig:
     format: FormatConfig = field(default_factory=FormatConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    label_studio: LabelStudioConfig = field(default_factory=LabelStudioConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -93,10 +120,17 @@ class ExperimentConfig:
         for section in dataclasses.fields(self):
             if dataclasses.is_dataclass(getattr(self, section.name)):
                 require_whole(section.name, getattr(self, section.name))
+        own = {"simulated": SimulatedConfig(), "llm": LlmConfig(), "label_studio": LabelStudioConfig()}
+        for name, default in own.items():
+            require(
+                self.annotator == name or getattr(self, name) == default,
+                f"{name} is the section of annotator {name}, and annotator is {self.annotator}; leave it out, or "
+                "change the annotator",
+            )
         require(
-            self.annotator == "simulated" or self.simulated == SimulatedConfig(),
-            f"simulated is the section of annotator simulated, and annotator is {self.annotator}; leave it out, or "
-            "change the annotator",
+            not self.acquisition.per_cost or self.loop.budget_unit != "labels",
+            "acquisition.per_cost is true and loop.budget_unit is labels, of which each costs the same; choose tokens "
+            "or cost",
         )
         check_format(self.data.task, self.format)
 

@@ -97,6 +97,9 @@ class AcquisitionConfig:
     target_file: str | None = None
     """Prompts, in the pool's format, that the model is to be good at, for the strategies that look for what is like
     them."""
+    per_cost: bool = False
+    """Whether strategies that pick the highest scores pick those with the most score for their expected cost, in
+    loop.budget_unit."""
     score_at_most: int | None = None
     """A query scores so many unlabelled examples, drawn anew by seed and round, and picks among them; all when none."""
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from star_jax.checkpoints.fingerprints import fingerprint_like
+from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import ModelFolder
 from star_jax.checkpoints.peft import load_adapter
-from star_jax.config import ExperimentConfig
+from star_jax.config import ExperimentConfig, MeshConfig
 from star_jax.data.examples import Example
 from star_jax.data.run_data import RunData, prepare
 from star_jax.data.tasks.task import Task
 from star_jax.data.tokenization import Encoder, Limits
 from star_jax.errors import DataError
 from star_jax.evaluation.predictions import Answerer
+from star_jax.experiment.mesh_choice import set_mesh
 from star_jax.experiment.setup import load_base
 from star_jax.models.lora import Adapter
 from star_jax.runs.stored_run import StoredRun
@@ -56,6 +58,8 @@ def open_adapter(
     if run is not None:
         before = run.facts.get("model")
         run.check_data({"model": fingerprint_like(before, folder.path, folder.fingerprint)}, ("model",))
+    shape = read_config(folder.path, config.model.dtype, None, config.model.ignored_fields)
+    set_mesh(MeshConfig(), shape, quantization=config.model.quantization)  # the run's may have had other devices
     model = load_base(config, folder)
     weights, _ = load_adapter(adapter, model.config)
     limits = Limits(config.data.max_prompt_tokens, config.data.max_response_tokens, config.data.too_long)

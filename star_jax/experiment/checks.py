@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from star_jax.acquisition.strategy import Strategy, check_strategy_settings
+from star_jax.active.budget import check_picks_by_score
 from star_jax.active.query import first_strategy
 from star_jax.annotators.csv_file import LABELS_FILE
+from star_jax.annotators.llm.calls import CALLS_FILE
 from star_jax.checkpoints.hub import EMBEDDED
 from star_jax.checkpoints.tensor_shapes import projection_shapes
 from star_jax.config import ExperimentConfig
@@ -44,7 +46,16 @@ def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], t
     """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
     for strategy in strategies:
         check_strategy_settings(strategy, config)
+        if strategy.detailed and config.scoring.answers != "candidates":
+            raise ConfigError(
+                f"strategy {strategy.name} needs the probabilities of a closed answer set and scoring.answers is "
+                f"{config.scoring.answers}; set it to candidates, or choose another strategy, for example bald"
+            )
     _check_size_of_queries(config, strategies)
+    if config.acquisition.per_cost:
+        first = first_strategy(config)
+        for strategy in (*strategies, *(() if first is None else (first,))):
+            check_picks_by_score(strategy)
     if config.annotator != "auto":
         ANNOTATORS.get(config.annotator, "annotator")
     replay = config.training.replay
@@ -107,7 +118,7 @@ def check_output_dir(config: ExperimentConfig) -> None:
             raise ConfigError(
                 f"output_dir is {out}, inside the folder of {name}, which is only read; name another place"
             )
-    written = [out / name for name in (LABELS_FILE, PAGE, CURVE, SCORES, TOKENS)]
+    written = [out / name for name in (LABELS_FILE, CALLS_FILE, PAGE, CURVE, SCORES, TOKENS)]
     written += [out / strategy / f"seed-{seed}" for strategy in named_strategies(config) for seed in config.seeds]
     read = {
         "data.train": config.data.train,

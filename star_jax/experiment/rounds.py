@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from star_jax.active.budget import affordable, expected_costs, spent_tokens
 from star_jax.active.loop import choose, learn
 from star_jax.active.pool import available
-from star_jax.active.state import LoopState
+from star_jax.active.state import Choice, LoopState
 from star_jax.checkpoints.companions import copy_companions, tokenizer_files
 from star_jax.checkpoints.files import read_object
 from star_jax.checkpoints.peft import CONFIG_FILE, save_adapter
@@ -25,7 +26,7 @@ from star_jax.report.model_card import model_card, usage_of
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, save_choice, save_state
 from star_jax.runs.partial_scores import PartialScores, query_origin
-from star_jax.runs.records import group_counts, length_correlation, nothing_right, queried_rows
+from star_jax.runs.records import group_counts, label_figures, length_correlation, nothing_right, queried_rows
 from star_jax.runs.run_settings import choice_origin
 from star_jax.tracking.console import round_title
 from star_jax.tracking.observer import Timed
@@ -57,7 +58,8 @@ def _play(run: Run, state: LoopState, key: jax.Array, origin: str, logs: Logs) -
     kept = load_choice(folder.path, number, origin)
     if kept is None:
         state = with_base(run, state, timed.title)
-        kept = KeptChoice(choose(config, run.strategy, problem, state, key, timed), context.watch.lap())
+        choice = within_budget(run, state, choose(config, run.strategy, problem, state, key, timed))
+        kept = KeptChoice(choice, context.watch.lap())
         with context.watch.phase("write"):
             save_choice(folder.path, number, kept, origin)
     # 2. Labels, those of earlier rounds as they have been corrected, and training.
@@ -91,8 +93,10 @@ def _play(run: Run, state: LoopState, key: jax.Array, origin: str, logs: Logs) -
     steps = sum(one.get("train_steps") or 0 for one in folder.metrics())
     row |= {"train_steps": len(info.losses)} | ({"skipped": skipped} if (skipped := info.skipped) else {})
     row |= {"corrected": len(changed)} if changed else {}
-    costs = [answer.cost for answer in info.answers if answer.cost is not None]
-    row |= {"label_cost": sum(costs)} if costs else {}
+    row |= label_figures(context.task, info.answers)
+    if config.loop.budget_unit == "tokens":
+        given = (one.response for one in info.answers)
+        row |= {"label_tokens": spent_tokens(problem, dict(zip(info.picked.tolist(), given, strict=True)))}
     with context.watch.phase("write"):
         folder.write_round(number, queried, predictions)
         if changed:
@@ -108,6 +112,25 @@ def _play(run: Run, state: LoopState, key: jax.Array, origin: str, logs: Logs) -
     context.forecast.add(run.strategy.name, timed_row)
     context.progress.round_finished(context.forecast)
     return state
+
+
+SPENT = {"tokens": "label_tokens", "cost": "label_cost"}
+"""`loop.budget_unit` -> the figure of a round that it is counted by."""
+
+
+def within_budget(run: Run, state: LoopState, choice: Choice) -> Choice:
+    """What of a choice the rounds so far have left money for; all of it where labels are counted.
+
+    Raises:
+      ConfigError: nobody knows what a label costs.
+    """
+    config, problem = run.context.config, run.problem
+    if config.loop.budget_per_round is None:
+        return choice
+    spent = sum(row.get(SPENT[config.loop.budget_unit]) or 0 for row in run.folder.metrics())
+    left = config.loop.budget_per_round * (state.round + 1) - spent
+    # Without a first label there would be nothing to train on.
+    return affordable(choice, expected_costs(config, problem, state), left, least=int(not state.round))
 
 
 def _write_adapter(run: Run, adapter: Adapter, metrics: Mapping[str, Any], path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from star_jax.acquisition.strategy import Strategy, get_strategy
+from star_jax.active.budget import check_priced
 from star_jax.active.loop import init
 from star_jax.annotators.annotator import Annotator, Rereadable
 from star_jax.config import AUTO, ExperimentConfig
+from star_jax.config.stop_rule import stop_rule
 from star_jax.data.bucketing import Shapes
 from star_jax.data.run_data import RunData
 from star_jax.environment import memory_bytes
@@ -34,6 +36,7 @@ from star_jax.experiment.setup import (
     open_sources,
 )
 from star_jax.experiment.sizes import batch_demands, refuse_what_does_not_fit
+from star_jax.experiment.stopping import stop_reason
 from star_jax.registry import load_plugins
 from star_jax.runs.loop_state import load_state
 from star_jax.runs.records import summary_row
@@ -78,6 +81,8 @@ def run_experiment(
         for seed in config.seeds:
             log_seed(progress, seed, data[seed])
             _review(sources, data[seed])
+            if config.loop.budget_unit == "cost":
+                check_priced(config, make_annotator(sources, data[seed]))
             for strategy in strategies:
                 with open_run_folder(sources, strategy, seed, data[seed]):
                     pass
@@ -117,7 +122,7 @@ def _review(context: Sources, data: RunData) -> Annotator | None:
     Raises:
       DataError: what was written so far cannot be used.
     """
-    if context.config.annotator not in (AUTO, "oracle", "csv"):
+    if context.config.annotator not in (AUTO, "oracle", "csv", "llm", "label_studio"):
         return None
     annotator = make_annotator(context, data)
     if isinstance(annotator, Rereadable):
@@ -128,7 +133,14 @@ def _review(context: Sources, data: RunData) -> Annotator | None:
 def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunData, shapes: Shapes) -> dict[str, Any]:
     progress, title = context.progress, f"{strategy.name} seed {seed}"
     with open_run_folder(context, strategy, seed, data) as folder:
-        if folder.finished:
+        stop = None if context.config.loop.stop_when is None else stop_rule(context.config.loop.stop_when)
+        tests = data.facts.get("test_examples")
+
+        def stops() -> str | None:
+            return stop_reason(stop, folder.metrics(), context.config.loop.labels_per_round, tests)
+
+        # One that has stopped early goes on where its rule holds no longer.
+        if folder.finished and (folder.summary().get("stopped") is None or stops()):
             context.forecast.skip(strategy.name, context.config.loop.rounds)
             progress.log(f"{title}: finished already, in {folder.path}")
             annotator = _review(context, data)
@@ -137,6 +149,7 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
             return folder.summary()
         with context.watch.phase("load"):
             state = load_state(folder.path)
+            folder.reopen()
             drop_unfinished(folder, 0 if state is None else state.round)
             folder.record()
             problem = make_problem(context, data, shapes)
@@ -154,11 +167,15 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
                 context.forecast.skip(strategy.name, state.round)
         context.tracking.start(_tracked(run, resumed))
         try:
-            while state.round < context.config.loop.rounds:
+            while state.round < context.config.loop.rounds and not (reason := stops()):
                 state = play_round(run, state)
         finally:
             context.tracking.finish()
         summary = summary_row(strategy.name, seed, folder.metrics(), data.counts(), context.watch.lap())
+        if state.round < context.config.loop.rounds:
+            progress.log(f"{title}: stops by loop.stop_when: {reason}")
+            context.forecast.skip(strategy.name, context.config.loop.rounds, first=state.round)
+            summary |= {"stopped": reason}
         folder.write_summary(summary)
         return summary
 

@@ -46,13 +46,14 @@ from star_jax.errors import ConfigError
 from star_jax.experiment.after_round import AfterRound
 from star_jax.experiment.checks import check_data, check_experiment, check_model
 from star_jax.experiment.lengths import known_lengths
+from star_jax.experiment.mesh_choice import set_mesh
 from star_jax.experiment.sizes import experiment_demands, refuse_what_does_not_fit
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.merged import can_merge
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.attention_kernels import choose_implementation
-from star_jax.parallel.mesh import replicated_sharding
+from star_jax.parallel.mesh import parameter_sharding
 from star_jax.registry import ANNOTATORS
 from star_jax.runs.score_store import FOLDER, BaseScores, scores_origin
 from star_jax.tracking.console import Progress
@@ -145,6 +146,9 @@ def open_sources(
     longest = limits.prompt + limits.response
     shape = read_config(folder.path, config.model.dtype, longest, config.model.ignored_fields)
     check_model(config, shape)
+    if room is None:
+        lora = None if config.model.adapter else config.lora
+        set_mesh(config.mesh, shape, progress.log, quantization=config.model.quantization, lora=lora)
     refuse_what_does_not_fit(experiment_demands(config, shape), memory_bytes() if room is None else room)
     encoder = Encoder(folder.tokenizer, task, limits, vocab_size=shape.vocab_size, end_ids=folder.end_ids)
     replay = load_replay(config, task, encoder, folder)
@@ -219,7 +223,7 @@ def load_base(config: ExperimentConfig, folder: ModelFolder) -> LanguageModel:
         quantization=config.model.quantization,
         longest=config.data.max_prompt_tokens + config.data.max_response_tokens,
         ignored_fields=config.model.ignored_fields,
-        placement=lambda name, shape: replicated_sharding(),
+        placement=parameter_sharding,
     )
 
 
@@ -308,6 +312,8 @@ def make_annotator(context: Sources, data: RunData) -> Annotator:
         data.skipped,
         data.columns,
         config.simulated,
+        config.llm,
+        config.label_studio,
     )
     annotator: Annotator = ANNOTATORS.get(name, "annotator")(known)
     return annotator
@@ -315,7 +321,7 @@ def make_annotator(context: Sources, data: RunData) -> Annotator:
 
 def _place_of_work(shape: TransformerConfig) -> str:
     """Where programs run, in words."""
-    devices = jax.local_devices()
+    devices = jax.devices()
     dtype, softcap = jnp.dtype(shape.dtype), shape.attention_softcap
     attention = choose_implementation(dtype, shape.head_dim, softcap=softcap, devices=1)
     reason = f": {attention.reason}" if attention.reason else ""

@@ -19,6 +19,7 @@ from star_jax.data.step_shapes import SIMULATED_STEPS
 from star_jax.errors import ConfigError
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.projections import choose_modules
+from star_jax.parallel.mesh import parts_of_a_model
 
 GIGABYTE = 10**9
 
@@ -66,13 +67,13 @@ def refuse_what_does_not_fit(demands: Sequence[Demand], room: float) -> None:
             )
 
 
-def weight_bytes(shape: TransformerConfig, quantization: str = "none") -> int:
-    """Bytes of a model's embedding, head and projections."""
+def weight_bytes(shape: TransformerConfig, quantization: str = "none", parts: int = 1) -> int:
+    """Bytes of a model's embedding, head and projections, on one of so many devices that share it."""
     item = jnp.dtype(shape.dtype).itemsize
     tables = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
     kernels = shape.num_hidden_layers * sum(fan_in * features for fan_in, features in projection_shapes(shape).values())
     bits = QUANTISED_BITS[quantization] or 8 * item
-    return tables * item + kernels * bits // 8
+    return tables * item + kernels * bits // (8 * parts)
 
 
 def adapter_bytes(shape: TransformerConfig, rank: int, targets: Sequence[str]) -> int:
@@ -96,7 +97,12 @@ def hidden_bytes(shape: TransformerConfig, tokens: int) -> int:
 def experiment_demands(config: ExperimentConfig, shape: TransformerConfig) -> list[Demand]:
     """What the settings of an experiment ask for, as far as the model's shape tells."""
     demands = [
-        Demand("model.path", config.model.path, "its weights", weight_bytes(shape, config.model.quantization)),
+        Demand(
+            "model.path",
+            config.model.path,
+            "its weights",
+            weight_bytes(shape, config.model.quantization, parts_of_a_model()),
+        ),
         *training_demands(config.training, None if config.model.adapter else config.lora, shape),
         Demand(
             "data.max_response_tokens",
@@ -126,7 +132,7 @@ def training_demands(training: TrainingConfig, lora: LoraConfig | None, shape: T
     name = "batch_size" if training.batch_size >= training.replay_rows else "replay_rows"
     demands = [Demand(f"training.{name}", getattr(training, name), "a training step", step_bytes)]
     if lora is not None:
-        adapter = ADAPTER_COPIES * adapter_bytes(shape, lora.rank, lora.targets)
+        adapter = ADAPTER_COPIES * adapter_bytes(shape, lora.rank, lora.targets) // parts_of_a_model()
         demands.append(Demand("lora.rank", lora.rank, "an adapter in training", adapter))
     return demands
 

@@ -21,7 +21,7 @@ from star_jax.models.lora import Adapter
 from star_jax.models.merged import merge_adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states
 from star_jax.models.transformer import LanguageModel
-from star_jax.parallel.mesh import by_rows, data_mesh, replicated
+from star_jax.parallel.mesh import by_rows, data_mesh, placed, replicated
 
 Array = jax.Array
 Pooling = Literal["mean", "weighted", "last"]
@@ -67,7 +67,7 @@ def embed_prompts(
       For each readout `N×D` float32, or `N×P` with a projection by a matrix of entries N(0, 1/P), which keeps distances
       on average (Johnson & Lindenstrauss 1984).
     """
-    merged = merge_adapter(replicated(model), replicated(adapter))
+    merged = merge_adapter(placed(model), placed(adapter))
     matrices = {
         width: replicated(
             jax.random.normal(jax.random.key(PROJECTION_SEED), (model.config.hidden_size, width)) / jnp.sqrt(width)

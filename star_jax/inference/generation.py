@@ -19,6 +19,7 @@ from star_jax.models.decoding import KVCache, decode_step, prefill, step_variabl
 from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
+from star_jax.parallel.parts import anywhere, staying
 
 Array = jax.Array
 
@@ -158,6 +159,7 @@ def _respond(
     model: LanguageModel, adapter: Adapter | None, stop: Stop, decoding: Decoding | None, start: _Progress, last: Array
 ) -> Generated:
     """Writes responses behind prompts that are read, whose hidden states are `last` `B×D`; greedy where not drawn."""
+    model, adapter = staying((model, adapter))
     layers, head, ends = unstacked(model, adapter), output_head(model), jnp.asarray(stop.end_ids)
 
     def choose(at: _Progress, hidden: Array, cache: KVCache) -> _Progress:
@@ -177,7 +179,7 @@ def _respond(
         return choose(at, *decode_step(model, step_variables(model, adapter, layers), at.token, positions, at.cache))
 
     def goes_on(at: _Progress) -> Array:
-        return (at.number < stop.width) & ~jnp.all(at.done)
+        return anywhere((at.number < stop.width) & ~jnp.all(at.done), layers)
 
     return jax.lax.while_loop(goes_on, advance, choose(start, last, start.cache)).written
 

@@ -21,7 +21,8 @@ from star_jax.models.lm_head import OutputHead, at_positions, chunk_size, logits
 from star_jax.models.lora import Adapter, Factors
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
-from star_jax.parallel.mesh import ROWS, by_rows, data_mesh, replicated
+from star_jax.parallel.mesh import ALIKE, ROWS, by_rows, data_mesh, placed
+from star_jax.parallel.parts import whole
 from star_jax.training.losses import token_losses
 
 Array = jax.Array
@@ -61,7 +62,7 @@ def gradient_sketches(
       `N×W` float32: a count sketch (Charikar et al. 2002; Weinberger et al. 2009, arXiv 0902.2206), which adds each
       entry of the gradient, with a random sign, to a random one of W sums, so that inner products are kept on average.
     """
-    shared = replicated((model, adapter))
+    shared = placed((model, adapter))
 
     def run(batch: Batch) -> Array:
         inputs = (batch.tokens, batch.prompt_lengths, np.maximum(batch.lengths, 1))
@@ -74,7 +75,8 @@ def gradient_sketches(
 @partial(jax.jit, static_argnames=("width",))
 def _sketch(shared: Any, rows: Any, *, width: int) -> Array:
     def sketch(shared: Any, rows: Any) -> Array:
-        model, adapter = shared
+        # The adapter at once, for the gradient of a row is not to be summed over those of other devices.
+        model, adapter = shared[0], whole(shared[1])
         places = _places(adapter.weights)
 
         def of_row(row: Any) -> Array:
@@ -137,7 +139,7 @@ def fisher_diagonal(
     Returns:
       Float32, shaped as `adapter.weights`.
     """
-    shared = replicated((model, adapter, key))
+    shared = placed((model, adapter, key))
     total: Factors = jax.tree.map(jnp.zeros_like, adapter.weights)
     for batch in sequence_batches(rows, shapes, data_mesh().size):
         inputs = (batch.tokens, batch.prompt_lengths, np.maximum(batch.lengths, 1))
@@ -151,7 +153,7 @@ def _squares(shared: Any, rows: Any) -> Factors:
     """Squared gradients, summed over the rows of all devices; a row that only fills the batch up has none."""
 
     def squares(shared: Any, rows: Any) -> Factors:
-        model, adapter, key = shared
+        model, adapter, key = shared[0], whole(shared[1]), shared[2]
 
         def add(total: Factors, row: Any) -> tuple[Factors, None]:
             inputs, index = row
@@ -161,7 +163,7 @@ def _squares(shared: Any, rows: Any) -> Factors:
         total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, adapter.weights), rows)
         return jax.lax.psum(total, ROWS)
 
-    summed: Factors = by_rows(squares, shared, rows, summed=True)
+    summed: Factors = by_rows(squares, shared, rows, out=ALIKE)
     return summed
 
 

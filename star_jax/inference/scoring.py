@@ -147,8 +147,13 @@ def candidate_statistics(
       Statistics with T = 1, whose one "token" is the choice of a candidate (the response is the one most
       probable under the mean over K), a mask `B×1`, and that choice `B`.
     """
+    return choice_statistics(candidate_log_probs(statistics, mask, candidates))
+
+
+def candidate_log_probs(statistics: TokenStatistics, mask: Array, candidates: int) -> Array:
+    """Log-probability `K×B×C` of each candidate behind its prompt; arguments as those of `candidate_statistics`."""
     log_prob = jnp.sum(jnp.where(mask, statistics.log_prob, 0), axis=-1)
-    return choice_statistics(log_prob.reshape(log_prob.shape[0], -1, candidates))
+    return log_prob.reshape(log_prob.shape[0], -1, candidates)
 
 
 def choice_statistics(log_prob: Array) -> tuple[TokenStatistics, Array, Array]:

@@ -24,6 +24,7 @@ from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 from star_jax.parallel.mesh import by_rows
+from star_jax.parallel.parts import anywhere, staying
 
 Array = jax.Array
 Model = tuple[LanguageModel, Adapter | None]
@@ -68,7 +69,7 @@ class Limits(NamedTuple):
 
     Attributes:
       used: slots that are used.
-      fewer: writing stops as soon as no more rows than this go on.
+      fewer: writing stops as soon as no more rows than this go on; where devices share a model, on all of them.
     """
 
     used: Array
@@ -203,6 +204,7 @@ def write_tokens(
 
     def write(model: Model, given: tuple[Rows, Limits]) -> tuple[Rows, Column, Array]:
         rows, ((used,), (fewer,)) = given
+        model = staying(model)
         layers, head, ends = unstacked(*model), output_head(model[0]), jnp.asarray(writing.end_ids)
 
         def advance(at: tuple[Array, Rows, Column]) -> tuple[Array, Rows, Column]:
@@ -224,9 +226,11 @@ def write_tokens(
         unseen = jnp.zeros((batch, steps))
         nothing = Column(jnp.zeros((batch, steps), jnp.int32), TokenStatistics(unseen, unseen, unseen, unseen, unseen))
         start = (jnp.zeros((), jnp.int32), rows, nothing)
-        number, rows, column = jax.lax.while_loop(
-            lambda at: (at[0] < steps) & (jnp.sum(~at[1].done) > fewer), advance, start
-        )
+
+        def goes_on(at: tuple[Array, Rows, Column]) -> Array:
+            return anywhere((at[0] < steps) & (jnp.sum(~at[1].done) > fewer), layers)
+
+        number, rows, column = jax.lax.while_loop(goes_on, advance, start)
         return rows, column, (used + number)[None]
 
     found: tuple[Rows, Column, Array] = by_rows(write, model, (rows, limits))

@@ -20,6 +20,7 @@ from star_jax.models.lora import Adapter, with_adapter
 from star_jax.models.transformer import Block, LanguageModel, angles_of, embed, embedding_scale, final_norm
 from star_jax.ops.packing import make_packing
 from star_jax.ops.platform import before_the_loop_on_a_cpu
+from star_jax.parallel.parts import Part
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -48,7 +49,7 @@ def step_variables(
     the full weights of all layers.
     """
     kernels = [layer["kernel"] for layer in model.params["layers"].values() if "kernel" in layer]
-    if not all(isinstance(kernel, jax.Array) for kernel in kernels):
+    if not all(isinstance(kernel, jax.Array | Part) for kernel in kernels):
         return layers
     return before_the_loop_on_a_cpu(layers, lambda: unstacked(model, adapter))
 

@@ -19,6 +19,7 @@ from star_jax.config import LoraConfig
 from star_jax.models.projections import PROJECTION_PATHS, choose_modules
 from star_jax.ops.matmul import DropoutMask, lora_matmul, merged_matmul
 from star_jax.ops.quantization import Kernel, matmul
+from star_jax.parallel.parts import multiplied
 
 Array = jax.Array
 Factors = Mapping[str, Mapping[str, Mapping[str, Array]]]
@@ -71,14 +72,19 @@ class LoraDense(nn.Module):
         if self.has_variable("lora", "a"):
             a: Array = self.get_variable("lora", "a")
             b: Array = self.get_variable("lora", "b")
-            y = _project(x, kernel, a, b, self.get_variable("lora_scale", "scale"), mask)
+            y = multiplied(_project, (kernel, a, b), x, self.get_variable("lora_scale", "scale"), mask)
         else:
-            y = matmul(x, kernel)
+            y = multiplied(_plain, (kernel,), x)
         return y if bias is None else y + bias
 
 
-def _project(x: Array, kernel: Kernel, a: Array, b: Array, scale: Array, mask: DropoutMask | None) -> Array:
+def _plain(weights: tuple[Kernel], x: Array) -> Array:
+    return matmul(x, *weights)
+
+
+def _project(weights: tuple[Kernel, Array, Array], x: Array, scale: Array, mask: DropoutMask | None) -> Array:
     """x W + scale · (dropout(x) A) B; as x (W + scale · A B) where the adapter is one matrix and that is less work."""
+    kernel, a, b = weights
     if mask is not None and mask.entries.ndim == 1:
         a, mask = mask.of(a.T).T, None
     if mask is None and isinstance(kernel, jax.Array) and _merging_pays(x, kernel):

@@ -16,6 +16,7 @@ from star_jax.models.architecture import TransformerConfig
 from star_jax.ops.matmul import DropoutMask, product
 from star_jax.ops.pointwise import gated
 from star_jax.ops.quantization import Kernel, matmul
+from star_jax.parallel.parts import all_outputs, all_rows, here, multiplied, own_rows, stays
 
 Array = jax.Array
 
@@ -71,20 +72,46 @@ class ExpertMLP(nn.Module):
         else:
             gate_up = self.param("gate_up", start, (experts.count, width, 2 * inner), config.dtype)
             down = self.param("down", start, (experts.count, inner, width), config.dtype)
-        tokens = x.reshape(-1, width)
-        chances = jax.nn.softmax(product(tokens, router).astype(jnp.float32), axis=-1)
-        weights, chosen = jax.lax.top_k(chances, experts.per_token)
-        if experts.normalised:
-            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-
-        def expert(number: Array, part: Array) -> Array:
-            take = partial(jax.lax.dynamic_index_in_dim, index=number, keepdims=False)
-            gate, up = jnp.split(matmul(part, jax.tree.map(take, gate_up)), 2, axis=-1)
-            return matmul(gated(config.hidden_act, gate, up), jax.tree.map(take, down))
-
-        found = grouped(expert, tokens, chosen, experts.count)
-        mixed = jnp.sum(found.astype(jnp.float32) * weights[..., None], axis=1)
+        tokens, kernels = x.reshape(-1, width), (gate_up, down)
+        if stays(kernels):
+            # All devices take the same tokens to the same experts, and each makes a part of every output.
+            multiply = lambda x, kernel: all_outputs(matmul(x, kernel))  # noqa: E731
+            mixed = own_rows(mixture(config, here(kernels), all_rows(tokens), router, multiply))
+        else:
+            mixed = multiplied(partial(mixture, config), kernels, tokens, router)
         return mixed.astype(x.dtype).reshape(x.shape)
+
+
+def mixture(
+    config: TransformerConfig,
+    kernels: tuple[Kernel, Kernel],
+    tokens: Array,
+    router: Array,
+    multiply: Callable[[Array, Kernel], Array] = matmul,
+) -> Array:
+    """What their experts make of tokens `M×D`, float32.
+
+    Args:
+      config: of the decoder.
+      kernels: `gate_up` and `down` of `ExpertMLP`.
+      tokens: `M×D`.
+      router: `D×E`.
+      multiply: the product of tokens and one expert's kernel.
+    """
+    experts, (gate_up, down) = config.experts, kernels
+    assert experts is not None
+    chances = jax.nn.softmax(product(tokens, router).astype(jnp.float32), axis=-1)
+    weights, chosen = jax.lax.top_k(chances, experts.per_token)
+    if experts.normalised:
+        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+    def expert(number: Array, part: Array) -> Array:
+        take = partial(jax.lax.dynamic_index_in_dim, index=number, keepdims=False)
+        gate, up = jnp.split(multiply(part, jax.tree.map(take, gate_up)), 2, axis=-1)
+        return multiply(gated(config.hidden_act, gate, up), jax.tree.map(take, down))
+
+    found = grouped(expert, tokens, chosen, experts.count)
+    return jnp.sum(found.astype(jnp.float32) * weights[..., None], axis=1)
 
 
 def grouped(expert: Callable[[Array, Array], Array], tokens: Array, chosen: Array, count: int) -> Array:

@@ -17,16 +17,18 @@ import jax
 from jax.sharding import PartitionSpec
 
 DATA, FSDP = "data", "fsdp"
-"""Axes of the mesh: what lies along the first has copies of the same parts, what lies along the second one part each."""
+"""Axes of the mesh: devices along the first have the same parts, those along the second one part each."""
 
 SPLIT_AXES = {"kernel": -1, "gate_up": -1, "down": -1, "a": -2, "b": -1}
-"""Parameter of a layer -> axis that is split, from the end: kernels `…×I×O`, 8-bit and 4-bit ones with their scales
-`…×O`, those of experts, and the factors A `L×I×r` and B `L×r×O` of an adapter, along the side that is not the rank. All
-others are whole on every device: norms, biases, routers, embedding and head."""
+"""Parameter of a layer -> axis that is split, counted from the end: kernels, those of experts, 8-bit and 4-bit ones
+with their scales, all along their output; the factors of an adapter along the side that is not the rank. All others
+are whole on every device: norms, biases, routers, embedding and head."""
 
 
 def split_axis(names: Sequence[str], shape: Sequence[int], parts: int) -> int | None:
     """The axis of a leaf that is split, counted from the end; None where every device has it whole.
+
+    Kernels are `…×I×O`, their scales `…×O`, and factors `L×I×r` and `L×r×O`.
 
     Args:
       names: of the way to it, such as `("layers", "q_proj", "kernel", "scale")`; what is before `layers` and what is

@@ -18,12 +18,11 @@ MOST_ADVICE = 4
 """Ways that are named at most."""
 
 
-def advice(plan: Plan, fsdp: int | None = None) -> list[str]:
+def advice(plan: Plan) -> list[str]:
     """Ways to make an experiment fit, as flags, those with the fewest changes first; none where it fits already.
 
     Args:
       plan: of the experiment.
-      fsdp: devices that share a model, where that is not to be chosen.
     """
     if plan.fits:
         return []
@@ -32,21 +31,24 @@ def advice(plan: Plan, fsdp: int | None = None) -> list[str]:
     chip = plan.machine.chip
     machine = plan.machine._replace(chip=chip._replace(memory=chip.memory / over))
     found: list[set[Change]] = []
-    changes = list(_changes(plan.experiment))
+    changes = list(_changes(plan))
     for count in range(1, MOST_CHANGES + 1):
         for together in combinations(changes, count):
             names = {change[:2] for change in together}
             # What helps by itself needs no company, and a setting has one value.
             if len(names) < count or any(one <= {*together} for one in found):
                 continue
-            if _with(plan.experiment, machine, together, fsdp).fits:
+            if _with(plan.experiment, machine, together).fits:
                 found.append({*together})
     return [" ".join(sorted(map(_flag, one))) for one in found[:MOST_ADVICE]]
 
 
-def _changes(experiment: Experiment) -> Iterator[Change]:
+def _changes(plan: Plan) -> Iterator[Change]:
     """Settings that take less memory, those first that cost least."""
-    config = experiment.config
+    config, (data, fsdp) = plan.experiment.config, plan.mesh
+    for parts in range(2, data + 1):
+        if data % parts == 0:
+            yield "mesh", "fsdp", fsdp * parts
     if not config.training.rematerialise:
         yield "training", "rematerialise", True
     for section in ("scoring", "generation", "training"):
@@ -62,10 +64,10 @@ def _changes(experiment: Experiment) -> Iterator[Change]:
         yield "model", "quantization", "nf4"
 
 
-def _with(experiment: Experiment, machine: Machine, changes: tuple[Change, ...], fsdp: int | None) -> Plan:
+def _with(experiment: Experiment, machine: Machine, changes: tuple[Change, ...]) -> Plan:
     for section, name, value in changes:
         experiment = changed(experiment, section, **{name: value})
-    return make_plan(experiment, machine, fsdp)
+    return make_plan(experiment, machine)
 
 
 def _flag(change: Change) -> str:

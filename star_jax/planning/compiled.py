@@ -171,7 +171,7 @@ def _merges(program: Program, arrays: Arrays) -> bool:
 def _placed(tree: Any, spec: PartitionSpec | None = None) -> Any:
     """Shapes with the places of their arrays: parameters by the rule of placement, or all as `spec` says."""
     mesh = data_mesh()
-    specs = specs_of(tree, mesh.shape.get(FSDP, 1)) if spec is None else jax.tree.map(lambda _: spec, tree)
+    specs = specs_of(tree, mesh.shape[FSDP]) if spec is None else jax.tree.map(lambda _: spec, tree)
     return jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)), tree, specs
     )

@@ -14,14 +14,14 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from star_jax.config import ExperimentConfig, LoraConfig, TrainingConfig
+from star_jax.experiment.mesh_choice import parameter_shapes
 from star_jax.experiment.sizes import cache_bytes
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import init_adapter
 from star_jax.models.transformer import Decoder, LanguageModel
-from star_jax.ops.quantization import Quantization, quantize
+from star_jax.ops.quantization import Quantization
 from star_jax.parallel.placement import bytes_on_a_device
 from star_jax.planning.programs import Program
 from star_jax.planning.work import FLOAT32, GRADIENTS, Sizes, chunk_positions, inner_width
@@ -97,15 +97,8 @@ def arrays_of(config: ExperimentConfig, shape: TransformerConfig) -> Arrays:
 
 @cache
 def _arrays(shape: TransformerConfig, kind: Quantization, lora: LoraConfig, training: TrainingConfig) -> Arrays:
-    decoder = Decoder(shape)
-    params = jax.eval_shape(decoder.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    layers = params["layers"]
-    for layer in layers.values():
-        if "kernel" in layer:
-            layer["kernel"] = jax.eval_shape(partial(quantize, kind=kind), layer["kernel"])
-    for name in ("gate_up", "down") if "experts" in layers else ():
-        layers["experts"][name] = jax.eval_shape(partial(quantize, kind=kind), layers["experts"][name])
-    model = LanguageModel(decoder, params)
+    params = parameter_shapes(shape, kind)
+    model = LanguageModel(Decoder(shape), params)
     adapter = jax.eval_shape(partial(init_adapter, config=lora), jax.random.key(0), params)
     start = partial(init_state, lora=lora, config=training)
     return Arrays(model, adapter, jax.eval_shape(start, jax.random.key(0), model)[0])

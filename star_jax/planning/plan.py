@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 from star_jax.acquisition.strategy import Strategy
 from star_jax.config import ExperimentConfig
 from star_jax.experiment.lengths import Lengths
+from star_jax.experiment.mesh_choice import choose_fsdp, residents
 from star_jax.models.architecture import TransformerConfig
 from star_jax.planning.machines import Machine
 from star_jax.planning.memory import Arrays, Compiled, CompileProgram, Held, arrays_of, held_by
@@ -96,36 +98,33 @@ class Plan:
 def make_plan(
     experiment: Experiment,
     machine: Machine,
-    fsdp: int | None = None,
     calibration: float | None = None,
     compiled: CompileProgram | None = None,
 ) -> Plan:
-    """The plan of an experiment.
+    """The plan of an experiment, on the mesh that a run would choose there.
 
     Args:
       experiment: what is planned.
       machine: where.
-      fsdp: devices that share a model; the fewest with which every program fits when None, or all of them where none
-        is enough.
       calibration: seconds that one program was measured to take, over those of `time.ideal`.
-      compiled: gives what a compiler says of a program with so many devices that share a model; by formula when None.
+      compiled: gives what a compiler says of a program; by formula when None.
+
+    Raises:
+      ConfigError: the devices cannot be divided as the configuration says, or the adapter has a target that the model
+        does not have.
     """
-    devices = machine.devices
-    choices = [parts for parts in range(1, devices + 1) if devices % parts == 0] if fsdp is None else [fsdp]
-    model = sizes_of(experiment.config, experiment.shape), arrays_of(experiment.config, experiment.shape)
-    batches = Batches(experiment.config, experiment.lengths, devices, experiment.closed)
-    programs = programs_of(experiment.config, experiment.strategies, experiment.first, batches)
-    for parts in choices:
-        plan = Plan(experiment, machine, (devices // parts, parts), ())
-        plan = dataclasses.replace(plan, entries=tuple(_entry(plan, one, model, calibration) for one in programs))
-        # What does not fit by far is not worth compiling while there is another choice.
-        if compiled is not None and (plan.fits or parts == choices[-1]):
-            found = {one.program: compiled(one.program, model[1], parts) for one in largest(plan.entries)}
-            entries = [dataclasses.replace(one, compiled=found.get(one.program)) for one in plan.entries]
-            plan = dataclasses.replace(plan, entries=tuple(entries))
-        if plan.fits:
-            break
-    return plan
+    config, devices, chip = experiment.config, machine.devices, machine.chip
+    held = partial(residents, experiment.shape, config.model.quantization, config.lora)
+    fsdp = choose_fsdp(config.mesh, held, devices, None if chip.kind == "cpu" else chip.memory)
+    model = sizes_of(config, experiment.shape), arrays_of(config, experiment.shape)
+    batches = Batches(config, experiment.lengths, devices, experiment.closed)
+    programs = programs_of(config, experiment.strategies, experiment.first, batches)
+    plan = Plan(experiment, machine, (devices // fsdp, fsdp), ())
+    entries = [_entry(plan, program, model, calibration) for program in programs]
+    if compiled is not None:
+        found = {one.program: compiled(one.program, model[1], fsdp) for one in largest(entries)}
+        entries = [dataclasses.replace(one, compiled=found.get(one.program)) for one in entries]
+    return dataclasses.replace(plan, entries=tuple(entries))
 
 
 def _entry(plan: Plan, program: Program, model: tuple[Sizes, Arrays], calibration: float | None) -> Entry:

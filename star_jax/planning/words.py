@@ -29,7 +29,8 @@ def print_plan(console: Console, plan: Plan, helps: Sequence[str], price: float 
     many = f"{plan.machine.devices} devices" if plan.machine.devices > 1 else "one device"
     room = "JAX takes" if chip.kind == "gpu" else "programs may fill"
     _say(console, f"{plan.machine.name}: {many}, of each of which {room} {chip.memory / GIGA:.1f} GB")
-    _say(console, f"mesh: data {data} x fsdp {fsdp}, {_why(plan)}")
+    shared = f"{fsdp} devices share a model" if fsdp > 1 else "each device has the whole model"
+    _say(console, f"mesh: data {data} x fsdp {fsdp}; {shared}")
     console.print(memory_table(plan))
     console.print(times_table(plan))
     for line in (*_totals(plan, price), *_remarks(plan, helps, calibrated)):
@@ -100,12 +101,6 @@ def _remarks(plan: Plan, helps: Sequence[str], calibrated: bool) -> list[str]:
         lines.append("it does not fit" + (", and nothing that was tried makes it fit: take more devices" * (not helps)))
         lines.extend(f"it would fit with {way}" for way in helps)
     return lines
-
-
-def _why(plan: Plan) -> str:
-    if plan.mesh[1] == 1:
-        return "each device has the whole model"
-    return f"{plan.mesh[1]} devices share a model"
 
 
 def _most(entry: Entry) -> str:

@@ -104,6 +104,11 @@ class Run:
         return aubc_of_rounds(self.rows)
 
     @cached_property
+    def stopped(self) -> str | None:
+        """Why the run stopped before its last round; None where it did not."""
+        return read_json(self.path / "summary.json", SUMMARY).get("stopped") if self.finished else None
+
+    @cached_property
     def seconds(self) -> Seconds:
         """Where the run's time went so far: `total`, and every phase of `tracking.timing.PHASES`."""
         if self.finished:

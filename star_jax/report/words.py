@@ -9,6 +9,7 @@ from pathlib import Path
 from star_jax.annotators.csv_file import LABELS_FILE
 from star_jax.data.readers import read_rows
 from star_jax.errors import DataError
+from star_jax.evaluation.intervals import wilson
 from star_jax.report.findings import (
     PERCENT,
     mean_of,
@@ -158,6 +159,8 @@ def notes(runs: Sequence[Run]) -> list[str]:
             f"Unfinished: {listed}. Averages are over a strategy's finished runs where it has any; "
             "the learning curve shows all."
         )
+    stopped = [run for run in runs if run.stopped]
+    found += [f"{run.strategy} seed {run.seed} stopped early by loop.stop_when: {run.stopped}." for run in stopped]
     if begun and BASELINE not in by_strategy(runs):
         found.append(
             "Random selection was not run, so there is nothing to compare with: what choosing the examples brought, "
@@ -183,9 +186,10 @@ def notes(runs: Sequence[Run]) -> list[str]:
 def _about_data(runs: Sequence[Run]) -> list[str]:
     """What pool and test set have in common, and what was left out of them."""
     found = []
-    skipped = sum(row.get("skipped") or 0 for run in runs for row in run.rows)
+    skipped = _total(runs, "skipped")
     if skipped:
         found.append(f"{skipped:,} examples that were picked were skipped by whoever labels: they were not trained on.")
+    found += _about_labels(runs)
     counts = [run.facts for run in runs if run.facts]
     if not counts:
         return found
@@ -205,6 +209,31 @@ def _about_data(runs: Sequence[Run]) -> list[str]:
     if tests and tests < FEW_TESTS:
         found.append(f"The test set has only {tests:,} examples: one answer is {100 / tests:.1f} points of accuracy.")
     return found
+
+
+def _about_labels(runs: Sequence[Run]) -> list[str]:
+    """What labels cost, and how often people who audited a machine's labels gave the same."""
+    found = []
+    for strategy, members in by_strategy(runs).items():
+        for name, said in (("label_cost", "in the unit of the annotator"), ("label_tokens", "in tokens")):
+            priced = [run for run in members if any(row.get(name) is not None for row in run.rows)]
+            if priced:
+                cost = _total(priced, name) / len(priced)
+                each = " (the mean of its runs)" if len(priced) > 1 else ""
+                found.append(f"The labels of {strategy} cost {cost:,.5g} so far, {said}{each}.")
+    audited, agreed = int(_total(runs, "audited")), int(_total(runs, "audit_agreed"))
+    if audited:
+        share, low, high = wilson([True] * agreed + [False] * (audited - agreed))
+        found.append(
+            f"People audited {audited:,} of the machine's labels and gave the same {agreed:,} times: it agrees with "
+            f"them on {percent(share)} (95{PERCENT} interval {percent(low)} to {percent(high)}). Theirs count where "
+            "they differ; an example that several runs have asked for counts in each."
+        )
+    return found
+
+
+def _total(runs: Sequence[Run], name: str) -> float:
+    return sum(row.get(name) or 0 for run in runs for row in run.rows)
 
 
 def said_waiting(runs: Sequence[Run]) -> str:

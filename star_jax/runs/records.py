@@ -13,6 +13,9 @@ from star_jax.data.tasks.task import Task
 from star_jax.evaluation.curves import aubc_of_rounds
 from star_jax.tracking.timing import total_seconds
 
+TOTALS = ("skipped", "corrected", "label_cost", "label_tokens", "audited", "audit_agreed")
+"""Figures of rounds whose sum a summary has, where there is one."""
+
 SHOWN, SHOWN_CHARACTERS = 3, 120
 """Predictions that a warning shows, and characters of each text in it."""
 
@@ -31,6 +34,7 @@ def queried_rows(task: Task, problem: Problem, info: RoundInfo, labels: Mapping[
       `score`, `rank`     the strategy's score, and its place among the picks, from 0
       `response`          the label, as it is trained on; None where the example was skipped
       `skipped`, `annotator`, `labelled_at`, `cost`    where that was said
+      `audited`           the label of a machine, where `response` is that of a person who has not seen it
 
     Files of former versions have neither `prompt`, `prediction` nor `uncertainty`.
     """
@@ -65,8 +69,19 @@ def given_by(answer: Answer) -> dict[str, Any]:
         "annotator": answer.annotator,
         "labelled_at": answer.labelled_at,
         "cost": answer.cost,
+        "audited": answer.other,
     }
     return {name: value for name, value in said.items() if value is not None}
+
+
+def label_figures(task: Task, answers: Sequence[Answer]) -> dict[str, float]:
+    """What the answers of a round cost, how many were audited, and how many of those agreed; what nobody knows is left
+    out."""
+    costs = [answer.cost for answer in answers if answer.cost is not None]
+    audits = [answer for answer in answers if answer.other is not None]
+    agreed = sum(one.response is not None and task.is_correct(one.response, one.other or "") for one in audits)
+    figures: dict[str, float] = {"label_cost": sum(costs)} if costs else {}
+    return figures | ({"audited": len(audits), "audit_agreed": agreed} if audits else {})
 
 
 def group_counts(groups: Sequence[str]) -> dict[str, int]:
@@ -139,4 +154,4 @@ def summary_row(
         "aubc": aubc_of_rounds(rows),
         "seconds": total_seconds(rows, after),
         "data": dict(data),
-    } | {name: total for name in ("skipped", "corrected") if (total := sum(row.get(name) or 0 for row in rows))}
+    } | {name: total for name in TOTALS if (total := sum(row.get(name) or 0 for row in rows))}

@@ -188,6 +188,10 @@ class RunFolder:
         for folder in folders:
             shutil.rmtree(folder)
 
+    def reopen(self) -> None:
+        """Takes back that the run is finished, for one that goes on beyond where it has stopped."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run as finished."""
         write_json_atomic(self.path / "summary.json", summary)

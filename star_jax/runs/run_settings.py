@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from star_jax.config import ExperimentConfig, SimulatedConfig
+from star_jax.config import ExperimentConfig, LabelStudioConfig, LlmConfig, SimulatedConfig
 from star_jax.config_file import without_former_settings
 from star_jax.errors import ConfigError
 from star_jax.runs.files import JsonObject, plain
@@ -26,20 +26,29 @@ FINGERPRINTS = {
 }
 """Entries of data.json that a run must find again, and what has changed where it does not."""
 
-NOT_COMPARED = ("output_dir", "strategies", "seeds", "plugins", "track", "after_round", "labels.skip", "labels.columns")
+NOT_COMPARED = (
+    *("output_dir", "strategies", "seeds", "plugins", "track", "after_round", "labels.skip", "labels.columns"),
+    "loop.stop_when",
+    *(f"llm.{name}" for name in ("base_url", "key_variable", "retries", "timeout", "parallel", "spending_limit")),
+    *("llm.input_price", "llm.output_price", "label_studio.url", "label_studio.key_variable"),
+)
 """Configuration keys that do not change what one strategy and seed compute."""
 
 LATER = (
-    *("annotator", "acquisition.score_at_most", "evaluation.answers", "loop.initial"),
+    *("mesh.data", "mesh.fsdp"),
+    *("annotator", "acquisition.score_at_most", "acquisition.per_cost", "acquisition.target_file"),
+    *("evaluation.answers", "loop.initial", "loop.budget_unit", "loop.budget_per_round"),
     *("training.min_steps", "training.average_fraction"),
     *("scoring.posterior", "scoring.tfb_tolerance", "scoring.samples", "scoring.temperature", "scoring.top_p"),
-    "acquisition.target_file",
     *(f"simulated.{entry.name}" for entry in dataclasses.fields(SimulatedConfig)),
+    *(f"llm.{entry.name}" for entry in dataclasses.fields(LlmConfig)),
+    *(f"label_studio.{entry.name}" for entry in dataclasses.fields(LabelStudioConfig)),
 )
 """Configuration keys that the first release did not have."""
 
-FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise")
-"""Configuration keys that change results by rounding alone; a run that ran out of memory goes on with others."""
+FIT_TO_MEMORY = ("scoring.batch_size", "generation.batch_size", "training.rematerialise", "mesh.data", "mesh.fsdp")
+"""Configuration keys that change results by rounding alone; a run that ran out of memory goes on with others, and one
+that is moved to other devices."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> JsonObject:

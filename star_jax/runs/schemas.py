@@ -35,7 +35,10 @@ _FIGURES = (
 METRICS: dict[str, Kind] = {
     **dict.fromkeys(("round", "labelled"), COUNT),
     **dict.fromkeys(_FIGURES, NUMBER.or_null()),
-    **dict.fromkeys(("train_steps", "skipped", "corrected", "validation_examples"), COUNT.or_null()),
+    **dict.fromkeys(
+        ("train_steps", "skipped", "corrected", "audited", "audit_agreed", "label_tokens", "validation_examples"),
+        COUNT.or_null(),
+    ),
     **dict.fromkeys(("group_accuracy", "picked_groups"), NUMBERS_BY_NAME.or_null()),
 }
 """Of a row of metrics.jsonl."""
@@ -55,7 +58,7 @@ QUERIED: dict[str, Kind] = {
     "response": TEXT.or_null(),
     "rank": COUNT,
     **dict.fromkeys(("score", "uncertainty", "base_uncertainty", "full_uncertainty", "cost"), NUMBER.or_null()),
-    **dict.fromkeys(("prompt", "prediction", "group", "annotator", "labelled_at"), TEXT.or_null()),
+    **dict.fromkeys(("prompt", "prediction", "group", "annotator", "labelled_at", "audited"), TEXT.or_null()),
 }
 """Of a row of queried.jsonl."""
 
@@ -64,8 +67,9 @@ QUERIED_REQUIRED = ("id", "response")
 SUMMARY: dict[str, Kind] = {
     "strategy": TEXT,
     **dict.fromkeys(("seed", "rounds", "labelled"), COUNT),
-    **dict.fromkeys(("accuracy", "base_accuracy", "ece", "aubc"), NUMBER.or_null()),
-    **dict.fromkeys(("skipped", "corrected"), COUNT.or_null()),
+    **dict.fromkeys(("accuracy", "base_accuracy", "ece", "aubc", "label_cost"), NUMBER.or_null()),
+    **dict.fromkeys(("skipped", "corrected", "audited", "audit_agreed", "label_tokens"), COUNT.or_null()),
+    "stopped": TEXT.or_null(),
     "seconds": Kind(
         f"an object of numbers with total and {', '.join(PHASES)}",
         lambda value: NUMBERS_BY_NAME.holds(value) and {"total", *PHASES} <= value.keys(),

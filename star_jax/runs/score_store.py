@@ -26,6 +26,7 @@ from star_jax.checkpoints.files import weight_files
 from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.config import ExperimentConfig
 from star_jax.inference.batched import Logs
+from star_jax.parallel.mesh import parts_of_a_model
 from star_jax.runs.files import write_bytes_atomic
 from star_jax.runs.partial_scores import PartialScores
 
@@ -34,7 +35,7 @@ FOLDER = "base-scores"
 
 _WITHOUT_EFFECT = (
     *("output_dir", "strategies", "seeds", "data", "format", "plugins", "annotator", "track", "labels", "simulated"),
-    *("lora", "training", "acquisition", "loop", "evaluation"),
+    *("llm", "label_studio", "lora", "training", "acquisition", "loop", "evaluation", "mesh"),
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 
@@ -149,9 +150,10 @@ def scores_origin(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
 
 def computed_with() -> dict[str, Any]:
     """Software and devices, on which the rounding of scores depends."""
+    fsdp = parts_of_a_model()
     return {
         "versions": [__version__, jax.__version__, jaxlib.__version__, flax.__version__, _code_fingerprint()],
-        "devices": [jax.devices()[0].device_kind, jax.device_count()],
+        "devices": [jax.devices()[0].device_kind, jax.device_count(), *([fsdp] if fsdp > 1 else [])],
     }
 
 

@@ -186,7 +186,7 @@ def _refuse_another_place(config: ExperimentConfig) -> None:
 
 def _why_not(config: ExperimentConfig) -> str:
     """Why there is no table."""
-    if config.annotator not in (AUTO, "csv"):
+    if config.annotator not in (AUTO, "csv", "llm"):
         return f"annotator is {config.annotator}, which answers by itself"
     return f"there is no {LABELS_FILE} yet; run star-jax run until it says that examples need a label"
 

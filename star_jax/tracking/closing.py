@@ -41,14 +41,15 @@ def results_table(rows: Sequence[Mapping[str, Any]], between: str = " ± ") -> T
     """The closing table, a row a strategy with mean and standard deviation over its seeds.
 
     Args:
-      rows: one a run, as summary.json has them: strategy, seed, labelled, accuracy, ece, aubc; and skipped, which has
-        a column where there is one.
+      rows: one a run, as summary.json has them: strategy, seed, labelled, accuracy, ece, aubc; and skipped and
+        label_cost, which have a column where there is one.
       between: what stands between mean and standard deviation.
     """
     table = Table(box=box.SIMPLE)
     table.add_column("strategy", no_wrap=True)
-    skips = any(row.get("skipped") for row in rows)
-    for name in ("seeds", "labels", *(("skipped",) if skips else ()), "accuracy", "ECE", "AUBC"):
+    skips, costs = (any(row.get(name) for row in rows) for name in ("skipped", "label_cost"))
+    more = ("skipped",) * skips + ("cost",) * costs
+    for name in ("seeds", "labels", *more, "accuracy", "ECE", "AUBC"):
         table.add_column(name, justify="right", no_wrap=True)
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         runs = [row for row in rows if row["strategy"] == strategy]
@@ -57,6 +58,7 @@ def results_table(rows: Sequence[Mapping[str, Any]], between: str = " ± ") -> T
             Text(strategy),
             str(len(runs)),
             *(f"{min(values):,}" if len({*values}) == 1 else f"{min(values):,}-{max(values):,}" for values in counts),
+            *([mean_sd([row.get("label_cost") for row in runs], between=between)] if costs else []),
             *(mean_sd([row[key] for row in runs], between=between) for key in ("accuracy", "ece", "aubc")),
         )
     return table

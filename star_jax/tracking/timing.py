@@ -208,9 +208,9 @@ class Forecast:
         """Rounds that are finished."""
         return self.rounds - len(self._waiting)
 
-    def skip(self, strategy: str, rounds: int) -> None:
-        """Takes out the first rounds of a run that an earlier session has finished; they say nothing of this one."""
-        for number in range(rounds):
+    def skip(self, strategy: str, rounds: int, first: int = 0) -> None:
+        """Takes out rounds of a run from `first` to before `rounds`, which this session does not play."""
+        for number in range(first, rounds):
             self._take(strategy, number)
 
     def add(self, strategy: str, row: Mapping[str, float | None]) -> None:

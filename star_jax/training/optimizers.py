@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from star_jax.config import TrainingConfig
+from star_jax.parallel.mesh import gathered
 
 Array = jax.Array
 
@@ -39,14 +40,31 @@ def factor_labels(weights: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key, weights)
 
 
-def direction(config: TrainingConfig) -> optax.GradientTransformation:
+def norm(tree: Any) -> Array:
+    """Square root of the sum of all squares, of gradients that may lie in parts: those are put together first, so that
+    the sum is rounded as where every device has all of them."""
+    found: Array = optax.tree.norm(gathered(tree))
+    return found
+
+
+def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+    """Optax's `clip_by_global_norm`, told the norm as `length` where a device has but a part of the gradient."""
+
+    def update(gradient: Any, state: Any, _: Any = None, *, length: Array | None = None, **rest: Any) -> Any:
+        length = norm(gradient) if length is None else length
+        return jax.tree.map(lambda leaf: jnp.where(length < limit, leaf, leaf / length * limit), gradient), state
+
+    return optax.GradientTransformationExtraArgs(optax.clip_by_global_norm(limit).init, update)
+
+
+def direction(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:
     """Adam's direction plus decoupled weight decay, a rate for A and one for B (Loshchilov & Hutter 2019).
 
-    Multiplied by −(learning rate) it gives B ← B − γ(g + β·B), STAR's L2 on B.
+    Multiplied by −(learning rate) it gives B ← B − γ(g + β·B), STAR's L2 on B. `update` may be told
+    the gradient's norm, `length`.
     """
-    clip = optax.clip_by_global_norm(config.gradient_clip) if config.gradient_clip else optax.identity()
     return optax.chain(
-        clip,
+        clip_by_norm(config.gradient_clip) if config.gradient_clip else optax.identity(),
         optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2),
         optax.partition(
             {"a": optax.add_decayed_weights(config.decay_a), "b": optax.add_decayed_weights(config.decay_b)},

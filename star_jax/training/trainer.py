@@ -26,10 +26,11 @@ from star_jax.models.lm_head import output_head
 from star_jax.models.lora import Adapter, Factors, init_adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
 from star_jax.models.transformer import LanguageModel
-from star_jax.parallel.mesh import ROWS, by_rows, data_mesh, replicated
+from star_jax.parallel.mesh import ALIKE, by_rows, data_mesh, held, in_place, parameter_specs, parts_of_a_model, placed
+from star_jax.parallel.parts import summed
 from star_jax.training.compile_cost import program_tokens
 from star_jax.training.losses import TokenLosses, objective, token_losses
-from star_jax.training.optimizers import direction, learning_rate
+from star_jax.training.optimizers import direction, learning_rate, norm
 
 Array = jax.Array
 
@@ -122,6 +123,14 @@ def init_state(
     return state, adapter.scale
 
 
+@partial(jax.jit, static_argnames=("lora", "config"))
+def _state_in_parts(
+    key: Array, model: LanguageModel, start: Adapter | None, *, lora: LoraConfig, config: TrainingConfig
+) -> tuple[TrainState, Factors]:
+    """`init_state`, of which no device makes more than its part."""
+    return held(init_state(key, model, lora, config, start))
+
+
 @partial(jax.jit, static_argnames=("capacity", "lora", "config"), donate_argnames=("state",))
 def train_step(
     fixed: Fixed,
@@ -143,15 +152,29 @@ def train_step(
       config: loss and optimiser.
     """
     shared = (fixed.model, fixed.scale, state.weights, jax.random.fold_in(fixed.key, state.step))
-    losses, slopes = by_rows(partial(_slopes, capacity, lora, config), shared, batch, summed=True)
+    out = (ALIKE, parameter_specs(state.weights))
+    losses, slopes = by_rows(partial(_slopes, capacity, lora, config), shared, batch, out=out)
     count = jnp.maximum(losses.count, 1)
     loss, penalty = jax.value_and_grad(lambda weights: objective(losses, weights, config))(state.weights)
-    gradient = jax.tree.map(lambda slope, extra: slope / count + extra, slopes, penalty)
-    updates, optimizer = direction(config).update(gradient, state.optimizer, state.weights)
+    length = norm(_gradient(slopes, penalty, count))
     rate = learning_rate(state.step, fixed.total_steps, config)
+    told = (state, slopes, penalty, count, length, rate)
+    new = in_place(partial(_updated, config), told, parameter_specs(state))
+    return new, TrainInfo(loss, losses.cross_entropy / count, length, losses.count)
+
+
+def _gradient(slopes: Factors, penalty: Factors, count: Array) -> Factors:
+    """Of the objective: the mean over all tokens, and what the penalty on the weights adds."""
+    return jax.tree.map(lambda slope, extra: slope / count + extra, slopes, penalty)
+
+
+def _updated(config: TrainingConfig, told: Any) -> TrainState:
+    """The state after a step, of an adapter or of a part of it: nothing here looks from one entry to another."""
+    state, slopes, penalty, count, length, rate = told
+    gradient = _gradient(slopes, penalty, count)
+    updates, optimizer = direction(config).update(gradient, state.optimizer, state.weights, length=length)
     weights = optax.apply_updates(state.weights, jax.tree.map(lambda update: -rate * update, updates))
-    info = TrainInfo(loss, losses.cross_entropy / count, optax.tree.norm(gradient), losses.count)
-    return TrainState(weights, optimizer, state.step + 1), info
+    return TrainState(weights, optimizer, state.step + 1)
 
 
 def _slopes(
@@ -172,7 +195,7 @@ def _slopes(
         return losses.penalised, losses
 
     slopes, losses = jax.grad(loss_of, has_aux=True)(weights)
-    return jax.lax.psum((losses, slopes), ROWS)
+    return summed((losses, slopes))
 
 
 def schedule_steps(rows: int, config: TrainingConfig) -> int:
@@ -236,8 +259,11 @@ def fit(
     if not rows:
         raise ValueError("fit needs at least one labelled row")
     adapter_key, order_key, replay_key, dropout_key = jax.random.split(key, 4)
-    model = replicated(LanguageModel(model.decoder.clone(rematerialise=config.rematerialise), model.params))
-    state, scale = replicated(init_state(adapter_key, model, lora, config, start))
+    model = placed(LanguageModel(model.decoder.clone(rematerialise=config.rematerialise), model.params))
+    if parts_of_a_model() == 1:
+        state, scale = placed(init_state(adapter_key, model, lora, config, start))
+    else:
+        state, scale = _state_in_parts(adapter_key, model, placed(start), lora=lora, config=config)
     steps_an_epoch = math.ceil(len(rows) / config.batch_size)
     total = jnp.asarray(schedule_steps(len(rows), config), jnp.int32)
     fixed = Fixed(model, scale, dropout_key, total)

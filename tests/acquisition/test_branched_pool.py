@@ -57,11 +57,20 @@ def test_scores_are_those_of_a_row_for_every_candidate(judge, pool, mode):
     assert way is not None
     assert (way.form is pool.branched.behind) == (mode in ("none", "shared"))
     assert (way.beginning is not None) == (way.form is pool.branched.behind)
-    found, plain = (score_pool(*judge, one, key=KEY, sampling=sampling) for one in (pool, pool._replace(branched=None)))
+    found, plain = (
+        score_pool(*judge, one, key=KEY, sampling=sampling, detailed=True)
+        for one in (pool, pool._replace(branched=None))
+    )
     np.testing.assert_array_equal(found.responses, plain.responses)
     assert len(np.unique(plain.measures["sequence_nll"])) == pool.size
     for name, values in plain.measures.items():
         np.testing.assert_allclose(found.measures[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(found.probabilities, plain.probabilities, rtol=1e-4, atol=1e-6)
+    probs = np.asarray(plain.probabilities, np.float64)
+    mean = probs.mean(axis=1)
+    mutual = (probs * np.log(probs)).sum(axis=2).mean(axis=1) - (mean * np.log(mean)).sum(axis=1)
+    np.testing.assert_allclose(plain.measures["bald"], mutual, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(plain.responses, mean.argmax(axis=1))
 
 
 @pytest.mark.parametrize("branched", [True, False])

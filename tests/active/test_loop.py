@@ -12,9 +12,10 @@ from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
 from star_jax.acquisition.pool_scoring import Sampling, generated_texts, score_pool
 from star_jax.acquisition.pools import BatchSizes, choose_shapes, generated_pool
 from star_jax.acquisition.strategy import Query, Strategy, get_strategy, pick
+from star_jax.active.budget import expected_costs
 from star_jax.active.loop import choose, init, learn, step
 from star_jax.active.pool import SKIPPED, available
-from star_jax.active.query import query_keys, query_of, requests_of
+from star_jax.active.query import query_keys, query_of, requests_of, spare_requests
 from star_jax.active.state import Problem
 from star_jax.annotators.annotator import Answer
 from star_jax.annotators.oracle import SimulatedOracle
@@ -680,3 +681,19 @@ def test_first_labels_that_are_skipped_are_replaced_by_the_next_best(problem, ex
     assert info.labelled == 8
     state, info = step(config, made("base_only"), asked, state, jax.random.key(0))
     assert info.picked.tolist() == order[10:14]
+
+
+def test_where_it_is_asked_for_picks_have_the_most_score_for_their_tokens(problem):
+    """So have those that stand in for skipped ones."""
+    loop = dataclasses.replace(CONFIG.loop, budget_unit="tokens", budget_per_round=100)
+    config = dataclasses.replace(CONFIG, loop=loop, acquisition=AcquisitionConfig(per_cost=True))
+    state = init(len(problem.prompts))._replace(round=1, labels={0: " 1 2 3", 1: " 4"})
+    costs = expected_costs(config, problem, state)
+    # The words of a prompt, and of a response as long as the two so far are, with the token that ends it.
+    assert costs.tolist() == [len(prompt.text.split()) + 3 for prompt in problem.prompts]
+    choice = choose(config, get_strategy("base_only"), problem, state, jax.random.key(0))
+    worth = np.asarray(choice.scores) / costs
+    best = np.argsort(-worth, kind="stable")
+    assert np.asarray(choice.picked).tolist() == best[: config.loop.labels_per_round].tolist()
+    spare = spare_requests(config, get_strategy("base_only"), problem, state, choice, jax.random.key(0), None)
+    assert next(spare).id == problem.prompts[best[config.loop.labels_per_round]].id

@@ -102,3 +102,58 @@ def test_what_cannot_be_judged_is_one_sentence_and_nothing_is_written(run, label
         assert said.count("\n") == 1
         assert not out.exists()
     assert test.read_bytes() == before
+
+
+def test_a_budget_of_labels_is_asked_for_judged_and_raised(run, labelled_run, tmp_path, capfd):
+    """Of prompts without labels; with a label for each, the accuracy is that of all."""
+    answers = {one.prompt.text: one.response for one in skills.test_examples()[::40]}
+    data, table, metrics = tmp_path / "unlabelled.jsonl", tmp_path / "labels.csv", tmp_path / "metrics.json"
+    data.write_text("".join(json.dumps({"id": f"u{n}", "question": text}) + "\n" for n, text in enumerate(answers)))
+    argv = (run, "--data", data, "--labels", table, "--metrics", metrics, "--label-budget")
+
+    def fill():
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        with table.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(row | {"response": skills.solve(row["prompt"])} for row in rows)
+        return [row["id"] for row in rows]
+
+    capfd.readouterr()
+    assert main.main(["evaluate", *map(str, (*argv, 5))]) == 3
+    assert (
+        f"5 examples need a label: write it into the empty cells of column 'response' in {table}"
+        in capfd.readouterr()[0]
+    )
+    few = fill()
+    called(capfd, *argv, 5)
+    found = read_json(metrics)
+    assert (found["examples"], found["labels"]) == (len(answers), 5)
+    assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
+    assert main.main(["evaluate", *map(str, (*argv, len(answers)))]) == 3
+    assert fill()[:5] == few
+    said, shown = called(capfd, *argv, len(answers))
+    assert "answer:" not in shown  # the model was asked once
+    predictions = read_jsonl(run / "rounds" / "000" / "predictions.jsonl")
+    truth = sum(row["correct"] for row in predictions) / len(predictions)
+    assert read_json(metrics)["accuracy"] == {name: pytest.approx(truth) for name in ("value", "low", "high")}
+    assert f"accuracy {truth:.3f} on the {len(answers)} prompts of {data}" in said
+    table.write_text(table.read_text().replace(skills.solve(next(iter(answers))), "[skip]", 1))
+    assert "is skipped, and leaving drawn examples out would bias" in called(capfd, *argv, len(answers), code=2)
+    data.write_text(data.read_text() + json.dumps({"id": "new", "question": "max 1 2 ="}) + "\n")
+    assert "was drawn for another adapter, other data or other settings" in called(capfd, *argv, 5, code=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--labels", "x.csv"), "--labels is for --label-budget"),
+        (("--label-budget", "1"), "--label-budget is 1; it must be at least 2"),
+        (("--label-budget", "5"), "--label-budget needs --data"),
+        (("--label-budget", "5", "--data", "x.csv"), "--label-budget needs --labels"),
+        (("--label-budget", "5", "--label-seed", "-1"), "--label-seed is -1"),
+    ],
+)
+def test_flags_of_a_budget_that_contradict_each_other_are_refused(run, capfd, flags, message):
+    assert message in called(capfd, run, *flags, code=2)

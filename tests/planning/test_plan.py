@@ -64,7 +64,7 @@ def test_weights_and_adapter_are_counted_array_by_array(planned, rng, fsdp, kind
     experiment = planned()
     config = dataclasses.replace(experiment.config, model=ModelConfig(quantization=kind))
     arrays, sizes = arrays_of(config, experiment.shape), sizes_of(config, experiment.shape)
-    program = next(one for one in make_plan(experiment, on("H100"), 1).entries if one.program.kind == "train").program
+    program = next(one for one in make_plan(experiment, on("H100")).entries if one.program.kind == "train").program
     model = random_model(rng, experiment.shape)
     whole = parts = 0
     for name, layer in model.params["layers"].items():
@@ -92,20 +92,27 @@ def test_what_was_compiled_for_chips_is_within_a_fifth_of_the_formula(llama):
         ({}, "H100", "train", 32.97),
         ({"quantization": "nf4"}, "v5e-1", "score", 6.7),
     ):
-        plan = make_plan(changed(llama, "model", **change), on(name), 1)
+        plan = make_plan(changed(llama, "model", **change), on(name))
         entry = max((one for one in plan.entries if one.program.kind == kind), key=lambda one: one.bytes)
         assert entry.held.total / GIGA == pytest.approx(gigabytes, rel=0.2), (name, kind)
 
 
-def test_the_fewest_devices_share_a_model_with_which_it_fits(llama):
+def test_the_mesh_is_the_one_that_a_run_would_choose(llama):
     assert make_plan(llama, on("8xH100")).mesh == (8, 1)
-    for name in ("v5e-8", "v6e-8"):
-        plan = make_plan(llama, on(name))
-        assert plan.fits
-        assert plan.mesh[0] * plan.mesh[1] == 8
-        fewer = [parts for parts in (1, 2, 4) if parts < plan.mesh[1]]
-        assert not any(make_plan(llama, on(name), parts).fits for parts in fewer)
+    assert make_plan(llama, on("v6e-8")).mesh == (8, 1)
+    small = make_plan(llama, on("v5e-8"))
+    assert small.mesh == (4, 2)
+    assert small.fits
+    assert make_plan(changed(llama, "mesh", fsdp=8), on("v5e-8")).mesh == (1, 8)
     assert not make_plan(llama, on("v5e-1")).fits
+    with pytest.raises(ConfigError, match=r"mesh\.fsdp is 3, and there are 8 devices"):
+        make_plan(changed(llama, "mesh", fsdp=3), on("v5e-8"))
+
+
+def test_more_devices_for_a_model_are_advised_before_other_rows(llama):
+    crowded = changed(changed(llama, "mesh", fsdp=2), "training", batch_size=24)
+    assert not make_plan(crowded, on("v5e-8")).fits
+    assert advice(make_plan(crowded, on("v5e-8")))[0].startswith("--mesh.fsdp")
 
 
 def test_what_is_advised_fits(llama):
@@ -194,7 +201,7 @@ def test_this_machine_compiles_what_a_run_would(planned, here):
     experiment = planned()
     compiler = compiler_for(here)
     assert isinstance(compiler, Compiler)
-    plan = make_plan(experiment, here, 1, compiled=compiler.programs(experiment.config, lambda line: None))
+    plan = make_plan(experiment, here, compiled=compiler.programs(experiment.config, lambda line: None))
     kinds = {entry.program.kind: entry for entry in plan.entries if entry.compiled is not None}
     assert kinds.keys() == {"score", "generate", "train"}
     layers = sizes_of(experiment.config, experiment.shape).layers
@@ -210,10 +217,10 @@ def test_this_machine_compiles_what_a_run_would(planned, here):
 
 def test_one_program_that_is_run_here_calibrates_the_times(planned, here, rng):
     experiment = planned()
-    plan = make_plan(experiment, here, 1)
+    plan = make_plan(experiment, here)
     program, factor = calibration(plan, random_model(rng, experiment.shape))
     assert program.kind == "score"
-    calibrated = make_plan(experiment, here, 1, calibration=factor)
+    calibrated = make_plan(experiment, here, calibration=factor)
     for before, after in zip(plan.entries, calibrated.entries, strict=True):
         least = CALIBRATED[0] * factor * before.program.batches
         assert after.seconds.low <= after.seconds.high

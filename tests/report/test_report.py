@@ -18,8 +18,10 @@ from star_jax.cli.guard import guarded_main
 from star_jax.cli.report import main
 from star_jax.config import ExperimentConfig, LoopConfig, ScoringConfig, TrainingConfig
 from star_jax.errors import ConfigError, DataError
+from star_jax.evaluation.intervals import wilson
 from star_jax.report import figures, page, read
 from star_jax.report.drawing import GREY, PHASE_COLOURS, looks
+from star_jax.report.findings import PERCENT, percent
 from star_jax.runs.run_folder import RunFolder
 from star_jax.tracking.timing import PHASES
 
@@ -371,6 +373,21 @@ def test_rounds_in_which_everything_was_skipped_are_no_error(tmp_path):
     runs = read.read_runs(tmp_path)
     assert [run.area for run in runs] == [pytest.approx(0.5)] * 2  # from 0.4 to 0.6
     assert "100 examples that were picked were skipped" in read_page(tmp_path).prose
+
+
+def test_costs_and_audits_of_labels_are_said(tmp_path):
+    for seed in (0, 1):
+        folder = write_run(tmp_path, "star", seed, [0.3, 0.4])
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows[0] |= {"label_cost": 1.5, "audited": 10, "audit_agreed": 9}
+        rows[1] |= {"label_cost": 0.5, "audited": 10, "audit_agreed": 8}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prose = read_page(tmp_path).prose
+    assert "The labels of star cost 2 so far, in the unit of the annotator (the mean of its runs)." in prose
+    share = wilson([True] * 34 + [False] * 6)
+    interval = f"{percent(share.low)} to {percent(share.high)}"
+    said = f"the same 34 times: it agrees with them on {percent(0.85)} (95{PERCENT} interval {interval})"
+    assert said.replace("\xa0", " ") in prose
 
 
 def test_names_of_any_script_are_on_the_page_and_in_no_picture(tmp_path):

@@ -78,6 +78,15 @@ def test_what_was_skipped_has_a_column_where_there_is_some(capsys):
     assert "skipped" not in capsys.readouterr().out
 
 
+def test_what_labels_cost_has_a_column_where_somebody_says(capsys):
+    row = {"strategy": "star", "seed": 0, "labelled": 20, "accuracy": 0.5, "ece": 0.1, "aubc": 0.4}
+    print_tables([row | {"label_cost": 1.25}])
+    header, *_, line = [text.split() for text in capsys.readouterr().out.splitlines() if text.strip()]
+    assert dict(zip(header, line, strict=True))["cost"] == "1.250"
+    print_tables([row])
+    assert "cost" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("total", [38.3, 9_876.5])
 def test_the_times_of_a_run_are_whole_at_80_columns(total):
     """Nine columns of figures of a run of some hours, under headings that can be read."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from seeds import seed_of
 
+from star_jax.benchmarks.skills import exercises
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.benchmarks.skills.task import SKILLS
 from star_jax.data.examples import Prompt
@@ -244,7 +245,7 @@ def test_no_set_shares_a_prompt_with_the_test_set(corpus, labels, held_out, seed
 
 def test_a_crowded_skill_still_stays_out_of_the_test_set(held_out, monkeypatch, rng):
     """With lists of one length there are 1,000 prompts, and a draw meets a test prompt all the time."""
-    monkeypatch.setattr(skills, "LIST_LENGTHS", (3,))
+    monkeypatch.setattr(exercises, "LIST_LENGTHS", (3,))
     excluded = set(texts(held_out))
     short = {text for text in excluded if text.startswith("rev ") and len(text.split()) == 5}
     assert short
