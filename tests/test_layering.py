@@ -31,6 +31,7 @@ LAYERS = (
     "report",
     "environment",
     "experiment",
+    "planning",
     "api",
     "testing",
     "cli",

@@ -11,6 +11,7 @@ from star_jax.cli.guard import guarded_main
 
 COMMANDS = {
     "run": "run active-learning experiments: every strategy with every seed",
+    "plan": "say what an experiment takes on a machine: memory, time, price",
     "label": "open a local page to label what a run waits for",
     "score": "write how uncertain a model is about each example of a file",
     "select": "pick what to label from the base model alone, all at once",

@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -19,6 +19,8 @@ from star_jax.config import ExperimentConfig
 from star_jax.config_file import config_from_mapping, load_yaml
 from star_jax.errors import ConfigError, DataError, LabelsNeeded
 from star_jax.registry import load_plugins
+
+Flags = TypeVar("Flags", bound=ExperimentConfig)
 
 PROGRAM = "star-jax run"
 _KEPT = "finished rounds and all labels are kept, and the same command continues after the last finished round"
@@ -46,9 +48,20 @@ def parse_experiment(argv: Sequence[str]) -> ExperimentConfig:
 
 
 def parse_run(argv: Sequence[str], program: str = PROGRAM) -> tuple[ExperimentConfig, str | None]:
-    """What `star-jax run ARGV` asks for: the YAML file, then the flags over it; and where to trace to.
+    """What `star-jax run ARGV` asks for, and where to trace to; errors as in `parse_with`."""
+    config, parsed = parse_with(Arguments, argv, program)
+    return config, parsed.profile
+
+
+def parse_with(kind: type[Flags], argv: Sequence[str], program: str) -> tuple[ExperimentConfig, Flags]:
+    """An experiment from the YAML file of `--config` and the flags over it; and all flags, others included.
 
     Plug-ins that the file or `--plugins` names are imported on the way, so that their names are known.
+
+    Args:
+      kind: dataclass of the flags: an `ExperimentConfig` with more fields, `config` among them.
+      argv: arguments after the program's name.
+      program: name of the command.
 
     Raises:
       ConfigError: the file or a plug-in cannot be used, or the values contradict each other.
@@ -61,10 +74,10 @@ def parse_run(argv: Sequence[str], program: str = PROGRAM) -> tuple[ExperimentCo
     loaded = ExperimentConfig() if file is None else config_from_mapping(*load_yaml(file))
     argv = flags.without_former_names(argv, loaded.acquisition.normaliser)
     load_plugins(loaded.plugins if early["plugins"] is None else flags.separated(early["plugins"]))
-    flags.describe_names(Arguments)
-    parsed = flags.parse(program, Arguments, argv, Arguments(**flags.shallow(loaded)))
-    settings = {name: value for name, value in flags.shallow(parsed).items() if name not in ("config", "profile")}
-    return ExperimentConfig(**settings), parsed.profile
+    flags.describe_names(kind)
+    parsed: Flags = flags.parse(program, kind, argv, kind(**flags.shallow(loaded)))
+    settings = {item.name: getattr(parsed, item.name) for item in fields(ExperimentConfig)}
+    return ExperimentConfig(**settings), parsed
 
 
 def _default_config() -> Path | None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from star_jax.models.transformer import LanguageModel
+from star_jax.ops.platform import target_device
 
 Array = jax.Array
 Result = TypeVar("Result")
@@ -76,7 +77,7 @@ def capped(products: Array, head: OutputHead) -> Array:
 
 def chunk_size(head: OutputHead, samples: int = 1) -> int:
     """Positions whose logits are held at once, where each has those of so many samples."""
-    most = LOGITS_AT_ONCE.get(jax.default_backend(), LOGITS_ELSEWHERE)
+    most = LOGITS_AT_ONCE.get(target_device().platform, LOGITS_ELSEWHERE)
     return max(FEWEST_POSITIONS, most // (head.weight.shape[0] * samples))
 
 

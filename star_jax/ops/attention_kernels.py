@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from star_jax.ops.platform import target_device
+
 Array = jax.Array
 
 AttentionImplementation = Literal["xla", "cudnn", "splash"]
@@ -46,14 +48,14 @@ def choose_implementation(
       dtype: of queries, keys and values.
       head_dim: d.
       softcap: of the scores; None for none.
-      device: a JAX device of the kind that will run it; None for the default backend's.
+      device: a JAX device of the kind that will run it; None for one that programs are made for.
       devices: devices the compiler may split a program over; None for all of the backend, or 1 inside of
         `shard_map`, where the program is split already.
 
     Returns:
       The kernel, with the reason where it is XLA although the platform has one of its own.
     """
-    device = jax.devices()[0] if device is None else device
+    device = target_device() if device is None else device
     if devices is None:
         devices = 1 if jax.sharding.get_abstract_mesh().manual_axes else jax.device_count()
     if device.platform == "tpu":

@@ -6,6 +6,8 @@ The figures are ratios of times, without over with, on two CPU cores that were n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -13,6 +15,24 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Tree = TypeVar("Tree")
+
+_meant: list[Any] = []
+"""The device that programs are made for, where that is not one of this machine."""
+
+
+def target_device() -> Any:
+    """The device that programs are made for: the default backend's, or that of `programs_for`."""
+    return _meant[-1] if _meant else jax.devices()[0]
+
+
+@contextmanager
+def programs_for(device: Any) -> Iterator[None]:
+    """Programs that are traced inside are made for a device of that kind, which need not be there."""
+    _meant.append(device)
+    try:
+        yield
+    finally:
+        _meant.pop()
 
 
 def computed_once(values: Tree) -> Tree:

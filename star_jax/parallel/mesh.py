@@ -8,7 +8,8 @@ Shapes: `B` rows of a batch, a multiple of the number of devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -53,6 +54,24 @@ def use_mesh(fsdp: int) -> Mesh:
         jax.clear_caches()
     _meshes[:] = [mesh]
     return mesh
+
+
+@contextmanager
+def mesh_of(devices: Sequence[Any], fsdp: int) -> Iterator[None]:
+    """Programs that are lowered inside are made for these devices, which need not be there; `fsdp` share a model.
+
+    Programs that were made for another mesh are forgotten.
+    """
+    before, mesh = list(_meshes), Mesh(np.asarray(devices).reshape(-1, fsdp), ROWS)
+    if before != [mesh]:
+        jax.clear_caches()
+    _meshes[:] = [mesh]
+    try:
+        yield
+    finally:
+        if before != [mesh]:
+            jax.clear_caches()
+        _meshes[:] = before
 
 
 def parts_of_a_model() -> int:

@@ -7,7 +7,7 @@ A100, H100, H200 (SXM), L4 and L40S. What programs reach of them is `planning.ti
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from star_jax.errors import ConfigError
@@ -96,19 +96,21 @@ MOST_GPUS = 8
 """Of a machine: links between machines are slower, and are not planned for."""
 
 
-def machine(name: str, here: Machine | None = None) -> Machine:
+def machine(name: str, here: Callable[[], Machine]) -> Machine:
     """The machine of a name: `v5e-8`, `v6e-16`, `H100`, `8xH100`, or `here`.
 
     Args:
       name: capitals do not matter.
-      here: the machine that this is; None where it is not known.
+      here: finds out what this machine is.
 
     Raises:
       ConfigError: there is none of that name; those that there are are listed.
     """
-    asked = name.strip().lower().replace("×", "x")
-    if here is not None and asked in HERE and (asked != "cpu" or here.chip.kind == "cpu"):
-        return here._replace(name=asked)
+    asked = name.strip().lower().replace("\N{MULTIPLICATION SIGN}", "x")
+    if asked in HERE:
+        found = here()
+        if asked == "here" or found.chip.kind == "cpu":
+            return found._replace(name=asked)
     slices = re.fullmatch(r"(v\d[ep]?)-(\d+)", asked)
     if slices and slices[1] in TPUS:
         chips, rest = divmod(int(slices[2]), CORES_A_CHIP.get(slices[1], 1))

@@ -8,21 +8,23 @@ Shapes: `B` rows, `T` tokens of a row, `M` tokens, `K` samples, `D` model width,
 
 from __future__ import annotations
 
-from functools import partial
+import dataclasses
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from star_jax.config import ExperimentConfig
+from star_jax.config import ExperimentConfig, LoraConfig, TrainingConfig
+from star_jax.experiment.mesh_choice import parameter_shapes
 from star_jax.experiment.sizes import cache_bytes
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import init_adapter
 from star_jax.models.transformer import Decoder, LanguageModel
-from star_jax.ops.quantization import quantize
+from star_jax.ops.quantization import Quantization
 from star_jax.parallel.placement import bytes_on_a_device
 from star_jax.planning.programs import Program
-from star_jax.planning.work import FLOAT32, Sizes, chunk_positions
+from star_jax.planning.work import FLOAT32, GRADIENTS, Sizes, chunk_positions, inner_width
 from star_jax.training.trainer import init_state
 
 
@@ -63,24 +65,42 @@ class Held(NamedTuple):
         return sum(self)
 
 
+class Compiled(NamedTuple):
+    """Bytes of a program on a device.
+
+    Attributes:
+      arguments: what it is given.
+      temporaries: what it holds besides while it runs.
+      total: both, and its results, less those that take the place of arguments; or what the compiler said that it
+        takes where that is more than there is.
+    """
+
+    arguments: float
+    temporaries: float
+    total: float
+
+
+CompileProgram = Callable[[Program, Arrays, int], Compiled | None]
+"""What a compiler says of a program with so many devices that share a model; None where it was not asked."""
+
+
 def arrays_of(config: ExperimentConfig, shape: TransformerConfig) -> Arrays:
     """The shapes of an experiment's arrays; nothing is computed.
 
     Raises:
       ConfigError: the adapter has a target that the model does not have.
     """
-    decoder = Decoder(shape)
-    params = jax.eval_shape(decoder.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    kind = config.model.quantization
-    for layer in params["layers"].values():
-        if "kernel" in layer:
-            layer["kernel"] = jax.eval_shape(partial(quantize, kind=kind), layer["kernel"])
-    for name in ("gate_up", "down") if "experts" in params["layers"] else ():
-        experts = params["layers"]["experts"]
-        experts[name] = jax.eval_shape(partial(quantize, kind=kind), experts[name])
-    model = LanguageModel(decoder, params)
-    adapter = jax.eval_shape(partial(init_adapter, config=config.lora), jax.random.key(0), params)
-    start = partial(init_state, lora=config.lora, config=config.training)
+    # Batches do not matter to them, and many are tried.
+    training = dataclasses.replace(config.training, batch_size=1, rematerialise=False, replay=None, replay_rows=0)
+    return _arrays(shape, config.model.quantization, config.lora, training)
+
+
+@cache
+def _arrays(shape: TransformerConfig, kind: Quantization, lora: LoraConfig, training: TrainingConfig) -> Arrays:
+    params = parameter_shapes(shape, kind)
+    model = LanguageModel(Decoder(shape), params)
+    adapter = jax.eval_shape(partial(init_adapter, config=lora), jax.random.key(0), params)
+    start = partial(init_state, lora=lora, config=training)
     return Arrays(model, adapter, jax.eval_shape(start, jax.random.key(0), model)[0])
 
 
@@ -96,14 +116,19 @@ def held_by(program: Program, sizes: Sizes, arrays: Arrays, config: ExperimentCo
       platform: of the device, which decides how many logits are held at once.
     """
     weights = float(bytes_on_a_device(arrays.model.params, fsdp))
-    if sizes.merged and program.kind != "train" and program.samples == 1:
+    if has_merged_copy(program, sizes):
         weights += sizes.layers / fsdp
-    adapter = float(bytes_on_a_device(arrays.adapter, fsdp)) if program.adapter else 0.0
-    if program.kind == "train":
+    adapter = float(bytes_on_a_device(arrays.adapter, fsdp))
+    if program.kind in GRADIENTS:
         adapter = bytes_on_a_device(arrays.state, fsdp) + 2 * adapter
     return Held(
         weights, adapter, _cache(program, sizes), _logits(program, sizes, platform), _room(program, sizes, config, fsdp)
     )
+
+
+def has_merged_copy(program: Program, sizes: Sizes) -> bool:
+    """Whether the adapter is added to the weights first, in a second copy of them."""
+    return sizes.merged and program.samples == 1 and program.kind in ("generate", "score", "choose")
 
 
 def _cache(program: Program, sizes: Sizes) -> float:
@@ -126,9 +151,7 @@ def _logits(program: Program, sizes: Sizes, platform: str) -> float:
 def _room(program: Program, sizes: Sizes, config: ExperimentConfig, fsdp: int) -> float:
     """Activations, and kernels as they are multiplied with."""
     shape, (rows, width, tokens) = sizes.shape, program.shape
-    inner = shape.intermediate_size
-    if shape.experts is not None:
-        inner = shape.experts.per_token * shape.experts.intermediate_size
+    inner = inner_width(shape)
     heads, shared = (count * shape.head_dim for count in (shape.num_attention_heads, shape.num_key_value_heads))
     # One layer while it runs: the stream, what attention reads and gives, and the inside of the MLP.
     one = program.samples * tokens * sizes.item * (2 * shape.hidden_size + 2 * heads + 2 * shared + 2 * inner)
@@ -136,7 +159,7 @@ def _room(program: Program, sizes: Sizes, config: ExperimentConfig, fsdp: int) -
     largest = max(shape.hidden_size, heads) * max(shape.intermediate_size, heads)
     wide = (2 * largest * FLOAT32) * sizes.quantised
     gathered = 2 * (sizes.layers / shape.num_hidden_layers) * (fsdp > 1)
-    if program.kind != "train":
+    if program.kind not in GRADIENTS:
         return float(one + rows_out + wide + gathered)
     masks = (2 * shape.hidden_size + heads + inner) * (config.lora.training_dropout == "per_token")
     kept = tokens * (sizes.item * (4 * shape.hidden_size + 2 * heads + 2 * shared + 3 * inner) + masks)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 from star_jax.acquisition.strategy import Strategy
 from star_jax.config import ExperimentConfig
 from star_jax.experiment.lengths import Lengths
+from star_jax.experiment.mesh_choice import choose_fsdp, residents
 from star_jax.models.architecture import TransformerConfig
-from star_jax.planning.compiled import Compiled
 from star_jax.planning.machines import Machine
-from star_jax.planning.memory import Arrays, Held, arrays_of, held_by
+from star_jax.planning.memory import Arrays, Compiled, CompileProgram, Held, arrays_of, held_by
 from star_jax.planning.programs import Batches, Program, programs_of
 from star_jax.planning.time import Seconds, seconds_of
 from star_jax.planning.work import Sizes, Work, sizes_of, work_of
@@ -94,28 +96,35 @@ class Plan:
 
 
 def make_plan(
-    experiment: Experiment, machine: Machine, fsdp: int | None = None, calibration: float | None = None
+    experiment: Experiment,
+    machine: Machine,
+    calibration: float | None = None,
+    compiled: CompileProgram | None = None,
 ) -> Plan:
-    """The plan by formula.
+    """The plan of an experiment, on the mesh that a run would choose there.
 
     Args:
       experiment: what is planned.
       machine: where.
-      fsdp: devices that share a model; the fewest with which every program fits when None, or all of them where none
-        is enough.
       calibration: seconds that one program was measured to take, over those of `time.ideal`.
+      compiled: gives what a compiler says of a program; by formula when None.
+
+    Raises:
+      ConfigError: the devices cannot be divided as the configuration says, or the adapter has a target that the model
+        does not have.
     """
-    devices = machine.devices
-    choices = [parts for parts in range(1, devices + 1) if devices % parts == 0] if fsdp is None else [fsdp]
-    model = sizes_of(experiment.config, experiment.shape), arrays_of(experiment.config, experiment.shape)
-    batches = Batches(experiment.config, experiment.lengths, devices, experiment.closed)
-    programs = programs_of(experiment.config, experiment.strategies, experiment.first, batches)
-    for parts in choices:
-        plan = Plan(experiment, machine, (devices // parts, parts), ())
-        plan = dataclasses.replace(plan, entries=tuple(_entry(plan, one, model, calibration) for one in programs))
-        if plan.fits:
-            break
-    return plan
+    config, devices, chip = experiment.config, machine.devices, machine.chip
+    held = partial(residents, experiment.shape, config.model.quantization, config.lora)
+    fsdp = choose_fsdp(config.mesh, held, devices, None if chip.kind == "cpu" else chip.memory)
+    model = sizes_of(config, experiment.shape), arrays_of(config, experiment.shape)
+    batches = Batches(config, experiment.lengths, devices, experiment.closed)
+    programs = programs_of(config, experiment.strategies, experiment.first, batches)
+    plan = Plan(experiment, machine, (devices // fsdp, fsdp), ())
+    entries = [_entry(plan, program, model, calibration) for program in programs]
+    if compiled is not None:
+        found = {one.program: compiled(one.program, model[1], fsdp) for one in largest(entries)}
+        entries = [dataclasses.replace(one, compiled=found.get(one.program)) for one in entries]
+    return dataclasses.replace(plan, entries=tuple(entries))
 
 
 def _entry(plan: Plan, program: Program, model: tuple[Sizes, Arrays], calibration: float | None) -> Entry:
@@ -124,6 +133,12 @@ def _entry(plan: Plan, program: Program, model: tuple[Sizes, Arrays], calibratio
     low, high = (work_of(program, sizes, config, plan.mesh, float(written)) for written in program.written)
     batch = seconds_of(low, high, chip, sizes.shape.dtype == "float32", calibration)
     return Entry(program, held, high, batch.times(program.batches))
+
+
+def largest(entries: Iterable[Entry]) -> list[Entry]:
+    """Of the programs of each name, the one that takes most memory by formula."""
+    groups = groupby(entries, key=lambda entry: entry.program.name)
+    return [max(group, key=lambda entry: entry.held.total) for _, group in groups]
 
 
 def changed(experiment: Experiment, section: str, **values: object) -> Experiment:

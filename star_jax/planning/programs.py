@@ -24,23 +24,28 @@ from star_jax.data.step_shapes import fullest_hands, random_steps, step_ladder
 from star_jax.experiment.lengths import Lengths
 from star_jax.training.trainer import schedule_steps
 
-Kind = Literal["read", "score", "generate", "train"]
+Kind = Literal["generate", "score", "choose", "read", "sketch", "train"]
+"""Answers that are written; rows with one answer that are scored; prompts with all answers of a closed set; prompts
+that are read for their hidden states; gradients, a row at a time; training steps."""
+
+
+OF_MODELS = (Measure, Embedding, GradientSketch)
+"""Features that a model is asked for; others are made of them, or of the data."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One program of a run.
+    """One program of a run. All are given an adapter; the base model's is one of 0.
 
     Attributes:
       name: for people; those of one name differ in their shape alone.
       phase: of the run: `score`, `train` or `evaluate`.
-      kind: what it does; `read` is a pass without logits.
+      kind: what it does.
       shape: of a device's rows.
       predicted: tokens whose logits are taken, on a device, in a batch.
       batches: how often it is run in all runs of the experiment together.
       written: new tokens of an answer, of a generation: as long as is to be expected, and as long as it may be.
       samples: Monte-Carlo samples; 1 for a pass without dropout.
-      adapter: whether it reads an adapter.
     """
 
     name: str
@@ -51,7 +56,6 @@ class Program:
     batches: float
     written: tuple[float, int] = (0.0, 0)
     samples: int = 1
-    adapter: bool = True
 
 
 class Passes(NamedTuple):
@@ -61,6 +65,7 @@ class Passes(NamedTuple):
       base: whose measures of the base model are taken.
       plain: the same of the fine-tuned model, without dropout.
       sampled: the same with Monte-Carlo samples.
+      drawn: to which several answers are drawn, by either model.
       embedded: prompts that are read for embeddings.
       sketched: gradients that are taken.
     """
@@ -68,6 +73,7 @@ class Passes(NamedTuple):
     base: int
     plain: int
     sampled: int
+    drawn: int
     embedded: int
     sketched: int
 
@@ -93,18 +99,21 @@ def passes_of(config: ExperimentConfig, strategies: Sequence[Strategy], first: S
     """
     queries, most = query_sizes(config, pool), config.acquisition.score_at_most
     base = {need for one in (*strategies, *([] if first is None else [first])) for need in one.needs}
-    base = {need for need in base if need.model == "base"}
-    full = [need for one in strategies for need in one.needs if need.model == "full"]
-    # All measures of a strategy that are taken the same way come from one pass.
-    ways = [
-        {need.samples for need in one.needs if isinstance(need, Measure) and need.model == "full"} for one in strategies
+    base = {need for need in base if isinstance(need, OF_MODELS) and need.model == "base"}
+    full = [need for one in strategies for need in one.needs if isinstance(need, OF_MODELS) and need.model == "full"]
+    measures = [
+        [need for need in one.needs if isinstance(need, Measure) and need.model == "full"] for one in strategies
     ]
+    # All measures of a strategy that are taken the same way come from one pass.
+    ways = [{need.samples for need in needs if not need.of_answers} for needs in measures]
+    drawn = sum(any(need.of_answers for need in needs) for needs in measures)
     later = pool * len(queries)
     scored = pool if most is None else min(pool, sum(queries))
     return Passes(
-        base=scored * any(isinstance(need, Measure) for need in base),
+        base=scored * any(isinstance(need, Measure) and not need.of_answers for need in base),
         plain=sum(queries) * sum(False in way for way in ways),
         sampled=sum(queries) * sum(True in way for way in ways),
+        drawn=sum(queries) * drawn + scored * any(isinstance(need, Measure) and need.of_answers for need in base),
         embedded=pool * any(isinstance(need, Embedding) for need in base)
         + later * sum(isinstance(need, Embedding) for need in full),
         sketched=pool * sum(isinstance(need, GradientSketch) for need in base)
@@ -133,21 +142,21 @@ class Batches:
         self._response = float(np.mean(lengths.responses)) if len(lengths.responses) else float(limit)
         self._row = float(np.mean(rows)) if len(rows) else float(lengths.longest)
 
-    def generate(self, name: str, phase: str, examples: float, *, adapter: bool = True) -> Program:
+    def generate(self, name: str, phase: str, examples: float) -> Program:
         """Answers written to so many prompts."""
         shape = max(self._prompts, key=lambda shape: shape.capacity)
         batches = ceil(examples / (shape.rows * self.devices))
         written = min(self._response, self.config.data.max_response_tokens), self.config.data.max_response_tokens
-        return Program(name, phase, "generate", shape, shape.rows * written[0], batches, written, adapter=adapter)
+        return Program(name, phase, "generate", shape, shape.rows * written[0], batches, written)
 
-    def score(self, name: str, phase: str, examples: float, *, samples: int = 1, adapter: bool = True) -> Program:
+    def score(self, name: str, phase: str, examples: float, samples: int = 1) -> Program:
         """So many prompts with one response each, read."""
         shape = max(self._rows, key=lambda shape: (shape.rows * shape.width, shape.capacity))
         batches = ceil(examples * self._row / (shape.capacity * self.devices))
         predicted = shape.capacity * self._response / self._row
-        return Program(name, phase, "score", shape, predicted, batches, samples=samples, adapter=adapter)
+        return Program(name, phase, "score", shape, predicted, batches, samples=samples)
 
-    def choose(self, name: str, phase: str, examples: float, *, samples: int = 1, adapter: bool = True) -> Program:
+    def choose(self, name: str, phase: str, examples: float, samples: int = 1) -> Program:
         """So many prompts, each with all answers of a closed set behind it."""
         rows = np.concatenate([self.lengths.prompts, self.lengths.asked]) + self._closed
         size = self.config.scoring.batch_size
@@ -156,7 +165,7 @@ class Batches:
         mean = float(np.mean(rows))
         batches = ceil(examples * mean / (shape.capacity * self.devices))
         predicted = shape.capacity * self._closed / mean
-        return Program(name, phase, "score", shape, predicted, batches, samples=samples, adapter=adapter)
+        return Program(name, phase, "choose", shape, predicted, batches, samples=samples)
 
     def read(self, name: str, phase: str, examples: float) -> Program:
         """So many prompts, read for their hidden states."""
@@ -166,7 +175,7 @@ class Batches:
     def sketch(self, name: str, phase: str, examples: float) -> Program:
         """Gradients of so many rows, one at a time."""
         shape = Shape(1, self.lengths.longest, self.lengths.longest)
-        return Program(name, phase, "train", shape, self._response, ceil(examples / self.devices))
+        return Program(name, phase, "sketch", shape, self._response, ceil(examples / self.devices))
 
     def train(self, name: str, phase: str, labels: Sequence[int]) -> list[Program]:
         """A training on each of these numbers of labels, a program for each shape of its steps."""
@@ -208,9 +217,10 @@ def programs_of(
     # Samples score the answers that the model has written without dropout.
     plain = passes.plain + passes.sampled * (config.scoring.answers == "generated")
     found = [
-        answer("base model on the pool", "score", seeds * passes.base, adapter=False),
+        answer("base model on the pool", "score", seeds * passes.base),
         answer("model on the pool", "score", seeds * plain),
         sampled(f"{samples} dropout samples on the pool", "score", seeds * passes.sampled, samples=samples),
+        batches.generate("drawn answers", "score", config.scoring.samples * seeds * passes.drawn),
         batches.read("prompts are embedded", "score", seeds * passes.embedded),
         batches.sketch("gradients are sketched", "score", seeds * passes.sketched),
         *batches.train("training", "train", labels),

@@ -31,6 +31,9 @@ from star_jax.planning.programs import Program
 
 FLOAT32 = 4
 
+GRADIENTS = ("train", "sketch")
+"""Kinds of programs with a backward pass."""
+
 
 class Sizes(NamedTuple):
     """What the formulas know of a model.
@@ -43,6 +46,7 @@ class Sizes(NamedTuple):
       widths: Σ of input and output widths of a layer's projections.
       layers: bytes of all layers' projections as they lie in memory.
       head: bytes of the output projection.
+      outputs: Σ of the output widths alone.
       low: weights of the adapter, all layers together.
       merged: whether a pass without dropout has the adapter inside the weights.
       quantised: whether weights are made wider before each product.
@@ -55,6 +59,7 @@ class Sizes(NamedTuple):
     widths: int
     layers: int
     head: int
+    outputs: int
     low: int
     merged: bool
     quantised: bool
@@ -66,12 +71,14 @@ def sizes_of(config: ExperimentConfig, shape: TransformerConfig) -> Sizes:
     kernels = projection_shapes(shape)
     dense = sum(fan_in * out for fan_in, out in kernels.values())
     widths = sum(sum(pair) for pair in kernels.values())
+    outputs = sum(out for _, out in kernels.values())
     stored = met = dense
     if shape.experts is not None:
         expert = sum(fan_in * out for fan_in, out in expert_shapes(shape).values())
         router = router_shape(shape)[0] * router_shape(shape)[1]
         stored, met = dense + shape.experts.count * expert + router, dense + shape.experts.per_token * expert + router
         widths += shape.experts.per_token * sum(sum(pair) for pair in expert_shapes(shape).values())
+        outputs += shape.experts.per_token * sum(out for out, _ in expert_shapes(shape).values())
     bits = QUANTISED_BITS[config.model.quantization]
     return Sizes(
         shape=shape,
@@ -81,10 +88,17 @@ def sizes_of(config: ExperimentConfig, shape: TransformerConfig) -> Sizes:
         widths=widths,
         layers=depth * stored * (8 * item if bits is None else bits) // 8,
         head=shape.vocab_size * shape.hidden_size * item,
+        outputs=outputs,
         low=adapter_bytes(shape, config.lora.rank, config.lora.targets) // FLOAT32,
         merged=item == FLOAT32 and bits is None,
         quantised=bits is not None,
     )
+
+
+def inner_width(shape: TransformerConfig) -> int:
+    """Inner width of the MLP, or of all experts that a token goes through."""
+    experts = shape.experts
+    return shape.intermediate_size if experts is None else experts.per_token * experts.intermediate_size
 
 
 class Work(NamedTuple):
@@ -111,7 +125,7 @@ def work_of(program: Program, sizes: Sizes, config: ExperimentConfig, mesh: tupl
       mesh: devices along `data` and `fsdp`.
       written: new tokens of each answer, of a generation.
     """
-    if program.kind == "train":
+    if program.kind in GRADIENTS:
         return _training(program, sizes, config, mesh)
     if program.kind == "generate":
         return _generation(program, sizes, mesh, written)
@@ -131,7 +145,7 @@ def _forward(program: Program, sizes: Sizes, mesh: tuple[int, int], tokens: floa
     merged = sizes.merged and samples == 1
     pairs = samples * causal_pairs(program.shape.rows, tokens)
     flops = 2 * sizes.met * read + 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * pairs
-    flops += 2 * sizes.low * read if program.adapter and not merged else 0
+    flops += 2 * sizes.low * read if not merged else 0
     flops += 2 * shape.vocab_size * shape.hidden_size * samples * predicted
     moved = _weights_moved(sizes, mesh[1]) + _activations_moved(sizes, read) + _head_moved(sizes, predicted, samples)
     return Work(flops, moved, _gathered(sizes, mesh, 1))
@@ -149,31 +163,32 @@ def _training(program: Program, sizes: Sizes, config: ExperimentConfig, mesh: tu
     # Gradient, weights and both moments are read and written.
     moved += 2 * _head_moved(sizes, program.predicted, 1) + 8 * FLOAT32 * sizes.low / mesh[1]
     sent = _gathered(sizes, mesh, passes)
-    gradient = FLOAT32 * sizes.low
-    parts = {
-        "reduce-scatter of the adapter's gradient": gradient * _others(mesh[1]),
-        "all-reduce of the adapter's gradient": 2 * gradient / mesh[1] * _others(mesh[0]),
-    }
-    return Work(flops, moved, {**sent, **{name: size for name, size in parts.items() if size}})
+    # Summed whole over all devices, so that sums are rounded alike on every mesh; a ring takes twice the array.
+    if mesh != (1, 1):
+        sent["all-reduce of the adapter's gradient"] = 2 * FLOAT32 * sizes.low * _others(mesh[0] * mesh[1])
+    return Work(flops, moved, sent)
 
 
 def _generation(program: Program, sizes: Sizes, mesh: tuple[int, int], written: float) -> Work:
-    """The prompts, then one token a row and step; all devices of a model work on all of its rows, with their part."""
+    """The prompts, then one token a row and step.
+
+    Kernels stay where they are: the devices that share a model put their rows together before each product, multiply
+    all of them with their part, and send the results back to whose rows they are.
+    """
     shape, rows = sizes.shape, program.shape.rows
     before = _forward(program, sizes, mesh, program.shape.capacity, rows)
     steps = max(0.0, written - 1)
     slots = program.shape.width + written / 2
     heads = shape.num_attention_heads * shape.head_dim
     flops = 2 * sizes.met + 4 * shape.num_hidden_layers * heads * slots + 2 * shape.vocab_size * shape.hidden_size
-    flops += 2 * sizes.low if program.adapter and not sizes.merged else 0
+    flops += 2 * sizes.low if not sizes.merged else 0
     cache = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * sizes.item
-    low = FLOAT32 * sizes.low if program.adapter and not sizes.merged else 0
+    low = FLOAT32 * sizes.low if not sizes.merged else 0
     moved = (sizes.layers + low) / mesh[1] + sizes.head + rows * (slots * cache + 4 * FLOAT32 * shape.vocab_size)
-    together, others = rows * mesh[1], _others(mesh[1])
+    read = sizes.item * (2 * shape.hidden_size + heads + inner_width(shape))
     parts = {
-        # A ring takes twice the array: sums, then what they came to. Float32, o_proj and down_proj.
-        "all-reduce of a layer's output": 2 * 2 * FLOAT32 * shape.hidden_size * together * others,
-        "all-to-all of heads": (2 * heads + cache / shape.num_hidden_layers / sizes.item) * sizes.item * rows * others,
+        "all-gather of rows": rows * (mesh[1] - 1) * read,
+        "all-to-all of results": rows * _others(mesh[1]) * sizes.item * sizes.outputs,
     }
     sent = {name: shape.num_hidden_layers * size * steps for name, size in parts.items() if size}
     sent |= {name: size + sent.get(name, 0.0) for name, size in before.sent.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from star_jax import __version__
-from star_jax.cli import evaluate, export, label, main, predict, report, run, score, select
+from star_jax.cli import evaluate, export, label, main, plan, predict, report, run, score, select
 from star_jax.cli.guard import guarded_main
 from star_jax.errors import ConfigError
 
@@ -42,12 +42,12 @@ def test_help_names_every_command_and_what_it_does(capsys, argv):
 def test_a_command_that_there_is_not_is_one_sentence(capsys, name):
     """Modules beside the commands are none."""
     assert main.main([name, "--help"]) == 2
-    known = "run, label, score, select, predict, evaluate, export, report"
+    known = "run, plan, label, score, select, predict, evaluate, export, report"
     said = f"star_jax: error: there is no command {name!r}; choose from {known}\n"
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize("module", [run, label, score, select, predict, evaluate, export, report])
+@pytest.mark.parametrize("module", [run, plan, label, score, select, predict, evaluate, export, report])
 def test_a_command_gets_what_stands_behind_its_name(monkeypatch, module):
     seen = []
 
@@ -94,15 +94,16 @@ def test_python_dash_m_is_the_same_program():
     assert done.stderr.startswith("star_jax: error: there is no command 'rum'")
 
 
-@pytest.mark.parametrize("name", ["run", "score", "predict", "evaluate", "export", "report"])
+@pytest.mark.parametrize("name", ["run", "plan", "score", "predict", "evaluate", "export", "report"])
 def test_every_command_explains_its_flags_under_each_of_its_names(name):
     """`star-jax NAME`, and `python -m star_jax.NAME`, by which scripts call it. JAX is not loaded for that.
 
-    `star_jax.predict` and `star_jax.evaluate` are functions of the Python interface, so they are no modules.
+    `star_jax.predict` and `star_jax.evaluate` are functions of the Python interface, so they are no modules; what came
+    after the first release has one name.
     """
     shown = []
     names = [(["star_jax", name], f"star-jax {name}"), ([f"star_jax.{name}"], None)]
-    for command, program in names if name not in ("predict", "evaluate") else names[:1]:
+    for command, program in names if name not in ("plan", "predict", "evaluate") else names[:1]:
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", *command, "--help"], capture_output=True, text=True, check=False
         )
