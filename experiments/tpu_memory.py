@@ -64,7 +64,7 @@ Tree = Any
 def use_chips(count: int) -> Mesh:
     """Points the package at the first chips of the topology, as if they were this machine's."""
     chips = get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices[:count]
-    mesh = Mesh(np.asarray(chips), (devices.ROWS,))
+    mesh = Mesh(np.asarray(chips).reshape(-1, 1), devices.ROWS)
     devices.data_mesh = lambda: mesh
     attention.choose_implementation = transformer.choose_implementation = partial(
         attention.choose_implementation, device=chips[0]

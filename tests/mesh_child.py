@@ -2,22 +2,29 @@
 
     python tests/mesh_child.py FILE.npz
 
-writes one array for each `MESH/KIND/NAME`.
+writes one array for each `KIND/MESH/NAME`. With ALL_MESHES=1 in the environment these are of every kind of model on
+every mesh, which takes an hour.
 """
 
+import os
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from random_models import FAMILIES, random_adapter, random_model
 
 from star_jax.acquisition.branched_pool import branch_pool
-from star_jax.acquisition.pool_scoring import score_pool
+from star_jax.acquisition.pool_scoring import _answer, score_pool
 from star_jax.acquisition.pools import CandidatePool, GeneratedPool, ProposedPool
+from star_jax.active.pool import PoolState
+from star_jax.active.state import LoopState
 from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.data.batching import Shape
 from star_jax.data.bucketing import StepLadder
@@ -32,6 +39,7 @@ from star_jax.models.transformer import LanguageModel
 from star_jax.ops.quantization import quantize
 from star_jax.parallel.mesh import placed, use_mesh
 from star_jax.parallel.placement import names_of, split_axis
+from star_jax.runs.loop_state import load_state, save_state
 from star_jax.training.trainer import TrainingRows, fit, init_state
 
 MESHES = {"8x1": 1, "1x8": 8, "4x2": 2, "2x4": 4}
@@ -99,7 +107,7 @@ def models(kind: str) -> tuple[LanguageModel, Adapter]:
     return model, adapter
 
 
-def scores(model: LanguageModel, adapter: Adapter, modes: str) -> Iterator[tuple[str, Any]]:
+def scores(model: LanguageModel, adapter: Adapter, modes: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Measures of every kind of pool, with and without samples."""
     pools = {"proposed": ProposedPool(PROPOSED, ONE_SHAPE), "closed": closed_pool(), "written": generated_pool()}
     for kind, pool in pools.items():
@@ -130,6 +138,42 @@ def training(model: LanguageModel) -> Iterator[tuple[str, Any]]:
         yield f"trained {jax.tree_util.keystr(path)}", leaf
 
 
+def kept(adapter: Adapter) -> Iterator[tuple[str, Any]]:
+    """The adapter of a run that is taken up again."""
+    state = LoopState(1, PoolState(jnp.zeros(3, jnp.int32)), {}, placed(adapter), {})
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(Path(folder), state)
+        found = load_state(Path(folder))
+    assert found is not None
+    assert found.adapter is not None
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found.adapter.weights):
+        yield f"kept {jax.tree_util.keystr(path)}", leaf
+
+
+def gathers(jaxpr: Any, looped: bool = False) -> Iterator[tuple[bool, tuple[int, ...]]]:
+    """Whether it is in a loop that ends when rows have ended, and shape, of all that a program gathers."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "all_gather":
+            yield looped, equation.outvars[0].aval.shape
+        inside = looped or equation.primitive.name == "while"
+        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield from gathers(part, inside)
+
+
+def traffic(model: LanguageModel) -> Iterator[tuple[str, Any]]:
+    """How many kernels are gathered where prompts are read, and where answers are written."""
+    batch = next(generated_pool().batches())
+    rows = (batch.tokens, batch.lengths, batch.row_mask)
+    run = partial(_answer, capacity=batch.capacity, width=5, end_ids=(1,))
+    kernels = {layer["kernel"].shape[1:] for layer in model.params["layers"].values() if "kernel" in layer}
+    found = [
+        looped for looped, shape in gathers(jax.make_jaxpr(run)(placed(model), None, rows).jaxpr) if shape in kernels
+    ]
+    yield "traffic", np.asarray([found.count(False), found.count(True)])
+
+
 def sizes(model: LanguageModel) -> Iterator[tuple[str, Any]]:
     """Bytes of parameters, adapter and moments: of what is split, of the rest, and on the first device."""
     start = partial(init_state, lora=LORA, config=TRAINING)
@@ -141,29 +185,34 @@ def sizes(model: LanguageModel) -> Iterator[tuple[str, Any]]:
     yield "bytes", np.asarray([split, sum(leaf.nbytes for _, leaf in leaves) - split, here])
 
 
-WORK: dict[str, tuple[tuple[str, ...], str, bool]] = {
-    "llama": (tuple(MESHES), "proposed, proposed sampled, closed, closed sampled, written", True),
-    "bfloat16": (("8x1", "2x4"), "proposed sampled, written", True),
-    "nf4": (("8x1", "4x2"), "proposed sampled", True),
-    "int8": (("8x1", "1x8"), "written", False),
-    "experts": (("8x1", "2x4"), "proposed, written", False),
-    "olmo": (("8x1", "2x4"), "written", False),
-    "phi": (("8x1", "1x8"), "written", False),
+Work = dict[str, tuple[tuple[str, ...], str]]
+SOME: Work = {
+    "llama": (("8x1", "2x4"), "proposed sampled, closed sampled, written, training, state"),
+    "bfloat16": (("8x1", "1x8"), "training"),
+    "nf4": (("8x1", "4x2"), "proposed sampled"),
+    "experts": (("8x1", "2x4"), "written"),
 }
-"""Kind of model -> the meshes, which pools are scored, and whether there is a training."""
+"""Kind of model -> meshes, and what is done on them."""
+
+EVERYTHING = "proposed, proposed sampled, closed, closed sampled, written, training, vectors"
+ALL: Work = SOME | dict.fromkeys((*FAMILIES, "bfloat16", "int8", "nf4", "experts"), (tuple(MESHES), EVERYTHING))
+WORK = ALL if os.environ.get("ALL_MESHES") else SOME
 
 
 def main() -> None:
     # As the layers of a large model are compiled: once for all of them.
     transformer.UNROLLED_LAYERS = 0
     found = {}
-    for kind, (meshes, modes, trained) in WORK.items():
+    for kind, (meshes, asked) in WORK.items():
+        names = asked.split(", ")
         for mesh in meshes:
             use_mesh(MESHES[mesh])
             model, adapter = models(kind)
-            work = [scores(model, adapter, modes), sizes(model)]
-            work += [training(model)] if trained else []
-            work += [vectors(model, adapter)] if kind == "llama" and mesh in ("8x1", "2x4") else []
+            work = [scores(model, adapter, names), sizes(model)]
+            work += [training(model)] if "training" in names else []
+            work += [vectors(model, adapter)] if "vectors" in names else []
+            work += [traffic(model)] if mesh != "8x1" and kind == "llama" else []
+            work += [kept(adapter)] if "state" in names else []
             for name, value in chain(*work):
                 found[f"{kind}/{mesh}/{name}"] = np.asarray(value)
     np.savez(sys.argv[1], **found)
