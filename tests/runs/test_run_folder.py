@@ -1,10 +1,12 @@
 """The run folder: what it writes, when it lets nobody in, and what it refuses."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,13 +15,16 @@ from star_jax.config import (
     ExperimentConfig,
     GenerationConfig,
     LoopConfig,
+    MeshConfig,
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.documents import UnreadableError
 from star_jax.errors import ConfigError
 from star_jax.runs.files import plain, read_json, read_yaml, write_yaml_atomic
 from star_jax.runs.run_folder import RunFolder
-from star_jax.runs.run_settings import FIT_TO_MEMORY, choice_origin, differences, flatten
+from star_jax.runs.run_settings import FIT_TO_MEMORY, choice_origin, differences, flatten, refuse_changes
+from star_jax.runs.schemas import check_settings
 
 CONFIG = ExperimentConfig(output_dir="out", strategies=("star", "random"), seeds=(3, 4)).to_dict()
 
@@ -303,3 +308,17 @@ def test_corrections_of_a_round_are_kept_with_it(tmp_path):
         assert (folder.corrected(0), folder.corrected(1)) == ([], [{"id": "a", "response": None, "before": "x"}])
         folder.drop_rounds_from(1)
         assert folder.corrected(1) == []
+
+
+@pytest.mark.parametrize("value", ["auto", 4])
+def test_settings_of_several_types_are_read_back(value):
+    check_settings(dataclasses.replace(ExperimentConfig(), mesh=MeshConfig(fsdp=value)).to_dict())
+    with pytest.raises(UnreadableError, match="has 1.5 as 'fsdp'; it must be a whole number or a text or null"):
+        check_settings({"mesh": {"fsdp": 1.5}})
+
+
+def test_a_run_goes_on_on_another_mesh():
+    one, other = (dataclasses.replace(ExperimentConfig(), mesh=MeshConfig(fsdp=fsdp)).to_dict() for fsdp in (1, 4))
+    refuse_changes(Path("run"), one, other)
+    refuse_changes(Path("run"), {name: value for name, value in one.items() if name != "mesh"}, other)
+    assert choice_origin(one, {}) == choice_origin(other, {})
