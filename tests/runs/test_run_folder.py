@@ -1,6 +1,5 @@
 """The run folder: what it writes, when it lets nobody in, and what it refuses."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -312,6 +311,6 @@ def test_corrections_of_a_round_are_kept_with_it(tmp_path):
 
 @pytest.mark.parametrize("value", ["auto", 4])
 def test_settings_of_several_types_are_read_back(value):
-    check_settings(dataclasses.replace(ExperimentConfig(), mesh=MeshConfig(fsdp=value)).to_dict())
+    check_settings(plain(ExperimentConfig(mesh=MeshConfig(fsdp=value)).to_dict()))
     with pytest.raises(UnreadableError, match=r"has 1.5 as 'fsdp'; it must be a whole number or a text or null"):
         check_settings({"mesh": {"fsdp": 1.5}})
