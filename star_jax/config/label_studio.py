@@ -14,12 +14,12 @@ class LabelStudioConfig:
     """The annotator `label_studio`. The key is read from the environment and written nowhere.
 
     Example:
-      >>> LabelStudioConfig(project=3).url
+      >>> LabelStudioConfig(project=3).address
       'http://localhost:8080'
     """
 
-    url: str = "http://localhost:8080"
-    """Address of the server."""
+    url: str | None = None
+    """Address of the server; that of one on this machine, http://localhost:8080, when none."""
     project: int | None = None
     """Number of a project of yours, whose labelling interface has a Choices or TextArea named answer over prompt; made
     for the experiment when none."""
@@ -27,7 +27,7 @@ class LabelStudioConfig:
     """Environment variable that has the access token of your account, of either kind."""
 
     def __post_init__(self) -> None:
-        address = urlsplit(self.url)
+        address = urlsplit(self.address)
         require(
             address.scheme in ("http", "https") and bool(address.hostname),
             "label_studio.url is no address; give one such as http://localhost:8080",
@@ -47,3 +47,8 @@ class LabelStudioConfig:
             self.project is None or self.project >= 1,
             f"label_studio.project is {self.project}; it must be at least 1, or none",
         )
+
+    @property
+    def address(self) -> str:
+        """Of the server."""
+        return (self.url or "http://localhost:8080").rstrip("/")

@@ -390,6 +390,14 @@ def test_costs_and_audits_of_labels_are_said(tmp_path):
     assert said.replace("\xa0", " ") in prose
 
 
+def test_a_run_that_was_stopped_by_its_rule_says_so(tmp_path):
+    folder = write_run(tmp_path, "star", 0, [0.3, 0.4])
+    summary = json.loads((folder / "summary.json").read_text())
+    reason = "accuracy is 0.4000, at least 0.4, after 2 rounds"
+    (folder / "summary.json").write_text(json.dumps(summary | {"stopped": reason, "labelled": 110}))
+    assert f"star seed 0 stopped early by loop.stop_when: {reason}." in read_page(tmp_path).prose
+
+
 def test_names_of_any_script_are_on_the_page_and_in_no_picture(tmp_path):
     """Pictures have the fonts of the machine that drew them; a page has those of whoever reads it."""
     names = ("数学", "العربية", "हिन्दी", "Ελληνικά", "🙂", "a <b>", "$x^2$")

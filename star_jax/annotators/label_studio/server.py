@@ -42,9 +42,9 @@ class LabelStudio:
         if not self._token:
             raise ConfigError(
                 f"the environment variable {settings.key_variable} is not set; put an access token of your account at "
-                f"{settings.url} into it (Account & Settings)"
+                f"{settings.address} into it (Account & Settings)"
             )
-        self._httpx, self.url = httpx, settings.url.rstrip("/")
+        self._httpx, self.url = httpx, settings.address
         self._bearer: str | None = None
 
     def create_project(self, title: str, interface: str) -> int:
