@@ -17,12 +17,10 @@ from star_jax.config import (
     ScoringConfig,
     TrainingConfig,
 )
-from star_jax.documents import UnreadableError
 from star_jax.errors import ConfigError
 from star_jax.runs.files import plain, read_json, read_yaml, write_yaml_atomic
 from star_jax.runs.run_folder import RunFolder
 from star_jax.runs.run_settings import FIT_TO_MEMORY, choice_origin, differences, flatten
-from star_jax.runs.schemas import check_settings
 
 CONFIG = ExperimentConfig(output_dir="out", strategies=("star", "random"), seeds=(3, 4)).to_dict()
 
@@ -307,10 +305,3 @@ def test_corrections_of_a_round_are_kept_with_it(tmp_path):
         assert (folder.corrected(0), folder.corrected(1)) == ([], [{"id": "a", "response": None, "before": "x"}])
         folder.drop_rounds_from(1)
         assert folder.corrected(1) == []
-
-
-@pytest.mark.parametrize("value", ["auto", 4])
-def test_settings_of_several_types_are_read_back(value):
-    check_settings(plain(ExperimentConfig(mesh=MeshConfig(fsdp=value)).to_dict()))
-    with pytest.raises(UnreadableError, match=r"has 1.5 as 'fsdp'; it must be a whole number or a text or null"):
-        check_settings({"mesh": {"fsdp": 1.5}})
