@@ -187,10 +187,8 @@ def sizes(model: LanguageModel) -> Iterator[tuple[str, Any]]:
 
 Work = dict[str, tuple[tuple[str, ...], str]]
 SOME: Work = {
-    "llama": (("8x1", "2x4"), "proposed sampled, closed sampled, written, training, state"),
-    "bfloat16": (("8x1", "1x8"), "training"),
-    "nf4": (("8x1", "4x2"), "proposed sampled"),
-    "experts": (("8x1", "2x4"), "written"),
+    "llama": (("8x1", "2x4"), "proposed sampled, closed, written, training, state"),
+    "nf4": (("8x1", "4x2"), "proposed sampled, training"),
 }
 """Kind of model -> meshes, and what is done on them."""
 

@@ -24,6 +24,9 @@ def found(tmp_path_factory):
     """What a process with eight devices computed."""
     out = tmp_path_factory.mktemp("mesh") / "found.npz"
     told = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    # For what is no matter of the mesh: its programs are forgotten with the others when the mesh is changed.
+    told |= {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    told |= {"JAX_COMPILATION_CACHE_DIR": str(out.with_name("programs"))}
     command = [sys.executable, str(Path(__file__).with_name("mesh_child.py")), str(out)]
     done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
