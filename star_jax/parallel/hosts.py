@@ -15,7 +15,7 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
@@ -283,17 +283,18 @@ def check_same(facts: Mapping[str, str]) -> None:
     if _cluster is None:
         return
     found = _cluster.facts_of_all(facts)
+    shared(lambda: compare(found))
 
-    def check() -> None:
-        for index, other in enumerate(found):
-            differing = [name for name in found[0] | other if found[0].get(name) != other.get(name)]
-            if differing:
-                raise ConfigError(
-                    f"process {index} has other {', '.join(differing[:5])} than process 0; give every host the same "
-                    "command, files and versions"
-                )
 
-    shared(check)
+def compare(found: Sequence[Mapping[str, str]]) -> None:
+    """Refuses facts of processes that differ; see `check_same`."""
+    for index, other in enumerate(found):
+        differing = [name for name in {**found[0], **other} if found[0].get(name) != other.get(name)]
+        if differing:
+            raise ConfigError(
+                f"process {index} has other {', '.join(differing[:5])} than process 0; give every host the same "
+                "command, files and versions"
+            )
 
 
 def gathered(tree: Tree) -> Tree:
