@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,8 @@ from star_jax.checkpoints.huggingface import save_model
 from star_jax.models.architecture import TransformerConfig
 
 CHILD = Path(__file__).with_name("hosts_child.py")
-SILENCE = 8
-"""Seconds until a process counts as gone, so that nobody has to wait for long."""
+SILENCE = 20
+"""Seconds until a process counts as gone: short, and longer than a busy machine keeps a process waiting."""
 
 CONFIG = """
 model: {path: ../model}
@@ -106,24 +105,28 @@ def ends(processes):
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
+def first(folder):
+    """How three runs end that take place at once: of two processes the second of which dies in round 1, of one process
+    with two devices, and of one whose other does not come."""
+    command = ("run", "--config", "../tiny.yaml")
+    both = start_two(folder, *command, DIES="1", DIES_IN="1")
+    alone = start(folder, "alone", *command, devices=2)
+    lonely = start(folder, "lonely", *command, *flags(0, free_port()), "--hosts.wait-seconds", "11")
+    one, other, alone_end, lonely_end = ends([*both, alone, lonely])
+    return {"died": (one, other), "alone": alone_end, "lonely": lonely_end}
+
+
+@pytest.fixture(scope="module")
+def alone(folder, first):
     """The run of one process with two devices."""
-    [(code, _, said)] = ends([start(folder, "alone", "run", "--config", "../tiny.yaml", devices=2)])
+    code, _, said = first["alone"]
     assert code == 0, said
     return folder / "alone" / "out" / "star" / "seed-0"
 
 
 @pytest.fixture(scope="module")
-def died(folder):
-    """How two processes end whose second one dies in round 1, and how long that takes."""
-    began = time.monotonic()
-    both = start_two(folder, "run", "--config", "../tiny.yaml", DIES="1", DIES_IN="1")
-    return ends(both), time.monotonic() - began
-
-
-@pytest.fixture(scope="module")
-def restarted(folder, died):
-    """How two processes end that go on with it."""
+def restarted(folder, first):
+    """How two processes end that go on where two ended when one died."""
     return ends(start_two(folder, "run", "--config", "../tiny.yaml"))
 
 
@@ -131,13 +134,12 @@ def rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_a_host_that_dies_ends_the_other_which_says_so_last(folder, died):
-    [(code, out, said), (victim, _, _)], seconds = died
+def test_a_host_that_dies_ends_the_other_which_says_so_last(folder, first):
+    (code, out, said), (victim, _, _) = first["died"]
     assert victim == -9
     assert code == 75
     assert out == ""
     assert "another process of this run is gone" in said[-1]
-    assert seconds < 120
     assert [row["round"] for row in rows(folder / "host-0/out/star/seed-0/metrics.jsonl")] == [0]
 
 
@@ -187,9 +189,8 @@ def test_when_the_first_process_dies_the_other_ends_too(folder):
     assert "another process of this run is gone" in said[-1]
 
 
-def test_a_process_whose_others_do_not_come_says_so_and_gives_up(folder):
-    command = ("run", "--config", "../tiny.yaml", *flags(0, free_port()), "--hosts.wait-seconds", "11")
-    [(code, out, said)] = ends([start(folder, "host-0", *command)])
+def test_a_process_whose_others_do_not_come_says_so_and_gives_up(first):
+    code, out, said = first["lonely"]
     assert (code, out) == (2, "")
     assert any("process 0 of 2 on" in line and "waits for the others" in line for line in said)
     assert said[-1].startswith("star_jax: error: after 11 seconds not all processes have come together at localhost:")

@@ -12,8 +12,10 @@ from star_jax.annotators.annotator import Answer, Request
 from star_jax.annotators.led import led
 from star_jax.data.examples import Prompt
 from star_jax.errors import ConfigError, DataError, LabelsNeeded
+from star_jax.parallel import cluster as clusters
 from star_jax.parallel import hosts
-from star_jax.parallel.hosts import Cluster, gathered, leads, readable, several, shared
+from star_jax.parallel.cluster import Cluster
+from star_jax.parallel.hosts import gathered, leads, readable, several, shared
 
 
 class Service:
@@ -58,11 +60,11 @@ class Service:
 @pytest.fixture
 def together():
     """Calls a function with the cluster of each of two processes at once; what each returns or raises."""
-    service, clusters = Service(), []
+    service, both = Service(), []
 
     def call(function, patience=20.0):
-        if not clusters:
-            clusters.extend(Cluster(service, index, 2, patience) for index in range(2))
+        if not both:
+            both.extend(Cluster(service, index, 2, patience) for index in range(2))
 
         def outcome(cluster):
             try:
@@ -71,11 +73,11 @@ def together():
                 return error
 
         with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(outcome, clusters))
+            return list(pool.map(outcome, both))
 
     call.service = service
     yield call
-    for cluster in clusters:
+    for cluster in both:
         cluster.begin_end()  # ends the thread that watches
 
 
@@ -101,8 +103,8 @@ def test_one_process_works_and_all_have_what_it_found(together):
 
 
 def test_a_large_result_comes_in_pieces_and_does_not_stay(together, monkeypatch):
-    monkeypatch.setattr(hosts, "_PIECE", 1000)
-    monkeypatch.setattr(hosts, "_KEPT", 100)
+    monkeypatch.setattr(clusters, "_PIECE", 1000)
+    monkeypatch.setattr(clusters, "_KEPT", 100)
     wanted = np.arange(2000)
     one, other = together(lambda cluster: cluster.shared(lambda: wanted))
     assert one is wanted
@@ -151,7 +153,7 @@ def test_a_process_gives_up_where_the_other_does_something_else(together):
 
 
 def test_waiting_is_said(together, monkeypatch, capfd):
-    monkeypatch.setattr(hosts, "SAID_AFTER", 0.05)
+    monkeypatch.setattr(clusters, "SAID_AFTER", 0.05)
     free = threading.Event()
     timer = threading.Timer(0.5, free.set)
     timer.start()
@@ -192,7 +194,6 @@ class Sheet:
 
 def test_the_annotator_of_the_first_process_answers_for_all(together, monkeypatch):
     own, asked = threading.local(), []
-    monkeypatch.setattr(hosts, "several", lambda: own.cluster)
     monkeypatch.setattr("star_jax.annotators.led.several", lambda: own.cluster)
     monkeypatch.setattr("star_jax.annotators.led.shared", lambda function: own.cluster.shared(function))
     requests = [Request(Prompt("a", "A?"))]
