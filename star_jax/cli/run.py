@@ -32,9 +32,6 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = _PACKAGE / "configs" / "quickstart.yaml"
 """What `run` does without `--config`; the folder `configs` of the repository is part of the package."""
 
-NO_EXPERIMENT = ("config", "profile", "hosts")
-"""Flags that are no settings of the experiment."""
-
 
 @dataclass(frozen=True)
 class Arguments(ExperimentConfig):
