@@ -23,6 +23,7 @@ from star_jax.checkpoints.families import expert_paths, norm_paths
 from star_jax.checkpoints.files import SINGLE_FILE
 from star_jax.checkpoints.hf_config import read_config
 from star_jax.checkpoints.hub import resolve_folder
+from star_jax.checkpoints.parts import Parts
 from star_jax.checkpoints.tensor_shapes import (
     EMBEDDING,
     HEAD,
@@ -102,9 +103,10 @@ def load_weights(
             return _put(stored.astype(dtype, copy=False), place(name, shape))
 
         def stack(name: str, suffix: str, *shape: int, kind: Quantization = "none") -> Any:
-            names = [f"model.layers.{layer}.{suffix}" for layer in range(depth)]
-            read = (tensors.expect(name, shape) for name in names)
-            return _stacked(read, depth, jnp.dtype(dtype), kind, partial(place, f"layers.{name}"))
+            put = partial(place, f"layers.{name}")
+            parts = Parts(tensors, [shape], put((depth, *reversed(shape))))
+            read = (parts.read([f"model.layers.{layer}.{suffix}"]) for layer in range(depth))
+            return _stacked(read, depth, jnp.dtype(dtype), kind, put)
 
         # Of two that are tied, a file may hold either.
         swapped = config.tie_word_embeddings and EMBEDDING not in tensors.names and HEAD in tensors.names
@@ -138,15 +140,15 @@ def _expert_stacks(
     shapes, depth, count = expert_shapes(config), config.num_hidden_layers, config.experts.count
     paths = expert_paths(config)
 
-    def stack(name: str, parts: Sequence[str]) -> Any:
+    def stack(name: str, paths: Sequence[str]) -> Any:
+        put, stored = partial(place, f"layers.experts.{name}"), [shapes[path] for path in paths]
+        parts = Parts(tensors, stored, put((depth * count, stored[0][1], sum(shape[0] for shape in stored))))
         read = (
-            np.concatenate(
-                [tensors.expect(f"model.layers.{layer}.{part.format(number)}.weight", shapes[part]) for part in parts]
-            )
+            parts.read([f"model.layers.{layer}.{path.format(number)}.weight" for path in paths])
             for layer in range(depth)
             for number in range(count)
         )
-        whole = _stacked(read, depth * count, dtype, kind, partial(place, f"layers.experts.{name}"))
+        whole = _stacked(read, depth * count, dtype, kind, put)
         return jax.tree.map(lambda leaf: leaf.reshape(depth, count, *leaf.shape[1:]), whole)
 
     return {"gate_up": stack("gate_up", (paths.gate, paths.up)), "down": stack("down", (paths.down,))}
@@ -222,11 +224,14 @@ def _refuse_extra(folder: Path, found: set[str], config: TransformerConfig) -> N
 
 
 def _put(tensor: np.ndarray, sharding: Sharding | None) -> jax.Array:
-    return jnp.asarray(tensor) if sharding is None else jax.device_put(tensor, sharding)
+    if sharding is None or sharding.is_fully_addressable:
+        return jnp.asarray(tensor) if sharding is None else jax.device_put(tensor, sharding)
+    # Each process has read all of it: nothing is compared with what others have.
+    return jax.make_array_from_callback(tensor.shape, sharding, tensor.__getitem__)
 
 
 def _stacked(
-    tensors: Iterable[np.ndarray],
+    tensors: Iterable[np.ndarray | jax.Array],
     depth: int,
     dtype: Any,
     kind: Quantization,

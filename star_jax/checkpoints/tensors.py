@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from star_jax.checkpoints.files import on_one_line, weight_files
+from star_jax.checkpoints.tensor_rows import TYPES, TensorRows
 from star_jax.errors import ConfigError
 
 ROWS_AT_ONCE = 1 << 20
 """Entries of a tensor that are looked at at a time, where all of it at once would take as much memory again."""
-
-FLOATS = ("F64", "F32", "BF16", "F16")
-"""Types of weights that are read, as safetensors names them."""
 
 _INSIDE = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
 """How names begin in a model that reads images too -> in one of text. The first is how today's modules are called, the
@@ -42,6 +41,8 @@ class TensorReader:
         self._stack = ExitStack()
         self._handles: dict[str, Any] = {}
         self._stored: dict[str, str] = {}
+        self._files: dict[str, Path] = {}
+        self._rows: dict[Path, TensorRows] = {}
         for file in weight_files(folder):
             self._open(file)
 
@@ -73,10 +74,38 @@ class TensorReader:
         Raises:
           ConfigError: it is missing, quantised, of another shape, or holds values that are not finite.
         """
+        self._check(name, shape)
+        return self._finite(name, self.read(name))
+
+    def expect_rows(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]], rows: slice) -> np.ndarray:
+        """Rows of several tensors, as if they stood in one below each other; nothing else of them is read.
+
+        Args:
+          names: of the tensors, all of which must be there.
+          shapes: of each.
+          rows: of all of them together; without a step.
+
+        Raises:
+          ConfigError: as `expect`; of what is not read, nobody knows whether it is finite.
+        """
+        parts, begin = [], 0
+        for name, shape in zip(names, shapes, strict=True):
+            self._check(name, shape)
+            start, stop, _ = rows.indices(sum(one[0] for one in shapes))
+            start, stop = max(start - begin, 0), min(stop - begin, shape[0])
+            if start < stop:
+                file = self._files[name]
+                if file not in self._rows:
+                    self._rows[file] = TensorRows(file)
+                parts.append(self._finite(name, self._rows[file].read(self._stored[name], start, stop)))
+            begin += shape[0]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
         if name not in self._handles:
             raise ConfigError(f"{self.folder}: the tensor {name} is missing")
         stored = self._slice(name).get_dtype()
-        if stored not in FLOATS:
+        if stored not in TYPES:
             raise ConfigError(
                 f"{self.folder}: the tensor {name} is stored as {stored}; quantised weights are not read, take the "
                 "unquantised checkpoint and set model.quantization"
@@ -85,7 +114,8 @@ class TensorReader:
             raise ConfigError(
                 f"{self.folder}: the tensor {name} has shape {self.shape(name)}; config.json says {shape}"
             )
-        tensor = self.read(name)
+
+    def _finite(self, name: str, tensor: np.ndarray) -> np.ndarray:
         if not all_finite(tensor):
             raise ConfigError(
                 f"{self.folder}: the tensor {name} holds values that are not finite; the file is damaged, or training "
@@ -113,7 +143,7 @@ class TensorReader:
         for stored in handle.keys():  # noqa: SIM118 (it is no dictionary)
             if not (self._text_only and stored.startswith(OF_IMAGES)):
                 name = text_name(stored) if self._text_only else stored
-                self._handles[name], self._stored[name] = handle, stored
+                self._handles[name], self._stored[name], self._files[name] = handle, stored, file
 
 
 def text_name(stored: str) -> str:

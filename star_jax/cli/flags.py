@@ -91,12 +91,19 @@ def shallow(config: Any) -> dict[str, Any]:
 
 
 def given(program: str, argv: Sequence[str], *names: str) -> dict[str, str | None]:
-    """What some flags are given, read before all others; None for those that are not there."""
+    """What some flags are given, read before all others; None for those that are not there.
+
+    Args:
+      program: name of the command, for messages.
+      argv: arguments after it.
+      names: of the flags, with underscores; hyphens are understood as well.
+    """
     parser = argparse.ArgumentParser(
         program, usage=f"{program} [--config FILE] [OPTIONS]", add_help=False, allow_abbrev=False
     )
     for name in names:
-        parser.add_argument(f"--{name}", metavar="FILE")
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, dest=name, metavar="FILE")
     return vars(parser.parse_known_args(argv)[0])
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 from star_jax.errors import ConfigError, DataError, LabelsNeeded
 from star_jax.tracking.interruption import Terminated, asked, heeded, termination_heeded
@@ -36,44 +37,64 @@ def guarded_main(
     """
     try:
         with heeded(), nullcontext() if when_terminated is None else termination_heeded():
-            code = _stoppable(main, sys.argv[1:] if argv is None else argv)
+            code = stoppable(main, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
-    except (ConfigError, DataError, FloatingPointError) as error:
-        print(f"star_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except MemoryError as error:
-        print(f"star_jax: error: out of memory ({error}); lower the batch sizes", file=sys.stderr)
-        return 2
-    except LabelsNeeded as needed:
-        print(f"star_jax: {needed}")
-        return 3
-    except Terminated:
-        print(f"star_jax: {when_terminated}", file=sys.stderr)
-        return AGAIN
-    except KeyboardInterrupt:
-        print(f"star_jax: {when_interrupted}", file=sys.stderr)
-        return 130
-    except RuntimeError as error:
-        # What JAX raises when an accelerator's memory is full; its own class would need JAX imported here.
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except BaseException as error:
+        ending = ending_of(error, when_interrupted, when_terminated)
+        if ending is None:
             raise
-        first = str(error).splitlines()[0]
-        print(
-            f"star_jax: error: out of device memory; lower the batch sizes or token limits ({first})", file=sys.stderr
-        )
-        return 2
-    except BrokenPipeError:
-        # `| head` has seen enough. What is still buffered goes nowhere, or the flush at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        print(f"star_jax: error: {error.strerror or error}{place}; what was finished is kept", file=sys.stderr)
-        return 2
+        ending.say()
+        return ending.code
 
 
-def _stoppable(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+class Ending(NamedTuple):
+    """How a command ends.
+
+    Attributes:
+      code: of its exit.
+      line: what it says last; empty for nothing.
+      failed: whether that is said on stderr.
+    """
+
+    code: int
+    line: str = ""
+    failed: bool = True
+
+    def say(self) -> None:
+        """Prints the line."""
+        if self.line:
+            print(self.line, file=sys.stderr if self.failed else sys.stdout)
+
+
+def ending_of(error: BaseException, when_interrupted: str, when_terminated: str | None = None) -> Ending | None:
+    """What an error of a command comes to, as `guarded_main` lists it; None for a defect, whose traceback is wanted."""
+    match error:
+        case ConfigError() | DataError() | FloatingPointError():
+            return Ending(2, f"star_jax: error: {' '.join(str(error).split())}")
+        case MemoryError():
+            return Ending(2, f"star_jax: error: out of memory ({error}); lower the batch sizes")
+        case LabelsNeeded():
+            return Ending(3, f"star_jax: {error}", failed=False)
+        case Terminated():
+            return Ending(AGAIN, f"star_jax: {when_terminated}")
+        case KeyboardInterrupt():
+            return Ending(130, f"star_jax: {when_interrupted}")
+        case RuntimeError() if "RESOURCE_EXHAUSTED" in str(error):
+            # What JAX raises when an accelerator's memory is full; its own class would need JAX imported here.
+            said = "out of device memory; lower the batch sizes or token limits"
+            return Ending(2, f"star_jax: error: {said} ({str(error).splitlines()[0]})")
+        case BrokenPipeError():
+            # `| head` has seen enough. What is still buffered goes nowhere, or the flush at exit would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Ending(141)
+        case OSError():
+            place = f" ({error.filename})" if error.filename else ""
+            return Ending(2, f"star_jax: error: {error.strerror or error}{place}; what was finished is kept")
+    return None
+
+
+def stoppable(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Runs a command; an error that comes after Ctrl-C is what some library has made of it."""
     try:
         return main(argv)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -14,6 +14,7 @@ import tyro
 
 from star_jax.cli import flags
 from star_jax.cli.guard import guarded_main
+from star_jax.cli.hosts import Hosts, hosts_of, run_as_one_of
 from star_jax.cli.outputs import check_output_folder
 from star_jax.config import ExperimentConfig
 from star_jax.config_file import config_from_mapping, load_yaml
@@ -40,6 +41,7 @@ class Arguments(ExperimentConfig):
     """YAML file of the experiment. Every other flag replaces one of its values; the defaults shown are the file's."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for a trace of this run, for TensorBoard or Perfetto; no part of the experiment."""
+    hosts: Hosts = field(default_factory=Hosts)
 
 
 def parse_experiment(argv: Sequence[str]) -> ExperimentConfig:
@@ -89,6 +91,13 @@ def _default_config() -> Path | None:
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Runs the experiment that `argv` describes; prints a row a strategy, a row a run, and the path of the report."""
     began = time.monotonic()
+    hosts = hosts_of(argv, program)
+    if hosts is not None:
+        return run_as_one_of(hosts, lambda: _run(argv, program, began), WHEN_INTERRUPTED, WHEN_TERMINATED)
+    return _run(argv, program, began)
+
+
+def _run(argv: Sequence[str], program: str, began: float) -> int:
     config, profile = parse_run(argv, program)
     if profile is not None:
         check_output_folder(
@@ -97,28 +106,32 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     # Imported after parsing: JAX takes seconds to load, and `--help` or a mistyped flag should not wait for it.
     from star_jax.environment import configure_jax, configure_logging
     from star_jax.experiment.runner import run_experiment
+    from star_jax.parallel.hosts import leads, several, shared
     from star_jax.tracking.closing import print_tables
     from star_jax.tracking.console import Progress
     from star_jax.tracking.profiling import profiled
     from star_jax.tracking.tracker import open_trackers
 
-    configure_logging()
-    configure_jax()
-    progress = Progress()
-    tracking = open_trackers(config.track, progress.log)
+    if several() is None:
+        configure_logging()
+        configure_jax()
+    progress = Progress("auto" if leads() else "silent")
+    tracking = open_trackers(config.track if leads() else (), progress.log)
     try:
-        with profiled(profile, progress.log):
+        with profiled(profile if leads() else None, progress.log):
             summaries = run_experiment(config, progress, began, tracking)
     except LabelsNeeded:
-        _report_so_far(config.output_dir, progress.log)
+        shared(lambda: _report_so_far(config.output_dir, progress.log))
         raise
-    print_tables(summaries)
     # Imported last: drawing is not needed before the first batch.
     from star_jax.report.page import build_report
 
-    report = build_report(config.output_dir)
-    tracking.report(report)
-    print(f"report: {report}")
+    if leads():
+        print_tables(summaries)
+    report = shared(lambda: build_report(config.output_dir))
+    if leads():
+        tracking.report(report)
+        print(f"report: {report}")
     return 0
 
 

@@ -14,6 +14,7 @@ from star_jax.checkpoints.fingerprints import fingerprint_like
 from star_jax.data.run_data import RunData
 from star_jax.evaluation.evaluator import TestSet
 from star_jax.experiment.setup import ExperimentContext, Sources
+from star_jax.parallel.hosts import shared
 from star_jax.registry import source_fingerprint
 from star_jax.runs.run_folder import RunFolder, stored_data
 
@@ -44,15 +45,22 @@ class Run:
 
 
 def open_run_folder(context: Sources, strategy: Strategy, seed: int, data: RunData) -> RunFolder:
-    """The folder of one run, locked; errors as those of `RunFolder.open`."""
+    """The folder of one run, locked by the leader; errors as those of `RunFolder.open`."""
     config = context.config
     device = jax.devices()[0].device_kind
     facts = run_facts(context, strategy, data, seed)
-    return RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device, facts)
+    return shared(lambda: RunFolder.open(config.output_dir, strategy.name, seed, config.to_dict(), device, facts))
 
 
 def run_facts(context: Sources, strategy: Strategy, data: RunData, seed: int) -> dict[str, Any]:
-    """What a run must find again: its data and model, and the code of a strategy or a task that is a plug-in."""
+    """What a run must find again: its data and model, and the code of a strategy or a task that is a plug-in.
+
+    It is the leader's: the folder that it compares with is there.
+    """
+    return shared(lambda: _run_facts(context, strategy, data, seed))
+
+
+def _run_facts(context: Sources, strategy: Strategy, data: RunData, seed: int) -> dict[str, Any]:
     task, config = context.task, context.config
     code = source_fingerprint([strategy.pick, task.prompt, task.response, task.parse])
     facts = data.facts if code is None else data.facts | {"plugins": code}

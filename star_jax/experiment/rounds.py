@@ -22,6 +22,7 @@ from star_jax.experiment.one_run import Run, run_facts
 from star_jax.experiment.resume import Bought, corrected_state, corrections, said_of
 from star_jax.inference.batched import Logs
 from star_jax.models.lora import Adapter, b_norm
+from star_jax.parallel.hosts import readable, shared
 from star_jax.report.model_card import model_card, usage_of
 from star_jax.runs.files import replace_folder_atomic, write_text_atomic
 from star_jax.runs.loop_state import KeptChoice, forget_choices, load_choice, save_choice, save_state
@@ -55,13 +56,14 @@ def _play(run: Run, state: LoopState, key: jax.Array, origin: str, logs: Logs) -
     title = f"{run.title}, {round_title(number, config.loop.rounds)}"
     timed = Timed(context.progress, context.watch, title, logs)
     # 1. What to label, unless an interrupted session has chosen already.
-    kept = load_choice(folder.path, number, origin)
+    kept = shared(lambda: load_choice(folder.path, number, origin))
     if kept is None:
         state = with_base(run, state, timed.title)
         choice = within_budget(run, state, choose(config, run.strategy, problem, state, key, timed))
-        kept = KeptChoice(choice, context.watch.lap())
+        chosen = KeptChoice(choice, context.watch.lap())
         with context.watch.phase("write"):
-            save_choice(folder.path, number, kept, origin)
+            shared(lambda: save_choice(folder.path, number, chosen, origin))
+        kept = chosen
     # 2. Labels, those of earlier rounds as they have been corrected, and training.
     changed = corrections(
         problem.annotator, problem.prompts, Bought(dict(state.labels), np.asarray(state.pool.labelled_in))
@@ -90,25 +92,31 @@ def _play(run: Run, state: LoopState, key: jax.Array, origin: str, logs: Logs) -
         "score_length_correlation": length_correlation(info, candidates),
         "picked_groups": group_counts([entry["group"] for entry in queried]),
     }
-    steps = sum(one.get("train_steps") or 0 for one in folder.metrics())
     row |= {"train_steps": len(info.losses)} | ({"skipped": skipped} if (skipped := info.skipped) else {})
     row |= {"corrected": len(changed)} if changed else {}
     row |= label_figures(context.task, info.answers)
     if config.loop.budget_unit == "tokens":
         given = (one.response for one in info.answers)
         row |= {"label_tokens": spent_tokens(problem, dict(zip(info.picked.tolist(), given, strict=True)))}
-    with context.watch.phase("write"):
+    own = readable(adapter)
+
+    def write() -> dict[str, Any]:
+        steps = sum(one.get("train_steps") or 0 for one in folder.metrics())
         folder.write_round(number, queried, predictions)
         if changed:
             folder.write_corrected(number, [one.row() for one in changed])
-        replace_folder_atomic(folder.adapter, partial(_write_adapter, run, adapter, row))
+        replace_folder_atomic(folder.adapter, partial(_write_adapter, run, own, row))
         context.tracking.losses(info.losses, steps)
         # What is written from here on counts in the next row, or in the summary.
         timed_row = row | row_seconds(added([kept.seconds, context.watch.lap()]))
         folder.append_metrics(timed_row)
-        save_state(folder.path, state)
+        save_state(folder.path, state._replace(adapter=own))
         forget_choices(folder.path)
         context.tracking.log({f"round/{name}": value for name, value in row.items()}, info.labelled)
+        return timed_row
+
+    with context.watch.phase("write"):
+        timed_row = shared(write)
     context.forecast.add(run.strategy.name, timed_row)
     context.progress.round_finished(context.forecast)
     return state

@@ -5,12 +5,16 @@ The shell around the loop: opens what a run needs, times its phases, writes its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from star_jax.acquisition.strategy import Strategy, get_strategy
 from star_jax.active.budget import check_priced
 from star_jax.active.loop import init
+from star_jax.active.state import LoopState
 from star_jax.annotators.annotator import Annotator, Rereadable
 from star_jax.config import AUTO, ExperimentConfig
 from star_jax.config.stop_rule import stop_rule
@@ -37,9 +41,14 @@ from star_jax.experiment.setup import (
 )
 from star_jax.experiment.sizes import batch_demands, refuse_what_does_not_fit
 from star_jax.experiment.stopping import stop_reason
+from star_jax.parallel.hosts import check_same, shared
 from star_jax.registry import load_plugins
+from star_jax.runs.files import plain
 from star_jax.runs.loop_state import load_state
 from star_jax.runs.records import summary_row
+from star_jax.runs.run_folder import RunFolder
+from star_jax.runs.run_settings import FINGERPRINTS, flatten
+from star_jax.runs.score_store import computed_with
 from star_jax.tracking.console import Progress, round_title
 from star_jax.tracking.timing import Stopwatch
 from star_jax.tracking.tracker import TrackedRun, Tracking
@@ -65,7 +74,7 @@ def run_experiment(
       LabelsNeeded: every run has gone as far as its labels go, and a person has to give some.
       FloatingPointError: a training or a score diverged.
     """
-    check_output_dir(config)
+    shared(lambda: check_output_dir(config))
     load_plugins(config.plugins)  # the commands have done so; a caller from Python may not
     watch = Stopwatch(began)
     with watch.phase("load"):
@@ -74,7 +83,8 @@ def run_experiment(
         strategies = [get_strategy(name, config.acquisition) for name in named_strategies(config)]
         sources = open_sources(config, strategies, progress)
         data = {seed: load_seed(sources, seed) for seed in config.seeds}
-        chosen = chosen_strategies(config, data)
+        check_same(_facts(sources, data))
+        chosen = shared(lambda: chosen_strategies(config, data))
         if said := said_of_labels(config, chosen, data):
             progress.log(said)
         strategies = [strategy for strategy in strategies if strategy.name in chosen]
@@ -137,21 +147,22 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
         tests = data.facts.get("test_examples")
 
         def stops() -> str | None:
-            return stop_reason(stop, folder.metrics(), context.config.loop.labels_per_round, tests)
+            labels = context.config.loop.labels_per_round
+            return shared(lambda: stop_reason(stop, folder.metrics(), labels, tests))
 
-        # One that has stopped early goes on where its rule holds no longer.
-        if folder.finished and (folder.summary().get("stopped") is None or stops()):
+        def finished() -> bool:
+            # One that has stopped early goes on where its rule holds no longer.
+            return folder.finished and (folder.summary().get("stopped") is None or bool(stops()))
+
+        if shared(finished):
             context.forecast.skip(strategy.name, context.config.loop.rounds)
             progress.log(f"{title}: finished already, in {folder.path}")
             annotator = _review(context, data)
-            if annotator is not None and (since := finished_since(folder, annotator, data.pool)):
+            if annotator is not None and (since := shared(lambda: finished_since(folder, annotator, data.pool))):
                 progress.log(f"{title}: {since}")
-            return folder.summary()
+            return shared(folder.summary)
         with context.watch.phase("load"):
-            state = load_state(folder.path)
-            folder.reopen()
-            drop_unfinished(folder, 0 if state is None else state.round)
-            folder.record()
+            state = shared(lambda: _taken_up(folder, data))
             problem = make_problem(context, data, shapes)
             test = judged_set(context, data.test, shapes)
             run = Run(context, strategy, seed, data, problem, test, folder, title)
@@ -161,9 +172,6 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
             else:
                 last = round_title(state.round - 1, context.config.loop.rounds)
                 progress.log(f"{title}: continues after {last}, in {folder.path}")
-                bought = labels_bought(folder, data.pool, state.round)
-                check_state(folder, bought, state.pool)
-                state = state._replace(labels=bought.labels)
                 context.forecast.skip(strategy.name, state.round)
         context.tracking.start(_tracked(run, resumed))
         try:
@@ -171,13 +179,44 @@ def _run(context: ExperimentContext, strategy: Strategy, seed: int, data: RunDat
                 state = play_round(run, state)
         finally:
             context.tracking.finish()
-        summary = summary_row(strategy.name, seed, folder.metrics(), data.counts(), context.watch.lap())
         if state.round < context.config.loop.rounds:
             progress.log(f"{title}: stops by loop.stop_when: {reason}")
             context.forecast.skip(strategy.name, context.config.loop.rounds, first=state.round)
-            summary |= {"stopped": reason}
-        folder.write_summary(summary)
-        return summary
+        else:
+            reason = None
+        return shared(lambda: _summary(run, reason))
+
+
+def _taken_up(folder: RunFolder, data: RunData) -> LoopState | None:
+    """The state after the last finished round, with its labels; None before the first. What is behind it is dropped."""
+    state = load_state(folder.path)
+    folder.reopen()
+    drop_unfinished(folder, 0 if state is None else state.round)
+    folder.record()
+    if state is None:
+        return None
+    bought = labels_bought(folder, data.pool, state.round)
+    check_state(folder, bought, state.pool)
+    return state._replace(labels=bought.labels)
+
+
+def _summary(run: Run, stopped: str | None) -> dict[str, Any]:
+    context, rows = run.context, run.folder.metrics()
+    summary = summary_row(run.strategy.name, run.seed, rows, run.data.counts(), context.watch.lap())
+    summary |= {} if stopped is None else {"stopped": stopped}
+    run.folder.write_summary(summary)
+    return summary
+
+
+def _facts(context: Sources, data: Mapping[int, RunData]) -> dict[str, str]:
+    """What must be the same on all hosts, in words."""
+    settings = {f"setting {name}": str(value) for name, value in flatten(plain(context.config.to_dict())).items()}
+    found = {
+        f"{FINGERPRINTS.get(name, name)} (seed {seed})": str(value)
+        for seed, one in data.items()
+        for name, value in one.facts.items()
+    }
+    return settings | found | {"versions": str(computed_with()["versions"]), "devices": str(jax.local_device_count())}
 
 
 def _tracked(run: Run, resumed: bool) -> TrackedRun:

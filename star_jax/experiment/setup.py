@@ -24,6 +24,7 @@ from star_jax.acquisition.strategy import Strategy
 from star_jax.active.state import Problem
 from star_jax.annotators.annotator import Annotator, AnnotatorContext
 from star_jax.annotators.csv_file import LABELS_FILE
+from star_jax.annotators.led import led
 from star_jax.annotators.oracle import gold_examples
 from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.checkpoints.hf_config import read_config
@@ -53,6 +54,7 @@ from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.merged import can_merge
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.attention_kernels import choose_implementation
+from star_jax.parallel.hosts import leads, shared
 from star_jax.parallel.mesh import parameter_sharding
 from star_jax.registry import ANNOTATORS
 from star_jax.runs.score_store import FOLDER, BaseScores, scores_origin
@@ -235,7 +237,7 @@ def load_seed(context: Sources, seed: int) -> RunData:
     """
     config = context.config
     place = TokenPlace(Path(config.output_dir) / TOKENS / "pool-", tokenizer_origin(context.folder.fingerprint))
-    data = prepare(config.data, context.task, context.encoder, seed, config.labels, place)
+    data = prepare(config.data, context.task, context.encoder, seed, config.labels, place if leads() else None)
     data.facts["model"] = context.folder.fingerprint
     if config.model.adapter is not None:
         data.facts["start"] = folder_fingerprint(Path(config.model.adapter))
@@ -301,7 +303,7 @@ def make_annotator(context: Sources, data: RunData) -> Annotator:
     config, folder = context.config, Path(context.config.output_dir)
     name = config.annotator
     if name == "auto":
-        name = "csv" if data.unlabelled or (folder / LABELS_FILE).exists() else "oracle"
+        name = "csv" if data.unlabelled or shared((folder / LABELS_FILE).exists) else "oracle"
     known = AnnotatorContext(
         data.labels,
         data.ids,
@@ -315,17 +317,17 @@ def make_annotator(context: Sources, data: RunData) -> Annotator:
         config.llm,
         config.label_studio,
     )
-    annotator: Annotator = ANNOTATORS.get(name, "annotator")(known)
-    return annotator
+    return led(lambda: ANNOTATORS.get(name, "annotator")(known))
 
 
 def _place_of_work(shape: TransformerConfig) -> str:
     """Where programs run, in words."""
-    devices = jax.devices()
+    devices, processes = jax.devices(), jax.process_count()
     dtype, softcap = jnp.dtype(shape.dtype), shape.attention_softcap
     attention = choose_implementation(dtype, shape.head_dim, softcap=softcap, devices=1)
     reason = f": {attention.reason}" if attention.reason else ""
-    return f"runs on {len(devices)} x {devices[0].device_kind}; attention by {attention.kernel}{reason}"
+    of = f" of {processes} processes" if processes > 1 else ""
+    return f"runs on {len(devices)} x {devices[0].device_kind}{of}; attention by {attention.kernel}{reason}"
 
 
 def _starting_adapter(

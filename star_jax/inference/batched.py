@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.data.batching import Batch
+from star_jax.parallel.hosts import gathered
 
 AHEAD = 2
 """Batches that are dispatched before the oldest is waited for."""
@@ -105,7 +106,7 @@ def _ahead(run: Callable[[Batch], Any], batches: Iterable[Batch]) -> Iterator[tu
     """At most `AHEAD` batches are dispatched ahead of the device, so that progress is real and queues stay short."""
     waiting: list[tuple[Batch, Any]] = []
     for batch in batches:
-        waiting.append((batch, run(batch)))
+        waiting.append((batch, gathered(run(batch))))
         if len(waiting) > AHEAD:
             yield waiting.pop(0)
     yield from waiting

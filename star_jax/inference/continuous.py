@@ -38,6 +38,7 @@ from star_jax.inference.slots import (
 )
 from star_jax.models.decoding import unstacked_on_a_cpu
 from star_jax.models.dropout import row_keys
+from star_jax.parallel.hosts import gathered
 from star_jax.parallel.mesh import data_mesh
 
 Array = jax.Array
@@ -223,7 +224,8 @@ class _Table:
         self._rows, column, used = write_tokens(
             self._model, self._layers, self._rows, limits, steps=STEPS, writing=self._plan.writing
         )
-        column, self._used, number, done = jax.device_get((column, used, self._rows.number, self._rows.done))
+        told = gathered((column, used, self._rows.number, self._rows.done))
+        column, self._used, number, done = jax.device_get(told)
         self._note(column, number, done)
 
     def _seat(self) -> None:

@@ -25,6 +25,7 @@ from star_jax.active.state import Choice, LoopState, base_features, base_measure
 from star_jax.documents import exists
 from star_jax.errors import DataError
 from star_jax.models.lora import Adapter
+from star_jax.parallel.hosts import several
 from star_jax.runs.files import RESTORE, full_disk_named, write_bytes_atomic
 from star_jax.tracking.timing import Seconds
 
@@ -52,7 +53,7 @@ def save_state(folder: Path, state: LoopState) -> None:
     if target.exists():
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(target), ocp.StandardCheckpointer() as checkpointer:
+    with full_disk_named(target), _checkpointer() as checkpointer:
         checkpointer.save(target, _to_tree(state))
         checkpointer.wait_until_finished()
     for round_number, path in _finished(folder):
@@ -99,7 +100,7 @@ def _without_echoes() -> Iterator[None]:
 def _restored(round_number: int, path: Path) -> LoopState:
     # Said, because it may have been written with other devices than there are here.
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), _metadata(checkpointer, path)
         )
@@ -118,15 +119,23 @@ def _restored(round_number: int, path: Path) -> LoopState:
     return LoopState(round_number, PoolState(labelled), {}, adapter, kept)
 
 
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Orbax as the leader of several processes uses it by itself: the others are not waited for."""
+    alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="leader")
+    return ocp.StandardCheckpointer(**({} if several() is None else {"multiprocessing_options": alone}))
+
+
 def _to_tree(state: LoopState) -> dict[str, Any]:
     assert state.adapter is not None, "a state is saved after a training"
-    tree = {
+    tree: dict[str, Any] = {
         "labelled_in": state.pool.labelled_in,
         "weights": state.adapter.weights,
         "scale": state.adapter.scale,
     }
     base = {name: jnp.asarray(values) for name, values in base_measures(state).items()}
-    return tree | ({"base": base} if base else {})
+    tree |= {"base": base} if base else {}
+    # Of several processes, Orbax would take a JAX array for one that all of them write.
+    return tree if several() is None else jax.tree.map(np.asarray, tree)
 
 
 def _metadata(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:

@@ -27,6 +27,8 @@ from jax import Array
 from star_jax.active.state import LoopState, base_measures
 from star_jax.data.batching import Batch
 from star_jax.data.bucketing import Shapes
+from star_jax.inference.batched import BatchLog
+from star_jax.parallel.hosts import leads, readable, several, shared
 
 FLUSH_SECONDS, SYNC_SECONDS = 1.0, 10.0
 """How often records are handed to the system, which keeps them if the process dies, and how often it is told to write
@@ -46,7 +48,7 @@ class PartialScores:
 
     def __init__(self, path: Path, origin: str) -> None:
         self._path, self._origin = path, origin
-        self._open: dict[str, PartialPass] = {}
+        self._open: dict[str, PartialPass] = {}  # in the leader alone
 
     def __enter__(self) -> PartialScores:
         return self
@@ -54,12 +56,16 @@ class PartialScores:
     def __exit__(self, *reason: object) -> None:
         self.close()
 
-    def log(self, name: str) -> PartialPass:
+    def log(self, name: str) -> BatchLog:
         """What keeps the results of the pass of that name; asked for again, it begins from the start."""
-        if name in self._open:
-            self._open[name].close()
-        self._open[name] = PartialPass(self._path.with_name(f"{self._path.name}-{name}"), self._origin)
-        return self._open[name]
+
+        def begin() -> None:
+            if name in self._open:
+                self._open[name].close()
+            self._open[name] = PartialPass(self._path.with_name(f"{self._path.name}-{name}"), self._origin)
+
+        shared(begin)
+        return _LedPass(self._open.get(name)) if several() else self._open[name]
 
     def close(self) -> None:
         """Closes the files, which stay."""
@@ -70,8 +76,9 @@ class PartialScores:
         """Once what the scores were for is written."""
         self.close()
         self._open.clear()
-        for file in self._path.parent.glob(f"{glob.escape(self._path.name)}-*"):
-            file.unlink(missing_ok=True)
+        if leads():
+            for file in self._path.parent.glob(f"{glob.escape(self._path.name)}-*"):
+                file.unlink(missing_ok=True)
 
 
 def query_origin(origin: str, state: LoopState, key: Array, shapes: Shapes) -> str:
@@ -87,7 +94,7 @@ def query_origin(origin: str, state: LoopState, key: Array, shapes: Shapes) -> s
     for leaf in (
         state.pool.labelled_in,
         jax.random.key_data(key),
-        *jax.tree.leaves((state.adapter, base_measures(state))),
+        *jax.tree.leaves(readable((state.adapter, base_measures(state)))),
     ):
         array = np.asarray(leaf)
         digest.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
@@ -168,6 +175,26 @@ class PartialPass:
         ends = np.cumsum(sizes)
         parts = [content[end - size : end] for size, end in zip(sizes, ends, strict=True)]
         return [np.frombuffer(part, kind).reshape(shape) for part, (kind, shape) in zip(parts, kinds, strict=True)]
+
+
+class _LedPass:
+    """The same where several processes compute the scores: the leader has the file, or None elsewhere."""
+
+    def __init__(self, own: PartialPass | None) -> None:
+        self._own, self._taking = own, True
+
+    def take(self, batch: Batch) -> Sequence[np.ndarray] | None:
+        """As `PartialPass.take`, for all processes."""
+        if not self._taking:
+            return None
+        found = shared(lambda: None if self._own is None else self._own.take(batch))
+        self._taking = found is not None
+        return found
+
+    def add(self, batch: Batch, leaves: Sequence[np.ndarray]) -> None:
+        """As `PartialPass.add`, by the leader."""
+        if self._own is not None:
+            self._own.add(batch, leaves)
 
 
 def _digest(batch: Batch, described: bytes, content: bytes) -> bytes:

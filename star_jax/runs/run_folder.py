@@ -110,6 +110,10 @@ class RunFolder:
             raise
         return cls(path, lock, own)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """As another process has it: the lock is of the one that took it."""
+        return self.__dict__ | {"_lock": None}
+
     def record(self) -> None:
         """Writes the configuration that the folder was opened with, where it is not the one in config.yaml."""
         stored = self.path / "config.yaml"

@@ -26,6 +26,7 @@ from star_jax.checkpoints.files import weight_files
 from star_jax.checkpoints.fingerprints import folder_fingerprint
 from star_jax.config import ExperimentConfig
 from star_jax.inference.batched import Logs
+from star_jax.parallel.hosts import shared
 from star_jax.parallel.mesh import parts_of_a_model
 from star_jax.runs.files import write_bytes_atomic
 from star_jax.runs.partial_scores import PartialScores
@@ -87,20 +88,20 @@ class BaseScores:
         """
         name = self.name_of(pool)
         file = self._folder / f"{name}.npz"
-        if file.is_file():
-            found = _read(file)
-            if found is not None:
-                return found
-            self._log(f"{file} is damaged; the base model's scores are computed again")
+        found = shared(lambda: self._kept(file))
+        if found is not None:
+            return found
         with PartialScores(self._folder / f".{name}", name) as partial:
             measures: dict[str, Any] = {name: np.asarray(values) for name, values in compute(partial.log).items()}
-            archive = io.BytesIO()
-            np.savez(archive, **measures)
-            content = archive.getvalue()
-            # The hash behind it covers every bit; an archive's own checks do not.
-            write_bytes_atomic(file, content + hashlib.sha256(content).digest())
+            shared(lambda: _write(file, measures))
             partial.remove()
         return measures
+
+    def _kept(self, file: Path) -> StoredScores | None:
+        found = _read(file) if file.is_file() else None
+        if found is None and file.is_file():
+            self._log(f"{file} is damaged; the base model's scores are computed again")
+        return found
 
     def name_of(self, pool: Pool) -> str:
         """Hash of what determines the scores of these examples."""
@@ -193,6 +194,14 @@ def _digest(update: Callable[[bytes], object], value: Any) -> None:
             _digest(update, item)
     else:
         raise TypeError(f"{type(value).__name__} is no part of tokenised examples")
+
+
+def _write(file: Path, measures: StoredScores) -> None:
+    archive = io.BytesIO()
+    np.savez(archive, **measures)  # type: ignore[arg-type]
+    content = archive.getvalue()
+    # The hash behind it covers every bit; an archive's own checks do not.
+    write_bytes_atomic(file, content + hashlib.sha256(content).digest())
 
 
 def _read(file: Path) -> StoredScores | None:
