@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.needs import Feature, Group, Measure, Probabilities, Targets
-from star_jax.acquisition.strategy import DETAILS, Query, Strategy, check_picks, get_strategy, pick, shape_of
+from star_jax.acquisition.settings import DETAILS, shape_of
+from star_jax.acquisition.strategy import Query, Strategy, check_picks, get_strategy, pick
 from star_jax.config import AcquisitionConfig
 from star_jax.errors import ConfigError
 

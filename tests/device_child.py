@@ -3,7 +3,7 @@
     python tests/device_child.py FOLDER
 
 reads FOLDER/model and FOLDER/adapter, and writes FOLDER/COUNT: a run of the embedded benchmark, and scores.npz, the
-measures of every kind of pool under that adapter.
+measures of every kind of pool under that adapter. Of several devices, two share a model.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from star_jax.config import (
     GenerationConfig,
     LoopConfig,
     LoraConfig,
+    MeshConfig,
     ModelConfig,
     ScoringConfig,
     TrainingConfig,
@@ -77,7 +78,8 @@ def run(folder: Path, out: Path) -> None:
     """Runs the benchmark with few shapes."""
     setup.choose_shapes = lambda *lengths_and_sizes: SHAPES
     step_shapes.USUAL_SHAPES = 1
-    config = dataclasses.replace(CONFIG, output_dir=str(out), model=ModelConfig(str(folder / "model")))
+    mesh = MeshConfig(fsdp=2 if jax.device_count() > 1 else 1)
+    config = dataclasses.replace(CONFIG, output_dir=str(out), model=ModelConfig(str(folder / "model")), mesh=mesh)
     experiment.run_experiment(config, Progress("silent"))
 
 

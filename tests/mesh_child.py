@@ -2,33 +2,45 @@
 
     python tests/mesh_child.py FILE.npz
 
-writes one array for each `MESH/KIND/NAME`.
+writes one array for each `KIND/MESH/NAME`. With ALL_MESHES=1 in the environment these are of every kind of model on
+every mesh, which takes an hour.
 """
 
+import os
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from random_models import FAMILIES, random_adapter, random_model
 
 from star_jax.acquisition.branched_pool import branch_pool
-from star_jax.acquisition.pool_scoring import score_pool
+from star_jax.acquisition.pool_scoring import _answer, score_pool
 from star_jax.acquisition.pools import CandidatePool, GeneratedPool, ProposedPool
+from star_jax.active.pool import PoolState
+from star_jax.active.state import LoopState
 from star_jax.config import LoraConfig, TrainingConfig
 from star_jax.data.batching import Shape
 from star_jax.data.bucketing import StepLadder
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.inference.features import Readout, embed_prompts
-from star_jax.inference.gradients import gradient_sketches
+from star_jax.inference.gradients import fisher_diagonal, gradient_sketches
 from star_jax.inference.mc_dropout import Sampling
+from star_jax.models import transformer
 from star_jax.models.architecture import Experts, TransformerConfig
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.quantization import quantize
-from star_jax.parallel.mesh import use_mesh
-from star_jax.training.trainer import TrainingRows, fit
+from star_jax.parallel.mesh import placed, use_mesh
+from star_jax.parallel.placement import names_of, split_axis
+from star_jax.runs.loop_state import load_state, save_state
+from star_jax.training.trainer import TrainingRows, fit, init_state
 
 MESHES = {"8x1": 1, "1x8": 8, "4x2": 2, "2x4": 4}
 """Name -> devices that share a model."""
@@ -95,47 +107,116 @@ def models(kind: str) -> tuple[LanguageModel, Adapter]:
     return model, adapter
 
 
-def results(kind: str, what: str) -> Iterator[tuple[str, Any]]:
-    model, adapter = models(kind)
-    key = jax.random.key(3)
-    if "p" in what:
-        yield from score_pool(model, adapter, ProposedPool(PROPOSED, ONE_SHAPE)).measures.items()
-    if "m" in what:
-        found = score_pool(model, adapter, ProposedPool(PROPOSED, ONE_SHAPE), key=key, sampling=SAMPLING)
-        yield from ((f"sampled {name}", values) for name, values in found.measures.items())
-    if "c" in what:
-        for name, way in {"closed": None, "closed sampled": SAMPLING}.items():
-            found = score_pool(model, adapter, closed_pool(), key=key, sampling=way)
-            yield from ((f"{name} {measure}", values) for measure, values in found.measures.items())
-    if "g" in what:
-        found = score_pool(model, adapter, generated_pool())
-        yield from ((f"written {name}", values) for name, values in found.measures.items())
-        yield "written responses", found.responses
-    if "e" in what:
-        prompts = [row.tokens for row in PROMPTS]
-        yield "embedding", embed_prompts(model, adapter, prompts, ONE_SHAPE, [Readout(projection=3)])[0]
-    if "s" in what:
-        yield "sketch", gradient_sketches(model, adapter, PROPOSED[:9], ONE_SHAPE, 16)
-    if "t" in what:
-        data = TrainingRows(TRAINED, [], StepLadder(ONE_SHAPE, ONE_SHAPE))
-        fitted = fit(key, model, data, LORA, TRAINING)
-        yield "losses", fitted.step_losses
-        for path, leaf in jax.tree_util.tree_leaves_with_path(fitted.adapter.weights):
-            yield "trained " + jax.tree_util.keystr(path), leaf
+def scores(model: LanguageModel, adapter: Adapter, modes: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Measures of every kind of pool, with and without samples."""
+    pools = {"proposed": ProposedPool(PROPOSED, ONE_SHAPE), "closed": closed_pool(), "written": generated_pool()}
+    for kind, pool in pools.items():
+        for way in (None, SAMPLING) if kind != "written" else (None,):
+            name = f"{kind} sampled" if way else kind
+            if name in modes:
+                found = score_pool(model, adapter, pool, key=jax.random.key(3), sampling=way)
+                yield from ((f"{name} {measure}", values) for measure, values in found.measures.items())
+                if found.responses is not None:
+                    yield f"{name} responses", found.responses
+
+
+def vectors(model: LanguageModel, adapter: Adapter) -> Iterator[tuple[str, Any]]:
+    """Embeddings, gradient sketches, and the curvature of a trained adapter."""
+    prompts = [row.tokens for row in PROMPTS]
+    yield "embedding", embed_prompts(model, adapter, prompts, ONE_SHAPE, [Readout(projection=3)])[0]
+    yield "sketch", gradient_sketches(model, adapter, PROPOSED[:9], ONE_SHAPE, 16)
+    curvature = fisher_diagonal(jax.random.key(4), model, adapter, PROPOSED[:9], ONE_SHAPE)
+    yield "curvature", curvature["layers"]["down_proj"]["a"]
+
+
+def training(model: LanguageModel) -> Iterator[tuple[str, Any]]:
+    """An adapter after a few steps."""
+    data = TrainingRows(TRAINED, [], StepLadder(ONE_SHAPE, ONE_SHAPE))
+    fitted = fit(jax.random.key(3), model, data, LORA, TRAINING)
+    yield "losses", fitted.step_losses
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fitted.adapter.weights):
+        yield f"trained {jax.tree_util.keystr(path)}", leaf
+
+
+def kept(adapter: Adapter) -> Iterator[tuple[str, Any]]:
+    """The adapter of a run that is taken up again."""
+    state = LoopState(1, PoolState(jnp.zeros(3, jnp.int32)), {}, placed(adapter), {})
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(Path(folder), state)
+        found = load_state(Path(folder))
+    assert found is not None
+    assert found.adapter is not None
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found.adapter.weights):
+        yield f"kept {jax.tree_util.keystr(path)}", leaf
+
+
+def gathers(jaxpr: Any, looped: bool = False) -> Iterator[tuple[bool, tuple[int, ...]]]:
+    """Whether it is in a loop that ends when rows have ended, and shape, of all that a program gathers."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "all_gather":
+            yield looped, equation.outvars[0].aval.shape
+        inside = looped or equation.primitive.name == "while"
+        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield from gathers(part, inside)
+
+
+def traffic(model: LanguageModel) -> Iterator[tuple[str, Any]]:
+    """How many kernels are gathered where prompts are read, and where answers are written."""
+    batch = next(generated_pool().batches())
+    rows = (batch.tokens, batch.lengths, batch.row_mask)
+    run = partial(_answer, capacity=batch.capacity, width=5, end_ids=(1,))
+    kernels = {layer["kernel"].shape[1:] for layer in model.params["layers"].values() if "kernel" in layer}
+    found = [
+        looped for looped, shape in gathers(jax.make_jaxpr(run)(placed(model), None, rows).jaxpr) if shape in kernels
+    ]
+    yield "traffic", np.asarray([found.count(False), found.count(True)])
+
+
+def sizes(model: LanguageModel) -> Iterator[tuple[str, Any]]:
+    """Bytes of parameters, adapter and moments: of what is split, of the rest, and on the first device."""
+    start = partial(init_state, lora=LORA, config=TRAINING)
+    tree = placed((model, start(jax.random.key(0), model)))
+    leaves = [(names_of(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    split = sum(leaf.nbytes for names, leaf in leaves if split_axis(names, leaf.shape, 8) is not None)
+    first = jax.devices()[0]
+    here = sum(shard.data.nbytes for _, leaf in leaves for shard in leaf.addressable_shards if shard.device == first)
+    yield "bytes", np.asarray([split, sum(leaf.nbytes for _, leaf in leaves) - split, here])
+
+
+Work = dict[str, tuple[tuple[str, ...], str]]
+SOME: Work = {
+    "llama": (("8x1", "2x4"), "proposed sampled, closed sampled, written, training, state"),
+    "bfloat16": (("8x1", "1x8"), "training"),
+    "nf4": (("8x1", "4x2"), "proposed sampled"),
+    "experts": (("8x1", "2x4"), "written"),
+}
+"""Kind of model -> meshes, and what is done on them."""
+
+EVERYTHING = "proposed, proposed sampled, closed, closed sampled, written, training, vectors"
+ALL: Work = SOME | dict.fromkeys((*FAMILIES, "bfloat16", "int8", "nf4", "experts"), (tuple(MESHES), EVERYTHING))
+WORK = ALL if os.environ.get("ALL_MESHES") else SOME
+
+
+def main() -> None:
+    # As the layers of a large model are compiled: once for all of them.
+    transformer.UNROLLED_LAYERS = 0
+    found = {}
+    for kind, (meshes, asked) in WORK.items():
+        names = asked.split(", ")
+        for mesh in meshes:
+            use_mesh(MESHES[mesh])
+            model, adapter = models(kind)
+            work = [scores(model, adapter, names), sizes(model)]
+            work += [training(model)] if "training" in names else []
+            work += [vectors(model, adapter)] if "vectors" in names else []
+            work += [traffic(model)] if mesh != "8x1" and kind == "llama" else []
+            work += [kept(adapter)] if "state" in names else []
+            for name, value in chain(*work):
+                found[f"{kind}/{mesh}/{name}"] = np.asarray(value)
+    np.savez(sys.argv[1], **found)
 
 
 if __name__ == "__main__":
-    import time
-
-    for kind in sys.argv[2].split(","):
-        first = {}
-        for mesh, fsdp in MESHES.items():
-            use_mesh(fsdp)
-            t = time.time()
-            for name, value in results(kind, sys.argv[3]):
-                value = np.asarray(value)
-                if mesh == "8x1":
-                    first[name] = value
-                elif not np.array_equal(first[name], value, equal_nan=True):
-                    print("DIFFERS", kind, mesh, name, np.abs(first[name].astype(np.float64) - value).max())
-            print(kind, mesh, time.time() - t, flush=True)
+    main()

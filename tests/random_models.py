@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from star_jax.benchmarks.skills.generator import VOCABULARY
 from star_jax.checkpoints.families import BOTH_NORMS, POST_NORMS, norm_paths
 from star_jax.checkpoints.tensor_shapes import norm_width, projection_shapes
 from star_jax.models.architecture import Architecture, TransformerConfig
@@ -79,6 +80,24 @@ def random_model(rng: np.random.Generator, config: TransformerConfig) -> Languag
     if not config.tie_word_embeddings:
         params["lm_head"] = normal(width, vocabulary).T
     return LanguageModel(Decoder(config), jax.tree.map(lambda leaf: jnp.asarray(leaf, config.dtype), params))
+
+
+def skills_model(seed: int = 0) -> LanguageModel:
+    """One narrow layer over the tokens of the embedded benchmark, where it does not matter what a model has learned.
+
+    Programs of the model that is shipped, which has four layers, take three times as long to compile.
+    """
+    shape = TransformerConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+    )
+    return random_model(np.random.default_rng(seed), shape)
 
 
 def random_adapter(

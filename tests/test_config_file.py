@@ -10,7 +10,15 @@ import pytest
 import yaml
 from random_models import PROJECTIONS
 
-from star_jax.config import AcquisitionConfig, ExperimentConfig, FormatConfig, LoopConfig, TrainingConfig
+from star_jax.config import (
+    AcquisitionConfig,
+    ExperimentConfig,
+    FormatConfig,
+    LabelStudioConfig,
+    LlmConfig,
+    LoopConfig,
+    TrainingConfig,
+)
 from star_jax.config_file import Source, config_from_mapping, load_yaml, without_former_settings
 from star_jax.errors import ConfigError
 
@@ -63,10 +71,19 @@ def random_config(rng):
             if section is FormatConfig:
                 values |= {"system": random_value(str, rng) if values["chat"] else None}
                 values |= {"match": rng.choice(["exact", "choice"]) if values["answers"] else "numeric"}
+            if section is LoopConfig:
+                values |= {"budget_unit": "tokens", "budget_per_round": 7.5, "stop_when": "accuracy >= 0.5"}
+            if section is LlmConfig:
+                values |= {"key_variable": "KEY", "audit": 0.5, "base_url": rng.choice([None, "http://host/v1"])}
+            if section is LabelStudioConfig:
+                values |= {"key_variable": "KEY", "url": "https://host:8080"}
             sections[name] = section(**values)
+    annotator = rng.choice(["simulated", "llm", "label_studio"])
+    for other in {"simulated", "llm", "label_studio"} - {annotator}:
+        del sections[other]
     sections["data"] = dataclasses.replace(sections["data"], task="generic")
     seeds = tuple(rng.sample(range(100), rng.randrange(1, 4)))
-    return ExperimentConfig("out", ("star", "random"), seeds, annotator="simulated", **sections)
+    return ExperimentConfig("out", ("star", "random"), seeds, annotator=annotator, **sections)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from star_jax.acquisition.needs import Measure
-from star_jax.acquisition.strategy import Strategy, check_strategy_settings, get_strategy
+from star_jax.acquisition.settings import check_strategy_settings
+from star_jax.acquisition.strategy import Strategy, get_strategy
 from star_jax.annotators.annotator import Answer, Request, collect
 from star_jax.config import ExperimentConfig, LoraConfig, ScoringConfig
 from star_jax.data.examples import Prompt

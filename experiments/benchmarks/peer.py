@@ -31,13 +31,22 @@ PACKAGES = ("torch", "transformers", "peft")
 
 WAYS: dict[str, type[Batch]] = {"plain": PlainBatch, "tuned": TunedBatch}
 
-CHOICES = {"score-k1": ("score",), "train": ("train",), "generate": ("generate",), "round": ("train", "generate")}
+CHOICES = {
+    "score-k1": ("score",),
+    "train": ("train",),
+    "generate": ("generate", "batch"),
+    "round": ("train", "generate"),
+}
 """What there is to choose in a task."""
 
-PROBES = 3
-"""Timings of each way there is to choose from, the first of which warms up."""
+PROBES, PROBE_SECONDS = 3, 10.0
+"""Timings of each way there is to choose from, the first of which warms up; but no more once they took so long: beside
+answers of a real model, which take as much each time, warming up is nothing."""
 
-PLAIN = {"score": "not merged", "generate": "not merged, dynamic cache"}
+BATCH_PARTS = (1, 2, 4)
+"""Parts of the usual batch that are tried where answers end by themselves: small batches wait less for the longest."""
+
+PLAIN = {"score": "not merged", "generate": "not merged, dynamic cache", "batch": ""}
 """What is chosen already in the plain way."""
 
 torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -63,8 +72,12 @@ class Bench:
         self.rows, self.pool_rows = sequences[: workload.examples], workload.pool_sequences()
         self.batches = {way: self._score_batches(self.rows, way) for way in WAYS}
         self.pool = {way: self._score_batches(self.pool_rows, way) for way in WAYS}
-        self.prompts = self._prompt_batches(prompts_of(sequences[: workload.prompts]))
-        self.test = self._prompt_batches(workload.test_prompts())
+        usual = min(workload.generate_batch, workload.prompts)
+        sizes = {usual // part or 1 for part in (BATCH_PARTS if workload.ends else (1,))}
+        asked = prompts_of(sequences[: workload.prompts])
+        self.prompts = {f"batches of {size}": self._prompt_batches(asked, size) for size in sorted(sizes)[::-1]}
+        self.prompts[""] = self.prompts[f"batches of {usual}"]
+        self.test = self._prompt_batches(workload.test_prompts(), workload.generate_batch)
         self.fastest: dict[str, str] = {}
         self.chosen: dict[str, Mapping[str, str]] = {"plain": ChainMap(PLAIN, self.fastest), "tuned": self.fastest}
 
@@ -104,7 +117,7 @@ class Bench:
             check = tasks[task](way)
             self.model.wait()
             seconds = time.perf_counter() - began
-        return Outcome(seconds, merged, "; ".join(variants), check)
+        return Outcome(seconds, merged, "; ".join(filter(None, variants)), check)
 
     def multiply(self, times: int) -> None:
         """Takes the product of two square matrices so many times."""
@@ -131,6 +144,8 @@ class Bench:
                 for name, merged in merging.items()
                 for cache in ("dynamic", "static")
             }
+        if choice == "batch":
+            return {name: partial(self._probe_batches, name) for name in self.prompts if name}
         names = ["float32 LoRA"]
         if self.dtype != torch.float32:
             names = ["float32 LoRA with autocast", "LoRA in the model's dtype"]
@@ -138,8 +153,8 @@ class Bench:
         return {name: partial(self._fit, few, "tuned", name) for name in names}
 
     def _probe(self, function: Callable[[], object]) -> float:
-        seconds = []
-        for _ in range(PROBES):
+        seconds: list[float] = []
+        while len(seconds) < PROBES and sum(seconds) < PROBE_SECONDS:
             self.model.wait()
             began = time.perf_counter()
             function()
@@ -153,7 +168,11 @@ class Bench:
 
     def _probe_generating(self, merged: bool, cache: str) -> None:
         with self.model.adapter(SCORED, merged):
-            self._answers(self.prompts[-1:], cache, self.workload.new_tokens)
+            self._answers(self.prompts[""][-1:], cache, self.workload.new_tokens)
+
+    def _probe_batches(self, size: str) -> None:
+        with self.model.adapter(SCORED, self.fastest["generate"].startswith("merged")):
+            self._answers(self.prompts[size], self._cache("tuned"), self.workload.new_tokens)
 
     # Scoring.
 
@@ -222,8 +241,8 @@ class Bench:
 
     # Generation.
 
-    def _prompt_batches(self, prompts: list[np.ndarray]) -> list[Prompts]:
-        return prompt_batches(prompts, self.workload.generate_batch, self.model.device)
+    def _prompt_batches(self, prompts: list[np.ndarray], size: int) -> list[Prompts]:
+        return prompt_batches(prompts, size, self.model.device)
 
     @torch.inference_mode()
     def _answers(self, batches: list[Prompts], cache: str, width: int) -> dict[int, list[int]]:
@@ -249,7 +268,8 @@ class Bench:
         return "static" if "static" in self.chosen[way]["generate"] else "dynamic"
 
     def _generate(self, way: str) -> dict[str, list[float]]:
-        answers = self._answers(self.prompts, self._cache(way), self.workload.new_tokens)
+        prompts = self.prompts[self.chosen[way]["batch"]]
+        answers = self._answers(prompts, self._cache(way), self.workload.new_tokens)
         return {"tokens": [token for _, answer in sorted(answers.items()) for token in answer]}
 
     # The round.

@@ -49,6 +49,7 @@ class ByInformation:
         return Picks(self.select(select_key, gains, pool.unlabelled, query.count), gains)
 
 
+@jax.jit
 def epig(probabilities: Array, targets: Array, counted: Array) -> Array:
     """Mean over targets of the mutual information of an example's answer and a target's, nats: `N`.
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from star_jax.acquisition.selection import top_k
-from star_jax.acquisition.strategy import Query, Strategy, pick, shape_of
+from star_jax.acquisition.settings import dtype_of, shape_of
+from star_jax.acquisition.strategy import Query, Strategy, pick
 from star_jax.active.state import Choice, LoopState, Problem
 from star_jax.annotators.annotator import Priced, Request
 from star_jax.config import ExperimentConfig
@@ -112,7 +113,8 @@ def check_picks_by_score(strategy: Strategy) -> None:
     """
     keys = jax.random.split(jax.random.key(0), len(strategy.needs) + 1)
     features = [
-        jax.random.uniform(key, shape_of(need, _TRIED)) for key, need in zip(keys[1:], strategy.needs, strict=True)
+        (4 * jax.random.uniform(key, shape_of(need, _TRIED))).astype(dtype_of(need))
+        for key, need in zip(keys[1:], strategy.needs, strict=True)
     ]
     unlabelled = jnp.arange(_TRIED) % 4 != 0
     picked, scores = pick(strategy, keys[0], features, unlabelled, Query(jnp.asarray(0), 2, _TRIED // 4))

@@ -18,7 +18,8 @@ from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Group
 from star_jax.acquisition.pool_sampling import sample_pool
 from star_jax.acquisition.pool_scoring import AnySampling, PoolScores, passes_over, response_texts, score_pool
 from star_jax.acquisition.pools import GeneratedPool
-from star_jax.acquisition.strategy import OF_ONE, Strategy
+from star_jax.acquisition.settings import OF_ONE
+from star_jax.acquisition.strategy import Strategy
 from star_jax.acquisition.votes import voted
 from star_jax.active.posterior import sampling_of
 from star_jax.active.state import KeepsScores, LoopState, Observer, Problem

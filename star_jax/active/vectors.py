@@ -11,7 +11,7 @@ import numpy as np
 from star_jax.acquisition.needs import Embedding, Feature, GradientSketch, Targets
 from star_jax.acquisition.pool_scoring import PoolScores, answered_rows
 from star_jax.acquisition.pools import Pool
-from star_jax.acquisition.strategy import NO_TARGETS
+from star_jax.acquisition.settings import NO_TARGETS
 from star_jax.config import LoraConfig
 from star_jax.data.batching import Shape
 from star_jax.data.bucketing import prompt_shapes

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from star_jax.acquisition.strategy import check_strategy_settings, get_strategy
+from star_jax.acquisition.settings import check_strategy_settings
+from star_jax.acquisition.strategy import get_strategy
 from star_jax.active import ask_tell
 from star_jax.active.ask_tell import AskTellState, TellInfo
 from star_jax.active.loop import init

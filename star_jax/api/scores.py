@@ -207,12 +207,10 @@ _DISAGREEMENT = ("bald", "jensen_gap")
 
 
 def _feature(need: Feature, scores: Scores, strategy: str) -> np.ndarray:
+    known = isinstance(need, Embedding | GradientSketch) or (isinstance(need, Measure) and not need.of_answers)
+    if not known:
+        raise ConfigError(f"strategy {strategy} needs {need}, which score_pool does not give; use it in an ActiveLoop")
     if isinstance(need, Measure):
-        if need.of_answers:
-            raise ConfigError(
-                f"strategy {strategy} needs several drawn answers to each prompt, which score_pool does not draw; "
-                "use it in an ActiveLoop, or in a run"
-            )
         if need.samples and not scores.samples and need.name.startswith(_DISAGREEMENT):
             raise ConfigError(
                 f"strategy {strategy} needs the disagreement of dropout samples, and there is a single pass; pass "

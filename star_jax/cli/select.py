@@ -82,7 +82,7 @@ def select_file(config: SelectConfig, progress: Progress) -> list[dict[str, Any]
 
 def _check_strategy(strategy: Strategy, experiment: ExperimentConfig) -> None:
     """Refuses a strategy that is about an adapter, or that fails."""
-    from star_jax.acquisition.strategy import check_strategy_settings
+    from star_jax.acquisition.settings import check_strategy_settings
 
     if strategy.sampled:
         raise ConfigError(

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from star_jax.acquisition.strategy import Strategy, check_strategy_settings
+from star_jax.acquisition.settings import check_strategy_settings
+from star_jax.acquisition.strategy import Strategy
 from star_jax.active.budget import check_picks_by_score
 from star_jax.active.query import first_strategy
 from star_jax.annotators.csv_file import LABELS_FILE

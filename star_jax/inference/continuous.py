@@ -1,7 +1,7 @@
 """Continuous batching: where a response has ended, the next prompt takes its place.
 
 The lengths of free answers differ widely. A fixed number of rows is written a few tokens at a time; in between, prompts
-that were read are seated where rows have ended (scheduling by iteration: Yu et al., "Orca", OSDI 2022, section 4.1).
+that were read are seated where rows have ended (scheduling by iteration: Yu et al., "Orca", OSDI 2022).
 Once no prompt waits, the rows that go on are moved to a batch of half the size as soon as they fit into it.
 
 Shapes: `B` rows that a device writes at once, `K` responses of each prompt, `R` new tokens.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ from star_jax.inference.slots import (
     with_slots,
     write_tokens,
 )
+from star_jax.models.decoding import unstacked_on_a_cpu
 from star_jax.models.dropout import row_keys
 from star_jax.parallel.mesh import data_mesh
 
@@ -53,7 +55,8 @@ FEWEST_ROWS = 8
 """Rows are not made fewer than this: reading the weights is then most of a step."""
 
 SEATED_AT_ONCE = 8
-"""Prompts are seated as soon as one in so many rows is free; seating goes through the whole cache."""
+"""Prompts are seated as soon as one in so many rows is free; seating goes through the whole cache. By count
+(`experiments/benchmarks/continuous_batching.py`), 4 and 16 take up to 2 and 6 % longer."""
 
 
 class Plan(NamedTuple):
@@ -106,11 +109,19 @@ class _Answers:
 
 
 class _Place(NamedTuple):
-    """Which response a row writes: a row of a device's share of a batch, and of all samples of the batch."""
+    """Which response a row writes.
+
+    Attributes:
+      answers: those that it is one of.
+      local: the row of its prompt in the device's share of the batch.
+      row: its own among the samples of the whole batch.
+      width: of the batch, which it has slots for.
+    """
 
     answers: _Answers
     local: int
     row: int
+    width: int
 
 
 def write_responses(model: Model, batches: Iterable[Batch], plan: Plan) -> Iterator[tuple[Batch, Generated]]:
@@ -141,6 +152,7 @@ class _Table:
 
     def __init__(self, model: Model, plan: Plan) -> None:
         self._model, self._plan, self._devices = model, plan, data_mesh().size
+        self._layers = unstacked_on_a_cpu(*model)
         self._rows: Rows | None = None
         self._read: Rows | None = None
         self._keys: Array | None = None
@@ -165,36 +177,33 @@ class _Table:
         return self._rows_each - max(1, self._rows_each // SEATED_AT_ONCE)
 
     @property
-    def _is_free(self) -> bool:
-        """Whether prompts should be seated: enough rows are free on a device, or nothing goes on."""
-        return bool(self._going.min() <= self._few or not self._going.any())
-
-    @property
     def busy(self) -> bool:
         """Whether a response is being written, or a prompt waits."""
         return any(self._waiting) or bool(self._going.any())
 
     def has_room_for(self, batch: Batch) -> bool:
-        """Whether a batch should be read: nothing waits, and rows are free that have slots enough."""
-        fits = batch.tokens.shape[1] <= self._width or not self._going.any()
-        return not any(self._waiting) and fits and self._is_free
+        """Whether a batch should be read: nothing waits, and enough rows are free on a device that have the slots."""
+        if any(self._waiting) or not self._going.any():
+            return not any(self._waiting)
+        return batch.tokens.shape[1] <= self._width and bool(self._going.min() <= self._few)
 
     def read(self, batch: Batch) -> _Answers:
         """Reads the prompts of a batch, which then wait."""
         answers, key = _Answers(batch, self._plan), self._plan.key
         self._read = read_prompts(self._model, (batch.tokens, batch.lengths), capacity=batch.capacity)
         self._keys = None if key is None else row_keys(key, jnp.asarray(batch.index))
-        rows = len(batch.lengths)
+        rows, width = batch.tokens.shape
         share = rows // self._devices
         for row in np.flatnonzero(batch.row_mask).tolist():
             self._waiting[row // share] += [
-                _Place(answers, row % share, number * rows + row) for number in range(self._plan.samples)
+                _Place(answers, row % share, number * rows + row, width) for number in range(self._plan.samples)
             ]
         return answers
 
     def advance(self, more: bool) -> None:
         """Some tokens of every response; `more` batches may come."""
-        if any(self._waiting) and self._is_free:
+        most = self._few if self._going.any() else 0
+        if any(waiting and count <= most for waiting, count in zip(self._waiting, self._going, strict=True)):
             self._seat()
         comes = [more or bool(waiting) for waiting in self._waiting]
         if not any(comes):
@@ -204,13 +213,16 @@ class _Table:
             return
         half = self._next_half()
         fewer = np.asarray([self._few if one else half for one in comes], np.int32)
-        slots = self._rows.positions.shape[1]
-        needed = next((size for size in self._plan.sizes(self._width) if size >= self._used.max() + STEPS), slots)
-        if needed > slots:
-            self._rows = with_slots(self._rows, slots=needed)
-        limits = Limits(jnp.asarray(self._used), jnp.asarray(np.where(fewer < going, fewer, 0)))
-        found = write_tokens(self._model, self._rows, limits, steps=STEPS, writing=self._plan.writing)
-        self._rows, column, used = found
+        used = jnp.asarray(self._used)
+        self._width = max(place.width for place in chain(*self._places, *self._waiting) if place)
+        sizes = self._plan.sizes(self._width)
+        slots = next((size for size in sizes if size >= self._used.max() + STEPS), sizes[-1])
+        if slots != self._rows.positions.shape[1]:
+            self._rows = with_slots(self._rows, used, slots=slots)
+        limits = Limits(used, jnp.asarray(np.where(fewer < going, fewer, 0)))
+        self._rows, column, used = write_tokens(
+            self._model, self._layers, self._rows, limits, steps=STEPS, writing=self._plan.writing
+        )
         column, self._used, number, done = jax.device_get((column, used, self._rows.number, self._rows.done))
         self._note(column, number, done)
 
@@ -233,6 +245,8 @@ class _Table:
                     taken[device, number], rows[device, number] = place.local, place.row
         seats = Seats(jnp.asarray(taken.reshape(-1)), self._keys_of(rows.reshape(-1)))
         self._rows = seat(self._rows, self._read, seats, jnp.asarray(self._used))
+        if not any(self._waiting):
+            self._read = None  # its memory is free for what is read next
 
     def _keys_of(self, rows: np.ndarray) -> Array | None:
         """A PRNG key for each response to a batch."""

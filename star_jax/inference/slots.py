@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from star_jax.inference.sampling import Decoding, draw_tokens, folded
 from star_jax.inference.scoring import TokenStatistics, distribution_statistics
-from star_jax.models.decoding import KVCache, decode_step, prefill, step_variables, unstacked
+from star_jax.models.decoding import KVCache, Variables, decode_step, prefill, step_variables, unstacked
 from star_jax.models.layer import LayerCache, Slots
 from star_jax.models.lm_head import logits, output_head
 from star_jax.models.lora import Adapter
@@ -28,6 +28,7 @@ from star_jax.parallel.parts import anywhere, staying
 
 Array = jax.Array
 Model = tuple[LanguageModel, Adapter | None]
+Layers = tuple[Variables, ...] | None
 
 
 class Rows(NamedTuple):
@@ -166,15 +167,19 @@ def seat(rows: Rows, waiting: Rows, seats: Seats, used: Array) -> Rows:
 
 
 @partial(jax.jit, static_argnames=("slots",))
-def with_slots(rows: Rows, *, slots: int) -> Rows:
-    """The same rows with more slots, before their ring has come round."""
+def with_slots(rows: Rows, used: Array, *, slots: int) -> Rows:
+    """The same rows with rings of another size, which hold the last slots that each device has used, where they fit."""
 
-    def grow(_: Any, rows: Rows) -> Rows:
-        more = slots - rows.positions.shape[1]
-        layers = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, more), (0, 0))), rows.layers)
-        return rows._replace(layers=layers, positions=jnp.pad(rows.positions, ((0, 0), (0, more)), constant_values=-1))
+    def move(_: Any, given: tuple[Rows, Array]) -> Rows:
+        rows, (used,) = given
+        size = rows.positions.shape[1]
+        # The last slot that was used and lies here in the new ring, counted from the first one ever.
+        last = used - 1 - (used - 1 - jnp.arange(slots)) % slots
+        held = (last >= 0) & (last >= used - size)
+        layers = jax.tree.map(lambda leaf: jnp.take(leaf, last % size, axis=2), rows.layers)
+        return rows._replace(layers=layers, positions=jnp.where(held, rows.positions[:, last % size], -1))
 
-    found: Rows = by_rows(grow, None, rows)
+    found: Rows = by_rows(move, None, (rows, used))
     return found
 
 
@@ -187,12 +192,13 @@ def some_rows(rows: Rows, chosen: Array) -> Rows:
 
 @partial(jax.jit, static_argnames=("steps", "writing"), donate_argnames=("rows",))
 def write_tokens(
-    model: Model, rows: Rows, limits: Limits, *, steps: int, writing: Writing
+    model: Model, layers: Layers, rows: Rows, limits: Limits, *, steps: int, writing: Writing
 ) -> tuple[Rows, Column, Array]:
     """Some tokens of each row that goes on.
 
     Args:
       model: decoder and adapter.
+      layers: from `models.decoding.unstacked_on_a_cpu`.
       rows: not to be used any more.
       limits: where to begin, and when to stop.
       steps: n, the most tokens of a row.
@@ -202,10 +208,11 @@ def write_tokens(
       The rows, what was written, and the slots that each device has used then.
     """
 
-    def write(model: Model, given: tuple[Rows, Limits]) -> tuple[Rows, Column, Array]:
-        rows, ((used,), (fewer,)) = given
+    def write(shared: tuple[Model, Layers], given: tuple[Rows, Limits]) -> tuple[Rows, Column, Array]:
+        (model, layers), (rows, ((used,), (fewer,))) = shared, given
         model = staying(model)
-        layers, head, ends = unstacked(*model), output_head(model[0]), jnp.asarray(writing.end_ids)
+        layers = unstacked(*model) if layers is None else layers
+        head, ends = output_head(model[0]), jnp.asarray(writing.end_ids)
 
         def advance(at: tuple[Array, Rows, Column]) -> tuple[Array, Rows, Column]:
             number, rows, column = at
@@ -233,7 +240,7 @@ def write_tokens(
         number, rows, column = jax.lax.while_loop(goes_on, advance, start)
         return rows, column, (used + number)[None]
 
-    found: tuple[Rows, Column, Array] = by_rows(write, model, (rows, limits))
+    found: tuple[Rows, Column, Array] = by_rows(write, (model, layers), (rows, limits))
     return found
 
 

@@ -20,6 +20,7 @@ from star_jax.models.lora import Adapter, with_adapter
 from star_jax.models.transformer import Block, LanguageModel, angles_of, embed, embedding_scale, final_norm
 from star_jax.ops.packing import make_packing
 from star_jax.ops.platform import before_the_loop_on_a_cpu
+from star_jax.parallel.mesh import parts_of_a_model
 from star_jax.parallel.parts import Part
 
 Array = jax.Array
@@ -52,6 +53,16 @@ def step_variables(
     if not all(isinstance(kernel, jax.Array | Part) for kernel in kernels):
         return layers
     return before_the_loop_on_a_cpu(layers, lambda: unstacked(model, adapter))
+
+
+def unstacked_on_a_cpu(model: LanguageModel, adapter: Adapter | None) -> tuple[Variables, ...] | None:
+    """`unstacked` as arrays of their own, for programs of a few steps each, which would copy all weights every time.
+
+    None on accelerators, which read layers where they lie, and where devices share a model.
+    """
+    if jax.default_backend() != "cpu" or parts_of_a_model() > 1:
+        return None
+    return jax.jit(unstacked)(model, adapter)
 
 
 def prefill(

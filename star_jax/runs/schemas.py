@@ -22,6 +22,7 @@ from star_jax.documents import (
     WHOLE,
     Kind,
     check_fields,
+    either,
     list_of,
 )
 from star_jax.tracking.timing import PHASES
@@ -105,7 +106,8 @@ def _kind(hint: Any) -> Kind:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         kinds = [_kind(argument) for argument in arguments if argument is not types.NoneType]
-        return kinds[0].or_null()
+        kind = either(*kinds)
+        return kind.or_null() if types.NoneType in arguments else kind
     if origin is tuple:
         return list_of(_kind(arguments[0]))
     return {bool: SWITCH, int: WHOLE, float: NUMBER}.get(hint, TEXT)

@@ -60,7 +60,7 @@ SHAPE = TransformerConfig(
     vocab_size=len(WORDS),
     hidden_size=16,
     intermediate_size=20,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=2,
     num_key_value_heads=1,
     head_dim=8,
@@ -419,7 +419,7 @@ def test_candidates_of_an_example_share_their_masks(model, adapter, encoder, mod
 
 def test_sampling_needs_an_adapter_and_a_key(model, adapter, build):
     for full, key in ((None, jax.random.key(0)), (adapter, None), (None, None)):
-        with pytest.raises(ValueError, match="acts on an adapter and draws from a key; pass both"):
+        with pytest.raises(ValueError, match="are of an adapter and are drawn from a key; pass both"):
             score_pool(model, full, build("proposed"), key=key, sampling=SAMPLING)
 
 

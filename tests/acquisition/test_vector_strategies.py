@@ -9,7 +9,8 @@ from test_distances import largest
 from star_jax.acquisition import vector_strategies
 from star_jax.acquisition.needs import Embedding, GradientSketch, Measure, Targets
 from star_jax.acquisition.scores import ByScore, Length, Power
-from star_jax.acquisition.strategy import Query, get_strategy, pick, shape_of
+from star_jax.acquisition.settings import shape_of
+from star_jax.acquisition.strategy import Query, get_strategy, pick
 from star_jax.config import AcquisitionConfig
 from star_jax.registry import STRATEGIES
 from star_jax.testing import check_strategy

@@ -1,4 +1,4 @@
-"""The loop on the shipped model and a small pool, without files."""
+"""The loop on a narrow model and a small pool, without files."""
 
 import dataclasses
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import skills_model
 
 from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
 from star_jax.acquisition.pool_scoring import Sampling, generated_texts, score_pool
@@ -21,7 +22,6 @@ from star_jax.annotators.annotator import Answer
 from star_jax.annotators.oracle import SimulatedOracle
 from star_jax.benchmarks.skills import generator as skills
 from star_jax.checkpoints.hub import load_tokenizer
-from star_jax.checkpoints.huggingface import load_model
 from star_jax.config import (
     AcquisitionConfig,
     DataConfig,
@@ -74,7 +74,7 @@ def problem(examples):
     shapes = shapes._replace(training=training_shapes(known, [], longest, CONFIG.training))
     pool = generated_pool(encoder, tokens, shapes)
     annotator = SimulatedOracle(responses(examples))
-    return Problem(load_model("embedded:skills"), encoder, prompts, tokens, pool, shapes, annotator)
+    return Problem(skills_model(), encoder, prompts, tokens, pool, shapes, annotator)
 
 
 def made(strategy):

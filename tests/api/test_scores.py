@@ -181,6 +181,11 @@ def test_chance_is_in_the_key(scores):
         ({"count": 2, "labelled": "q00"}, "labelled is the text 'q00'"),
         ({"count": 2, "strategy": "entrpy"}, r"did you mean entropy\?"),
         ({"count": 2, "strategy": "bald"}, "pass adapter= and mc_samples= to score_pool"),
+        (
+            {"count": 2, "strategy": "star_votes"},
+            "vote_entropy.*which score_pool does not give; use it in an ActiveLoop",
+        ),
+        ({"count": 2, "strategy": "group_balanced"}, "Group.*which score_pool does not give"),
     ],
 )
 def test_a_selection_that_cannot_be_made_is_one_sentence(scores, options, sentence):

@@ -106,10 +106,10 @@ def test_rows_are_seated_as_soon_as_others_end(small_model, small_adapter, promp
     """And programs are few: one for each size of caches and of rows."""
     shapes, seated, steps = [], 0, 0
 
-    def counted_writing(model, rows, limits, **options):
+    def counted_writing(model, layers, rows, limits, **options):
         nonlocal steps
         shapes.append(rows.positions.shape)
-        found = write(model, rows, limits, **options)
+        found = write(model, layers, rows, limits, **options)
         steps += int(found[2][0] - limits.used[0])
         return found
 

@@ -13,13 +13,16 @@ from star_jax.config import (
     ExperimentConfig,
     GenerationConfig,
     LoopConfig,
+    MeshConfig,
     ScoringConfig,
     TrainingConfig,
 )
+from star_jax.documents import UnreadableError
 from star_jax.errors import ConfigError
 from star_jax.runs.files import plain, read_json, read_yaml, write_yaml_atomic
 from star_jax.runs.run_folder import RunFolder
 from star_jax.runs.run_settings import FIT_TO_MEMORY, choice_origin, differences, flatten
+from star_jax.runs.schemas import check_settings
 
 CONFIG = ExperimentConfig(output_dir="out", strategies=("star", "random"), seeds=(3, 4)).to_dict()
 
@@ -190,6 +193,7 @@ def test_what_fits_a_run_to_memory_may_change_on_the_way(tmp_path):
         scoring=ScoringConfig(batch_size=3),
         generation=GenerationConfig(batch_size=5),
         training=TrainingConfig(rematerialise=True),
+        mesh=MeshConfig(data=2, fsdp=4),
     ).to_dict()
     assert differences(CONFIG, changed).keys() == set(FIT_TO_MEMORY)
     assert choice_origin(changed, {}) == choice_origin(CONFIG, {})
@@ -303,3 +307,10 @@ def test_corrections_of_a_round_are_kept_with_it(tmp_path):
         assert (folder.corrected(0), folder.corrected(1)) == ([], [{"id": "a", "response": None, "before": "x"}])
         folder.drop_rounds_from(1)
         assert folder.corrected(1) == []
+
+
+@pytest.mark.parametrize("value", ["auto", 4])
+def test_settings_of_several_types_are_read_back(value):
+    check_settings(plain(ExperimentConfig(mesh=MeshConfig(fsdp=value)).to_dict()))
+    with pytest.raises(UnreadableError, match=r"has 1.5 as 'fsdp'; it must be a whole number or a text or null"):
+        check_settings({"mesh": {"fsdp": 1.5}})

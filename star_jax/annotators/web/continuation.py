@@ -146,6 +146,10 @@ class Continuation:
         """Whether a label can be emptied: not while a process may be reading it."""
         return self.look().phase is not Phase.RUNNING
 
+    def busy(self) -> bool:
+        """Whether some process is at work on the runs, started here or by hand; nothing is started."""
+        return (self._child is not None and self._child.poll() is None) or self._runs.busy()
+
     def _next(self) -> Status:
         if self._child is not None:
             code = self._child.poll()

@@ -142,9 +142,26 @@ class Desk:
         given = Given(self.scope.skip, clean_name(who), _now(), " ".join(reason.split())[:LONGEST_TEXT])
         self._change(name, partial(_written, given=given, seen=seen, decide=decide))
 
-    def take_back(self, name: str, who: str = "", seen: str | None = None) -> None:
-        """Empties what a person has written; arguments and errors as those of `answer`."""
-        self._change(name, partial(_emptied, who=clean_name(who), seen=seen))
+    def take_back(
+        self, name: str, who: str = "", seen: str | None = None, taken: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Empties what a person has written.
+
+        Args:
+          name, who, seen: as in `answer`.
+          taken: whether a run may have read it. It is asked while the table is locked, and a run locks its folder
+            before it reads the table: one that is not at work then will find the cell empty.
+
+        Raises:
+          DataError: as `answer`; or it was taken.
+        """
+
+        def emptied(cell: Cell) -> Cell:
+            if taken():
+                raise DataError("a run that was started in the meantime has this answer; correct it instead")
+            return _emptied(cell, clean_name(who), seen)
+
+        self._change(name, emptied)
 
     def _change(self, name: str, change: Callable[[Cell], Cell]) -> None:
         with self.table.locked():

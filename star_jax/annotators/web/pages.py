@@ -174,6 +174,10 @@ class Pages:
         with self.continuation.held():  # no run begins between the question and the answer
             return self._taken_back(who)
 
+    def _is_taken(self, name: str) -> bool:
+        """Whether a run has read an answer, or is about to."""
+        return self.continuation.busy() or name in self.record.used()
+
     def _taken_back(self, who: str) -> Chosen:
         sheet, used = self.desk.sheet(), self.record.used()
         name = next(iter(opinions.latest(sheet.cells, who)), None)
@@ -182,7 +186,11 @@ class Pages:
         cell = sheet.cells[name]
         second = opinions.is_second(cell, who)
         if second or not (name in used or cell.more.get(opinions.DECIDED) or not self.continuation.may_take_back()):
-            self.desk.take_back(name, who, cell.text)
+            # A run that somebody starts by hand does not wait for this page.
+            try:
+                self.desk.take_back(name, who, cell.text, lambda: not second and self._is_taken(name))
+            except DataError as error:
+                return Chosen(who, name, second, str(error))
             return Chosen(who, name, second)
         return Chosen(who, name)
 

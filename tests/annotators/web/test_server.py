@@ -4,10 +4,12 @@ import html
 import re
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from starlette.testclient import TestClient
 
+from star_jax.annotators.label_table import LabelTable
 from star_jax.annotators.web.continuation import Continuation
 from star_jax.annotators.web.desk import LONGEST_TEXT, Desk
 from star_jax.annotators.web.pages import Pages
@@ -86,6 +88,26 @@ def test_nothing_is_emptied_while_a_training_may_read_it(client, rows, runs):
     client.post(f"{BASE}answer", data={"id": "a", "response": "light"})
     runs.at_work = True
     client.post(f"{BASE}undo", data={})
+    assert rows()["a"]["response"] == "light"
+
+
+@pytest.mark.parametrize("taken", ["at work", "finished"])
+def test_a_run_that_is_started_by_hand_within_an_undo_keeps_the_answer(client, rows, runs, monkeypatch, taken):
+    """It locks its folder, waits for the table, and reads the answer that the page was about to empty."""
+    client.post(f"{BASE}answer", data={"id": "a", "response": "light"})
+    whole = LabelTable.locked
+
+    @contextmanager
+    def locked(table):
+        runs.at_work, runs.trained = taken == "at work", frozenset("a") if taken == "finished" else frozenset()
+        with whole(table):
+            yield
+
+    monkeypatch.setattr(LabelTable, "locked", locked)
+    answer = client.post(f"{BASE}undo", data={})
+    assert answer.status_code == 422
+    assert "a run that was started in the meantime has this answer; correct it instead" in text_of(answer)
+    assert "is it light?" in text_of(answer)
     assert rows()["a"]["response"] == "light"
 
 
