@@ -17,7 +17,7 @@ from star_jax.environment import memory_bytes
 from star_jax.errors import ConfigError
 from star_jax.experiment.sizes import ADAPTER_COPIES, GIGABYTE
 from star_jax.models.architecture import TransformerConfig
-from star_jax.models.lora import init_adapter
+from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.transformer import Decoder
 from star_jax.ops.quantization import Quantization, quantize
 from star_jax.parallel.mesh import use_mesh
@@ -64,12 +64,17 @@ def residents(
       ConfigError: the adapter has a target that the model does not have.
     """
     params = parameter_shapes(shape, quantization)
+    adapter = None if lora is None else jax.eval_shape(partial(init_adapter, config=lora), jax.random.key(0), params)
+    return residents_of(params, adapter)
+
+
+def residents_of(params: Mapping[str, Any], adapter: Adapter | None) -> list[Resident]:
+    """The same from shapes that are known."""
     found = [
         Resident("weights of the layers", {"layers": params["layers"]}),
         Resident("embedding and head, whole", {name: params[name] for name in params.keys() - {"layers"}}),
     ]
-    if lora is not None:
-        adapter = jax.eval_shape(partial(init_adapter, config=lora), jax.random.key(0), params)
+    if adapter is not None:
         found.append(Resident("adapter, gradient and moments", adapter.weights, ADAPTER_COPIES))
     return found
 

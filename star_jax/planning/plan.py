@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 
 from star_jax.acquisition.strategy import Strategy
 from star_jax.config import ExperimentConfig
 from star_jax.experiment.lengths import Lengths
-from star_jax.experiment.mesh_choice import choose_fsdp, residents
+from star_jax.experiment.mesh_choice import choose_fsdp, residents_of
 from star_jax.models.architecture import TransformerConfig
 from star_jax.planning.machines import Machine
 from star_jax.planning.memory import Arrays, Compiled, CompileProgram, Held, arrays_of, held_by
@@ -114,9 +113,9 @@ def make_plan(
         does not have.
     """
     config, devices, chip = experiment.config, machine.devices, machine.chip
-    held = partial(residents, experiment.shape, config.model.quantization, config.lora)
-    fsdp = choose_fsdp(config.mesh, held, devices, None if chip.kind == "cpu" else chip.memory)
     model = sizes_of(config, experiment.shape), arrays_of(config, experiment.shape)
+    room = None if chip.kind == "cpu" else chip.memory
+    fsdp = choose_fsdp(config.mesh, lambda: residents_of(model[1].model.params, model[1].adapter), devices, room)
     batches = Batches(config, experiment.lengths, devices, experiment.closed)
     programs = programs_of(config, experiment.strategies, experiment.first, batches)
     plan = Plan(experiment, machine, (devices // fsdp, fsdp), ())

@@ -110,7 +110,7 @@ def test_the_mesh_is_the_one_that_a_run_would_choose(llama):
 
 
 def test_more_devices_for_a_model_are_advised_before_other_rows(llama):
-    crowded = changed(changed(llama, "mesh", fsdp=2), "training", batch_size=24)
+    crowded = changed(changed(llama, "mesh", fsdp=2), "training", batch_size=40)
     assert not make_plan(crowded, on("v5e-8")).fits
     assert advice(make_plan(crowded, on("v5e-8")))[0].startswith("--mesh.fsdp")
 

@@ -1,5 +1,6 @@
 """The command as a person uses it: machines that are not here, a model without weights, what cannot be planned."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -56,11 +57,14 @@ def test_rows_are_read_where_they_can_be(capfd, tmp_path):
 
 
 def test_what_does_not_fit_has_a_code_of_its_own_and_ways_out(bare, capfd):
-    argv = ("--on", "v5e-1", "--examples", "999,9", "--training.batch-size", "32768", "--loop.rounds", "1")
-    code, shown, _ = planned(capfd, *argv, folder=bare)
+    config = json.loads((bare / "config.json").read_text())
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128}
+    (bare / "config.json").write_text(json.dumps(config | sizes | heads))
+    code, shown, _ = planned(capfd, "--on", "v5e-1", "--examples", "600,9", "--loop.rounds", "2", folder=bare)
     assert code == 1
     assert "it does not fit" in shown
-    assert "it would fit with --training." in shown
+    assert "it would fit with --model.quantization" in shown
 
 
 @pytest.mark.parametrize(
