@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
-from star_jax.annotators.annotator import Annotator, Answer, Request, Rereadable
+from star_jax.annotators.annotator import Annotator
 from star_jax.parallel.hosts import several, shared
 
 
@@ -19,31 +20,27 @@ def led(make: Callable[[], Annotator]) -> Annotator:
         return make()
     made: list[Annotator] = []
 
-    def rereadable() -> bool:
+    def methods() -> list[str]:
         made.append(make())
-        return isinstance(made[0], Rereadable)
+        return [name for name in dir(made[0]) if not name.startswith("_") and callable(getattr(made[0], name))]
 
-    return (_LedRereadable if shared(rereadable) else _Led)(made)
+    return cast(Annotator, _Led(made, shared(methods)))
 
 
 class _Led:
-    """Asks the annotator in `made`, which is empty everywhere but in the leader."""
+    """Has the methods of the annotator in `made`, which is empty everywhere but in the leader.
 
-    def __init__(self, made: Sequence[Any]) -> None:
+    They are attributes, since what an annotator can do besides answering is known by the methods that it has.
+    """
+
+    def __init__(self, made: list[Annotator], methods: list[str]) -> None:
         self._made = made
+        for name in methods:
+            setattr(self, name, partial(self._ask, name))
 
-    def annotate(self, requests: Sequence[Request]) -> list[Answer]:
-        return shared(lambda: list(self._made[0].annotate(requests) or ()))
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        def answer() -> Any:
+            found = getattr(self._made[0], name)(*arguments)
+            return list(found) if isinstance(found, Iterator) else found
 
-    def instructions(self, open_requests: Sequence[Request]) -> str:
-        return str(shared(lambda: self._made[0].instructions(open_requests)))
-
-
-class _LedRereadable(_Led):
-    """The same for one whose answers can be read again."""
-
-    def review(self) -> None:
-        shared(lambda: self._made[0].review())
-
-    def current(self, requests: Sequence[Request]) -> list[Answer]:
-        return shared(lambda: list(self._made[0].current(requests)))
+        return shared(answer)

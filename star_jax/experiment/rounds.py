@@ -135,7 +135,7 @@ def within_budget(run: Run, state: LoopState, choice: Choice) -> Choice:
     config, problem = run.context.config, run.problem
     if config.loop.budget_per_round is None:
         return choice
-    spent = sum(row.get(SPENT[config.loop.budget_unit]) or 0 for row in run.folder.metrics())
+    spent = sum(row.get(SPENT[config.loop.budget_unit]) or 0 for row in shared(run.folder.metrics))
     left = config.loop.budget_per_round * (state.round + 1) - spent
     # Without a first label there would be nothing to train on.
     return affordable(choice, expected_costs(config, problem, state), left, least=int(not state.round))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from star_jax.annotators.annotator import Answer, Request
+from star_jax.annotators.annotator import Answer, Request, Rereadable
 from star_jax.annotators.led import led
 from star_jax.data.examples import Prompt
 from star_jax.errors import ConfigError, DataError, LabelsNeeded
@@ -203,6 +203,7 @@ def test_the_annotator_of_the_first_process_answers_for_all(together, monkeypatc
         annotator = led(lambda: Sheet(asked))
         with pytest.raises(DataError, match="row 3"):
             annotator.review()
+        assert isinstance(annotator, Rereadable)
         told = annotator.annotate(requests), annotator.current(requests), annotator.instructions(requests)
         return [[answer.response for answer in part] for part in told[:2]] + [told[2]]
 
