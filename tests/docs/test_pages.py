@@ -14,8 +14,9 @@ from star_jax.cli.evaluate import EvaluateFlags
 from star_jax.cli.export import parse_export
 from star_jax.cli.flags import parse as read
 from star_jax.cli.label import LabelFlags
+from star_jax.cli.plan import Arguments as PlanFlags
 from star_jax.cli.predict import PredictFlags
-from star_jax.cli.run import parse_run
+from star_jax.cli.run import parse_run, parse_with
 from star_jax.cli.score_flags import parse_score
 from star_jax.cli.select_flags import parse_select
 from star_jax.config_file import config_from_mapping, load_yaml
@@ -91,6 +92,8 @@ def read_flags(name, argv):
     elif name in ("predict", "evaluate"):
         # Run folders and adapters of a page are the reader's own: the flags are read, and not what they name.
         read(name, PredictFlags if name == "predict" else EvaluateFlags, argv)
+    elif name == "plan":
+        parse_with(PlanFlags, argv, name)
     elif name == "label":
         read(name, LabelFlags, argv)
     else:
