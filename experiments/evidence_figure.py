@@ -37,7 +37,7 @@ def main() -> None:
     right.axhline(0, color="black", linewidth=0.8)
     right.plot(labels, difference.T, color="tab:blue", alpha=0.15, linewidth=0.8)
     right.errorbar(labels, mean, yerr=half, marker="o", color="tab:blue", capsize=3)
-    right.set(xlabel="labels", ylabel="difference in accuracy", title="star − random on the same seed")
+    right.set(xlabel="labels", ylabel="difference in accuracy", title="star minus random on the same seed")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(OUT, dpi=150)
