@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,20 +75,23 @@ class ExpertMLP(nn.Module):
             down = self.param("down", start, (experts.count, inner, width), config.dtype)
         tokens, kernels = x.reshape(-1, width), (gate_up, down)
         if stays(kernels):
-            # All devices take the same tokens to the same experts, and each makes a part of every output.
-            multiply = lambda x, kernel: all_outputs(matmul(x, kernel))  # noqa: E731
-            mixed = own_rows(mixture(config, here(kernels), all_rows(tokens), router, multiply))
+            # All devices take the same tokens to the same experts, and each makes a part of every output that is split.
+            mixed = own_rows(mixture(config, kernels, all_rows(tokens), router, _product_in_place))
         else:
             mixed = multiplied(partial(mixture, config), kernels, tokens, router)
         return mixed.astype(x.dtype).reshape(x.shape)
 
 
+def _product_in_place(x: Array, kernel: Any) -> Array:
+    return all_outputs(matmul(x, here(kernel))) if stays(kernel) else matmul(x, kernel)
+
+
 def mixture(
     config: TransformerConfig,
-    kernels: tuple[Kernel, Kernel],
+    kernels: tuple[Any, Any],
     tokens: Array,
     router: Array,
-    multiply: Callable[[Array, Kernel], Array] = matmul,
+    multiply: Callable[[Array, Any], Array] = matmul,
 ) -> Array:
     """What their experts make of tokens `M×D`, float32.
 

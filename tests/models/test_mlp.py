@@ -11,6 +11,8 @@ import pytest
 from star_jax.models.architecture import Experts, TransformerConfig
 from star_jax.models.mlp import ExpertMLP, grouped
 from star_jax.ops.quantization import quantize
+from star_jax.parallel.parts import Part
+from star_jax.parallel.placement import FSDP
 
 WIDTH, INNER = 6, 4
 
@@ -111,3 +113,17 @@ def test_no_token_is_lost_however_they_are_spread(rng: np.random.Generator) -> N
         x = jnp.asarray(rng.normal(size=(tokens, 2)), jnp.float32)
         got = numbered(x, chosen, count)
         np.testing.assert_allclose(got, x[:, None] + 10 * np.asarray(chosen)[..., None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("split", [("gate_up",), ("down",), ("gate_up", "down")])
+def test_kernels_stay_in_parts_each_by_itself(rng: np.random.Generator, split: tuple[str, ...]) -> None:
+    """Two devices, as an axis that is mapped over; the width of one kernel may divide where that of the other does not."""
+    params, x = make(rng, 3), np.float32(rng.normal(size=(4, 1, WIDTH)))
+    parts = {name: np.stack(np.split(params[name], 2, axis=-1)) for name in split}
+
+    def device(parts: dict[str, jax.Array], rows: jax.Array) -> Any:
+        own = {name: Part(part, -1, stays=True) for name, part in parts.items()}
+        return ExpertMLP(config(3, 2)).apply({"params": params | own}, rows)
+
+    found = jax.jit(jax.vmap(device, axis_name=FSDP))(parts, x.reshape(2, 2, 1, WIDTH))
+    np.testing.assert_allclose(found.reshape(x.shape), run(3, 2, params, x), rtol=1e-5, atol=1e-6)
