@@ -20,6 +20,7 @@ from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import Adapter, init_adapter
 from star_jax.models.transformer import Decoder
 from star_jax.ops.quantization import Quantization, quantize
+from star_jax.parallel.hosts import shared
 from star_jax.parallel.mesh import use_mesh
 from star_jax.parallel.placement import bytes_on_a_device
 
@@ -134,7 +135,8 @@ def set_mesh(
     """
     devices, room = jax.device_count(), None if jax.default_backend() == "cpu" else float(memory_bytes())
     held = partial(residents, shape, quantization, lora)
-    fsdp = choose_fsdp(asked, held, devices, room)
+    # The leader's choice for all: memory may differ a little between hosts, and a mesh may not.
+    fsdp = shared(lambda: choose_fsdp(asked, held, devices, room))
     use_mesh(fsdp)
     if fsdp > 1:
         for line in words(fsdp, devices, held(), None if asked.fsdp != "auto" or asked.data != "auto" else room):
