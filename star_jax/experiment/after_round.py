@@ -7,8 +7,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-
 FOLDER_VARIABLE = "STAR_JAX_RUN_FOLDER"
 """Environment variable of the command: the run folder, OUTPUT_DIR/STRATEGY/seed-N, absolute."""
 
@@ -30,7 +28,7 @@ class AfterRound:
 
     def __call__(self, folder: Path, number: int) -> None:
         """Runs it, and waits for it; what it prints to stdout is shown where it fails, and else dropped."""
-        if self._command is None or jax.process_index() != 0:
+        if self._command is None:
             return
         environment = {**os.environ, FOLDER_VARIABLE: str(folder.resolve()), ROUND_VARIABLE: str(number)}
         done = subprocess.run(

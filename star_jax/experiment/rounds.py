@@ -44,7 +44,7 @@ def play_round(run: Run, state: LoopState) -> LoopState:
         after = _play(run, state, key, origin, scored.log)
         scored.remove()
     with context.watch.phase("write"):
-        context.after_round(folder.path, state.round)
+        shared(lambda: context.after_round(folder.path, state.round))
     return after
 
 
