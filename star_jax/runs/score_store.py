@@ -35,8 +35,8 @@ FOLDER = "base-scores"
 """Name of the folder in OUTPUT_DIR."""
 
 _WITHOUT_EFFECT = (
-    *("output_dir", "strategies", "seeds", "data", "format", "plugins", "annotator", "track", "labels", "simulated"),
-    *("llm", "label_studio", "lora", "training", "acquisition", "loop", "evaluation", "mesh"),
+    *("output_dir", "strategies", "seeds", "data", "format", "plugins", "annotator", "track", "after_round", "labels"),
+    *("simulated", "llm", "label_studio", "lora", "training", "acquisition", "loop", "evaluation", "mesh"),
 )
 """Settings that the base model's scores of given tokens do not depend on, but for the limits in `data`."""
 

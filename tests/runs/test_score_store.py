@@ -201,6 +201,7 @@ def test_what_does_not_matter_does_not_change_it(config, tmp_path):
         output_dir="elsewhere",
         strategies=("pe",),
         seeds=(3, 4),
+        after_round="true",
         model=ModelConfig(str(moved)),
         scoring=ScoringConfig(mc_samples=7, dropout="per_token"),
         loop=LoopConfig(rounds=2),
