@@ -117,7 +117,7 @@ def test_no_token_is_lost_however_they_are_spread(rng: np.random.Generator) -> N
 
 @pytest.mark.parametrize("split", [("gate_up",), ("down",), ("gate_up", "down")])
 def test_kernels_stay_in_parts_each_by_itself(rng: np.random.Generator, split: tuple[str, ...]) -> None:
-    """Two devices, as an axis that is mapped over; the width of one kernel may divide where that of the other does not."""
+    """Two devices, as an axis that is mapped over; one kernel's width may divide where the other's does not."""
     params, x = make(rng, 3), np.float32(rng.normal(size=(4, 1, WIDTH)))
     parts = {name: np.stack(np.split(params[name], 2, axis=-1)) for name in split}
 
