@@ -39,7 +39,8 @@ class ScoringConfig:
     temperature: float = 1.0
     """Of those draws."""
     top_p: float = 1.0
-    """Those draws are from the fewest tokens that have this probability together; 1 for all tokens."""
+    """Those draws are from the fewest tokens that have this probability together; 1 for all tokens. A draw takes up to
+    1 / top_p tries."""
     dropout: Literal["shared", "tied", "per_token"] = "shared"
     """Masks of the MC passes: shared makes each pass one sample of A's weights for the whole pool, tied one for each
     example, per_token none."""
