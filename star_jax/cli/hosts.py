@@ -30,7 +30,8 @@ VERDICT_SECONDS = 20
 
 GONE = (
     "star_jax: error: another process of this run is gone or cannot be reached, and JAX has ended this one (its lines "
-    "are above, and tell where it was JAX itself that failed); finished rounds and all labels are kept, and the same command on every host continues"
+    "are above, and tell where it was JAX itself that failed); finished rounds and all labels are kept, and the same "
+    "command on every host continues"
 )
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
