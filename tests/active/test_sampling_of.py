@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_loop import CONFIG, examples, problem  # noqa: F401 - fixtures
@@ -12,6 +11,7 @@ from star_jax.acquisition.needs import Measure
 from star_jax.acquisition.pool_scoring import score_pool
 from star_jax.acquisition.pools import proposed_pool
 from star_jax.acquisition.strategy import get_strategy
+from star_jax.active import posterior
 from star_jax.active.features import Offer, compute_features
 from star_jax.active.loop import init, step
 from star_jax.active.pool import available
@@ -19,7 +19,7 @@ from star_jax.active.posterior import sampling_of
 from star_jax.active.state import Unobserved
 from star_jax.data.examples import Example
 from star_jax.inference.mc_dropout import Sampling
-from star_jax.inference.posterior import LOSSES, WeightSampling
+from star_jax.inference.posterior import LOSSES, WeightSampling, isotropic_family
 
 ENTROPY, DISAGREEMENT = Measure("token_entropy", samples=True), Measure("bald", samples=True)
 
@@ -65,24 +65,31 @@ def test_dropout_stays_as_it_was(problem, trained):  # noqa: F811
     assert found == Sampling(scoring.mc_samples, CONFIG.lora.dropout, scoring.dropout)
 
 
-def test_tfb_is_as_wide_as_the_loss_on_the_labels_allows(problem, trained):  # noqa: F811
-    """Four times the width that was found costs more than the tolerance, by other draws too."""
-    config, seen = with_posterior("tfb"), []
+def test_tfb_looks_for_the_width_on_the_loss_of_the_labels(monkeypatch, problem, trained):  # noqa: F811
+    """Without noise it is the adapter's own negative log-likelihood a token, and with noise another."""
+    config, seen, searched = with_posterior("tfb"), [], []
 
     class Counter(Unobserved):
         def phase(self, name, total, unit):
             seen.append((name, total))
             return super().phase(name, total, unit)
 
+    def widest(loss, tolerance):
+        searched.append((tolerance, loss(0.0), loss(0.3), loss(0.3)))
+        return 0.3
+
+    monkeypatch.setattr(posterior, "widest", widest)
     sampling = sampling_of(config, problem, trained, jax.random.key(3), Counter())
     assert isinstance(sampling, WeightSampling)
+    assert sampling.samples == config.scoring.mc_samples
     assert seen == [("score", LOSSES * len(trained.labels))]
+    want = isotropic_family(trained.adapter).scaled(0.3)
+    jax.tree.map(np.testing.assert_array_equal, sampling.posterior, want)
+
     labelled = [Example(problem.prompts[place], response) for place, response in trained.labels.items()]
     pool = proposed_pool(problem.encoder.examples(labelled), problem.shapes.sequences)
-
-    def loss(width):
-        drawn = WeightSampling(sampling.samples, sampling.posterior.scaled(width))
-        found = score_pool(problem.model, trained.adapter, pool, key=jax.random.key(5), sampling=drawn).measures
-        return float((found["sequence_nll"] - found["jensen_gap"]).sum() / jnp.sum(found["response_tokens"]))
-
-    assert loss(4.0) > loss(0.0) * (1 + config.scoring.tfb_tolerance)
+    plain = score_pool(problem.model, trained.adapter, pool).measures
+    [(tolerance, without, noisy, again)] = searched
+    assert tolerance == config.scoring.tfb_tolerance
+    np.testing.assert_allclose(without, plain["sequence_nll"].sum() / plain["response_tokens"].sum(), rtol=1e-4)
+    assert noisy == again != without
