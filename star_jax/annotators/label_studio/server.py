@@ -98,8 +98,10 @@ class LabelStudio:
         if answer.status_code == 404:
             raise ConfigError(f"Label Studio at {self.url} has no {path}; correct label_studio.project")
         if not answer.is_success:
-            said = " ".join(answer.text.split())[:300].replace(self._token, "[token]")
-            raise ConfigError(f"Label Studio at {self.url} answers {answer.status_code} ({said})")
+            said = " ".join(answer.text.split())
+            for secret in filter(None, (self._token, self._bearer)):
+                said = said.replace(secret, "[token]")
+            raise ConfigError(f"Label Studio at {self.url} answers {answer.status_code} ({said[:300]})")
         try:
             return answer.json()
         except ValueError:

@@ -33,7 +33,7 @@ class Call:
       question: hash of what determines what it is asked, but for the examples.
       said: what the model wrote; None where it wrote nothing.
       input_tokens, output_tokens: as the endpoint counts them.
-      cost: at the prices of then.
+      cost: at the prices of then; the most that it may be where the endpoint does not count.
       model: that answered, as the endpoint says.
       called_at: ISO 8601.
     """
@@ -80,9 +80,9 @@ class CallLog:
         if not self.path.exists():
             return []
         found = []
-        for line in self.path.read_bytes().decode("utf-8", "surrogatepass").split("\n"):
+        for line in self.path.read_bytes().split(b"\n"):
             try:
-                found.append(Call(**json.loads(line)))
+                found.append(Call(**json.loads(line.decode("utf-8", "surrogatepass"))))
             except (ValueError, TypeError):
                 continue
         return found
@@ -103,7 +103,8 @@ class Endpoint:
     """Asks the model, never beyond the limit.
 
     A call is made where what was spent, what calls under way may cost, and the most that it may cost itself are within
-    the limit; so the limit holds whatever is answered, for one process.
+    the limit; so the limit holds whatever is answered, for one process. It knows of the calls that were answered here:
+    one whose answer never came, because it took too long or the process was killed, may be on the bill all the same.
     """
 
     def __init__(self, settings: LlmConfig, log: CallLog) -> None:
@@ -136,7 +137,8 @@ class Endpoint:
             api_key=key or "none", base_url=address, timeout=settings.timeout, max_retries=settings.retries
         )
         self._change = threading.Condition()
-        self._spent, self._reserved = log.spent(), 0.0
+        # Not a sum that is added to and taken from: after the last call it would mostly not be 0 but for rounding.
+        self._spent, self._under_way = log.spent(), list[float]()
 
     def ask(self, name: str, question: str, messages: Sequence[Message], format: dict[str, Any] | None) -> Call:
         """One answered call, written down.
@@ -161,14 +163,9 @@ class Endpoint:
             reply = self._reply(list(messages), options)
             used = reply.usage
             tokens = (used.prompt_tokens, used.completion_tokens) if used is not None else (0, 0)
-            if used is None and settings.spending_limit is not None:
-                raise ConfigError(
-                    f"{self._place()} does not say how many tokens a call took, so llm.spending_limit cannot be held; "
-                    "set it to none"
-                )
             said = reply.choices[0].message.content if reply.choices else None
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            cost = self._cost(*tokens)
+            cost = self._cost(*tokens) if used is not None else most
             call = Call(name, question, self._without_key(said), tokens[0], tokens[1], cost, reply.model or "", now)
             with self._change:
                 self._spent += call.cost
@@ -176,7 +173,7 @@ class Endpoint:
             return call
         finally:
             with self._change:
-                self._reserved -= most
+                self._under_way.remove(most)
                 self._change.notify_all()
 
     def _reply(self, messages: Any, options: dict[str, Any]) -> Any:
@@ -198,7 +195,7 @@ class Endpoint:
         limit = self._settings.spending_limit
         with self._change:
             # Calls under way mostly cost less than they may.
-            while limit is not None and self._reserved and self._spent + self._reserved + most > limit:
+            while limit is not None and self._under_way and self._spent + sum(self._under_way) + most > limit:
                 self._change.wait()
             if limit is not None and self._spent + most > limit:
                 raise Stopped(
@@ -206,7 +203,7 @@ class Endpoint:
                     f"next call may cost up to {most:.6g}; what is labelled is kept, raise the limit and run the same "
                     "command again"
                 )
-            self._reserved += most
+            self._under_way.append(most)
 
     def _cost(self, read: int, written: int) -> float:
         return (read * self._settings.input_price + written * self._settings.output_price) / 1e6
@@ -217,8 +214,9 @@ class Endpoint:
         return f"the endpoint {address.scheme}://{address.netloc.decode()}{address.path}"
 
     def _reason(self, error: Exception) -> str:
-        said = " ".join(str(error).split())[:300]
-        return self._without_key(said) or type(error).__name__
+        # The key goes first: of one that is cut off, a part would be left.
+        said = self._without_key(" ".join(str(error).split()))
+        return said[:300] or type(error).__name__
 
     def _without_key(self, text: Any) -> Any:
         """A text without the key, which some endpoints repeat."""

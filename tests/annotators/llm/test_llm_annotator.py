@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import time
 
 import pytest
 from fake_endpoint import FakeEndpoint
@@ -136,6 +137,12 @@ def test_a_refused_key_is_no_reason_to_show_it(make, endpoint):
     endpoint.reply = lambda body: (401, f"Incorrect API key provided: {KEY}")
     with pytest.raises(ConfigError, match=r"refuses the call .*Incorrect API key provided: \[key\]"):
         collect(make(), REQUESTS[:3])
+    # Nor a part of it, where the message is cut off.
+    for before in range(200, 320, 10):
+        endpoint.reply = lambda body, before=before: (401, "x" * before + KEY)
+        with pytest.raises(ConfigError) as refused:
+            collect(make(), REQUESTS[:1])
+        assert KEY[:8] not in str(refused.value)
 
 
 def test_the_spending_limit_holds_keeps_everything_and_can_be_raised(make, endpoint, tmp_path):
@@ -150,6 +157,26 @@ def test_the_spending_limit_holds_keeps_everything_and_can_be_raised(make, endpo
     with pytest.raises(LabelsNeeded):
         collect(make(spending_limit=most), REQUESTS)
     assert len(endpoint.seen) == paid
+    assert said(collect(make(spending_limit=1.0), REQUESTS)) == truth()
+    assert len(endpoint.seen) == len(REQUESTS)
+
+
+def test_a_limit_that_is_reached_ends_calls_that_wait_for_others(make, endpoint):
+    """Prices whose sums are rounded: what calls under way may cost comes back to nothing all the same."""
+    unequal = [Request(Prompt(f"e{number}", f"is {number} even?" + " so" * number**2)) for number in range(12)]
+    endpoint.reply = lambda body: time.sleep(0.01) or even(body)
+    for limit in (0.0011, 0.0012, 0.0013, 0.0014):
+        with pytest.raises(LabelsNeeded, match=r"the spending limit .* is reached"):
+            collect(make(spending_limit=limit, input_price=0.3, output_price=11.7, max_tokens=20, parallel=8), unequal)
+
+
+def test_a_call_that_nobody_counts_is_kept_and_counts_as_the_most_that_it_may_cost(make, endpoint, tmp_path):
+    endpoint.reply = lambda body: endpoint.completion(body, even(body)) | {"usage": None}
+    most = 512 * 10 / 1e6
+    with pytest.raises(LabelsNeeded, match=r"the spending limit .* is reached"):
+        collect(make(spending_limit=3 * most), REQUESTS)
+    spent, paid = CallLog(tmp_path / CALLS_FILE).spent(), len(endpoint.seen)
+    assert 0 < paid * most < spent <= 3 * most
     assert said(collect(make(spending_limit=1.0), REQUESTS)) == truth()
     assert len(endpoint.seen) == len(REQUESTS)
 
@@ -191,7 +218,7 @@ def test_half_a_line_is_passed_over_and_ended(tmp_path):
     one, two = (Call(name, "q", "é\nü", 1, 2, 0.5, "m", "t") for name in "ab")
     log.add(one)
     with log.path.open("ab") as file:
-        file.write(b'{"id": "x", "quest')
+        file.write('{"id": "x", "said": "ü'.encode()[:-1])  # within a letter
     log.add(two)
     assert log.calls() == [one, two]
 
