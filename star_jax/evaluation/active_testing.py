@@ -5,8 +5,8 @@ so that the estimate is unbiased whatever the probabilities were: LURE (Farquhar
 active testing uses it: Kossen et al. 2021, arXiv 2103.05331). What is averaged is how far an answer is better or worse
 than the model's own confidence says, which is added back for all examples: a difference estimator, as in active
 statistical inference (Zrnic and Candès 2024, arXiv 2403.03208). A good confidence makes the interval narrow, a bad one
-makes it wide, and neither makes the estimate biased. With few labels and a confidence that is nearly always the same and
-sometimes wrong, the interval may hold less often than it says.
+makes it wide, and neither makes the estimate biased. With few labels, and a confidence that is nearly always the same
+and sometimes wrong, the interval may hold less often than it says.
 
 Shapes: `N` test examples, `M` of them with a label.
 """
