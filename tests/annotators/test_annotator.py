@@ -75,7 +75,7 @@ def test_an_annotator_of_your_own_is_made_of_what_it_may_know_of_a_run():
     parrot = ANNOTATORS.get("parrot")(context)
     assert parrot.context is context
     assert collect(parrot, REQUESTS[:1]) == [Answer("c", "text of c", "parrot")]
-    assert ANNOTATORS.names() == ["oracle", "csv", "simulated", "parrot"]
+    assert ANNOTATORS.names() == ["oracle", "csv", "simulated", "llm", "label_studio", "parrot"]
     with pytest.raises(ConfigError, match=r"^the annotator csv comes with the package; choose another name$"):
         register_annotator("csv")(Parrot)
     with pytest.raises(ConfigError, match=r"annotator names parot, which does not exist \(did you mean parrot\?\)"):
