@@ -14,6 +14,7 @@ from jax import Array
 from star_jax.acquisition.needs import Feature, GradientSketch, Group, Measure, Probabilities, Targets
 from star_jax.acquisition.strategy import Query, Strategy, pick
 from star_jax.config import ExperimentConfig
+from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError
 
 OF_ONE = "a strategy of one answer, for example star"
@@ -71,6 +72,19 @@ def check_strategy_settings(strategy: Strategy, config: ExperimentConfig) -> Non
         return pick(strategy, key, features, unlabelled, Query(index, 2, _TRIED // 4))
 
     jax.eval_shape(trace, key, arrays, unlabelled, index)
+
+
+def check_groups(strategy: Strategy, task: Task) -> None:
+    """Refuses groups that are read from labels: a strategy would see what nobody has been asked yet.
+
+    Raises:
+      ConfigError: the strategy needs the groups of the data, and their field says nothing but the response.
+    """
+    if Group("data") in strategy.needs and task.group_field in task.label_fields:
+        raise ConfigError(
+            f"strategy {strategy.name} looks at the groups of the whole pool and format.group is {task.group_field}, "
+            "a column of labels, which it is not to see; name another column, or choose another strategy"
+        )
 
 
 def dtype_of(need: Feature) -> Any:

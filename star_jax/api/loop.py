@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from star_jax.acquisition.settings import check_strategy_settings
+from star_jax.acquisition.settings import check_groups, check_strategy_settings
 from star_jax.acquisition.strategy import get_strategy
 from star_jax.active import ask_tell
 from star_jax.active.ask_tell import AskTellState, TellInfo
@@ -121,6 +121,7 @@ class ActiveLoop:
                 "names are what is scored, and the model's own where it names none"
             )
         check_strategy_settings(self._strategy, self._config)
+        check_groups(self._strategy, pool.task)
         self._key = jax.random.key(key)
         self._limits, self._start = limits, start
         self._problem = _problem(model, pool, self._config, limits, start)

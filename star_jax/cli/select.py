@@ -54,6 +54,7 @@ def select_file(config: SelectConfig, progress: Progress) -> list[dict[str, Any]
       ConfigError, DataError: model, data or strategy cannot be used, or there are fewer prompts than picks.
       ScoreError: a score is not finite; the examples are named.
     """
+    from star_jax.acquisition.settings import check_groups
     from star_jax.acquisition.strategy import get_strategy
     from star_jax.config import ExperimentConfig, ScoringConfig
     from star_jax.registry import STRATEGIES
@@ -65,7 +66,9 @@ def select_file(config: SelectConfig, progress: Progress) -> list[dict[str, Any]
     )
     _check_strategy(strategy, experiment)
     # All that can be refused is refused before the weights are loaded.
-    problem = _problem(config, open_reader(config))
+    reader = open_reader(config)
+    check_groups(strategy, reader.task)
+    problem = _problem(config, reader)
     choice = _pick(config, experiment, strategy, problem, progress)
     scores: Any = [None] * len(problem.prompts) if choice.scores is None else choice.scores.tolist()
     return [

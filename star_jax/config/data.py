@@ -70,7 +70,8 @@ class FormatConfig:
     id: str = "id"
     """Column of ids, unique in a file; rows are named by their line where the file has no column id."""
     group: str | None = None
-    """Column whose values the reports of what was picked are grouped by; none for one group."""
+    """Column whose values the reports of what was picked are grouped by; none for one group. Strategies that look at
+    groups, such as group_balanced, refuse one of labels."""
     chat: bool = False
     """Whether the prompt becomes the user's message in the tokenizer's chat template, and the response the answer to
     it."""

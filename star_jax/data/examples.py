@@ -16,7 +16,8 @@ class Prompt:
     Attributes:
       id: unique name within the pool; ties between scores break by it.
       text: what the model reads, template applied.
-      group: what the data say of its kind, where a task reads that from a field; for reports alone.
+      group: what the data say of its kind, where a task reads that from a field; for reports, and for
+        strategies that need `Group`.
       shown: what a person reads instead of `text`, where that has marks that are meant for the model alone.
     """
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from star_jax.acquisition.settings import check_strategy_settings
+from star_jax.acquisition.settings import check_groups, check_strategy_settings
 from star_jax.acquisition.strategy import Strategy
 from star_jax.active.budget import check_picks_by_score
 from star_jax.active.query import first_strategy
@@ -47,6 +47,7 @@ def check_experiment(config: ExperimentConfig, strategies: Sequence[Strategy], t
     """Settings that contradict each other, or a strategy, or the task: raises `ConfigError`."""
     for strategy in strategies:
         check_strategy_settings(strategy, config)
+        check_groups(strategy, task)
         if strategy.detailed and config.scoring.answers != "candidates":
             raise ConfigError(
                 f"strategy {strategy.name} needs the probabilities of a closed answer set and scoring.answers is "

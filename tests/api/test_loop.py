@@ -68,6 +68,13 @@ def known(loop):
     return loop.labels, loop.unlabelled, ids(loop.requests)
 
 
+def test_a_strategy_that_looks_at_groups_is_not_shown_labels(make):
+    form = sj.Format(prompt="{{ question }} ", response="{{ label }}", answers=("1", "2"), group="label")
+    labelled = sj.read_pool([{"question": "which", "label": "1"}], form)
+    with pytest.raises(sj.ConfigError, match=r"format\.group is label, a column of labels"):
+        make(pool=labelled, strategy="group_balanced")
+
+
 def test_three_rounds_with_partial_answers_as_a_script(model, rows):
     rows = [row | {"group": "all"} for row in rows]
     pool = sj.read_pool(rows, "skills")

@@ -3,7 +3,14 @@
 import pytest
 
 from star_jax.acquisition.strategy import get_strategy
-from star_jax.config import AcquisitionConfig, EvaluationConfig, ExperimentConfig, LoopConfig
+from star_jax.config import (
+    AcquisitionConfig,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    FormatConfig,
+    LoopConfig,
+)
 from star_jax.data.tasks import get_task
 from star_jax.errors import ConfigError
 from star_jax.experiment.checks import check_experiment
@@ -56,3 +63,19 @@ def test_auto_judges_what_is_scored(asked, scored, closed):
 def test_runs_of_before_go_on_as_they_began():
     """A setting that a run's config.yaml lacks counts as its default."""
     assert EvaluationConfig().answers == "generated"
+
+
+def test_a_strategy_that_looks_at_groups_is_not_shown_labels():
+    """A report may be by label; the groups of a pool are known before anybody has labelled it."""
+
+    def check(strategy, group):
+        form = FormatConfig(prompt="{{ text }}", response="{{ topic }}", answers=("a", "b"), group=group)
+        config = ExperimentConfig(data=DataConfig(task="generic", train="t", test="t"), format=form)
+        check_experiment(config, [get_strategy(strategy)], get_task("generic", form))
+
+    check("group_balanced", "source")
+    check("group_balanced", None)
+    for strategy in ("class_balanced", "entropy"):
+        check(strategy, "topic")
+    with pytest.raises(ConfigError, match=r"^strategy group_balanced looks .* format\.group is topic, a column of la"):
+        check("group_balanced", "topic")

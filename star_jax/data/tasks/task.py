@@ -31,7 +31,7 @@ class Task:
       response: row -> response text, or None where the row carries no label.
       parse: generated or reference text -> canonical answer, or None where none can be read.
       candidates: response texts of a closed answer set, or None for free answers.
-      group: prompt -> name of its kind, for reports of what was picked.
+      group: prompt -> name of its kind, for reports of what was picked and strategies that need `Group`.
       from_text: what a person writes as the answer -> response text, or `DataError`; None where the answer stands in
         the field `answer` of a row.
       append_eos: whether a response ends in the tokenizer's end-of-sequence token.
