@@ -3,7 +3,7 @@
 One process a strategy, so that its peak of memory is its own, all with the same seeds; what is finished is not run
 again. Ends with the tables of compare_strategies.py, and for each strategy the seconds that queries took (scoring and
 selection, compilation not counted) and the peak of memory. `rds_plus` and `sift` are told prompts of the skills that
-the model has never seen. `epig` is left out: the benchmark's answers are no closed set.
+the model has never seen, none of them a test prompt. `epig` is left out: the benchmark's answers are no closed set.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import compare_strategies
 
-from star_jax.benchmarks.skills.generator import NEW_SKILLS, test_examples
+from star_jax.benchmarks.skills.generator import NEW_SKILLS, TESTED_SKILLS, balanced_labels
 from star_jax.benchmarks.skills.task import SKILLS
 from star_jax.registry import STRATEGIES
 from star_jax.report.read import by_strategy, read_runs
 
 LEFT_OUT = {"epig"}
-TARGETS_A_SKILL = 5
+TARGETS_A_SKILL, TARGETS_SEED = 5, 0
 TARGETS, MEMORY = "targets.jsonl", "memory.json"
 
 
@@ -34,13 +34,10 @@ def names() -> list[str]:
 
 
 def write_targets(path: Path) -> None:
-    """The first test prompts of each skill that the base model has never seen, without answers."""
-    left = dict.fromkeys(NEW_SKILLS, TARGETS_A_SKILL)
+    """Prompts of each skill that the base model has never seen, outside the test set, without answers."""
     with path.open("w", encoding="utf-8") as file:
-        for example in test_examples():
-            skill = SKILLS.group(example.prompt)
-            if left.get(skill, 0):
-                left[skill] -= 1
+        for example in balanced_labels(TARGETS_SEED, TARGETS_A_SKILL * len(TESTED_SKILLS)):
+            if SKILLS.group(example.prompt) in NEW_SKILLS:
                 file.write(json.dumps({"id": example.id, "question": example.prompt.text}) + "\n")
 
 

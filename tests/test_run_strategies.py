@@ -6,6 +6,7 @@ from pathlib import Path
 
 from star_jax.acquisition.settings import check_strategy_settings
 from star_jax.acquisition.strategy import get_strategy
+from star_jax.benchmarks.skills import generator
 from star_jax.cli.run import parse_experiment
 from star_jax.registry import STRATEGIES
 
@@ -28,3 +29,4 @@ def test_targets_are_prompts_of_the_new_skills(tmp_path):
     assert len(rows) == run_strategies.TARGETS_A_SKILL * len(run_strategies.NEW_SKILLS)
     assert all(set(row) == {"id", "question"} for row in rows)
     assert {row["question"].split()[0] for row in rows} <= set(run_strategies.NEW_SKILLS)
+    assert not {row["question"] for row in rows} & {example.prompt.text for example in generator.test_examples()}
