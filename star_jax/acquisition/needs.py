@@ -1,4 +1,4 @@
-"""What a strategy may need of a pool: an uncertainty measure, an embedding, a gradient sketch.
+"""What a strategy may need of a pool: measures, vectors, groups, probabilities; and vectors of target prompts.
 
 Shapes: `N` pool, `D` width of an embedding, `W` width of a sketch.
 """

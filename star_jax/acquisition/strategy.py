@@ -188,7 +188,7 @@ def get_strategy(name: str, options: AcquisitionConfig | None = None) -> Strateg
     if wrong:
         raise ConfigError(
             f"strategy {name} needs {wrong[0]!r}, which is no feature; name a Measure, an Embedding, a GradientSketch, "
-            "Targets or a Group"
+            "Targets, a Group or Probabilities"
         )
     if made.name == name and made.needs == tuple(needs):
         return made
