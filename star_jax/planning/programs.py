@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from star_jax.acquisition.needs import Embedding, GradientSketch, Measure
+from star_jax.acquisition.needs import Embedding, GradientSketch, Group, Measure
 from star_jax.acquisition.pools import PROMPT_SHAPES, SEQUENCE_SHAPES
 from star_jax.acquisition.strategy import Strategy
 from star_jax.config import ExperimentConfig
@@ -101,24 +101,34 @@ def passes_of(config: ExperimentConfig, strategies: Sequence[Strategy], first: S
     base = {need for one in (*strategies, *([] if first is None else [first])) for need in one.needs}
     base = {need for need in base if isinstance(need, OF_MODELS) and need.model == "base"}
     full = [need for one in strategies for need in one.needs if isinstance(need, OF_MODELS) and need.model == "full"]
-    measures = [
-        [need for need in one.needs if isinstance(need, Measure) and need.model == "full"] for one in strategies
-    ]
-    # All measures of a strategy that are taken the same way come from one pass.
-    ways = [{need.samples for need in needs if not need.of_answers} for needs in measures]
-    drawn = sum(any(need.of_answers for need in needs) for needs in measures)
-    later = pool * len(queries)
+    later, ways = pool * len(queries), [_ways(config, one) for one in strategies]
+    # Gradients are of the answers to all prompts.
+    asked = [later if _sketches(one) else sum(queries) for one in strategies]
+    drawn = sum(any(need.of_answers for need in one.measures("full")) for one in strategies)
     scored = pool if most is None else min(pool, sum(queries))
     return Passes(
         base=scored * any(isinstance(need, Measure) and not need.of_answers for need in base),
-        plain=sum(queries) * sum(False in way for way in ways),
-        sampled=sum(queries) * sum(True in way for way in ways),
+        plain=sum(size for size, way in zip(asked, ways, strict=True) if False in way),
+        sampled=sum(size for size, way in zip(asked, ways, strict=True) if True in way),
         drawn=sum(queries) * drawn + scored * any(isinstance(need, Measure) and need.of_answers for need in base),
         embedded=pool * any(isinstance(need, Embedding) for need in base)
         + later * sum(isinstance(need, Embedding) for need in full),
         sketched=pool * sum(isinstance(need, GradientSketch) for need in base)
         + later * sum(isinstance(need, GradientSketch) for need in full),
     )
+
+
+def _ways(config: ExperimentConfig, strategy: Strategy) -> set[bool]:
+    """The passes of the fine-tuned model that answer and score, with samples or without, as `active.features` has them:
+    all measures of a strategy that are taken the same way come from one."""
+    stochastic = config.scoring.posterior != "none"
+    measures = [need for need in strategy.measures("full") if not need.of_answers]
+    ways = {need.samples and stochastic for need in measures} | ({True} if strategy.detailed else set())
+    return ways or ({False} if _sketches(strategy) or Group("answer") in strategy.needs else set())
+
+
+def _sketches(strategy: Strategy) -> bool:
+    return any(isinstance(need, GradientSketch) and need.model == "full" for need in strategy.needs)
 
 
 class Batches:

@@ -30,6 +30,20 @@ def test_passes_are_those_of_a_loop(planned):
     assert passes_of(experiment.config, [get_strategy("random")], get_strategy("k_center"), 50) == (0, 0, 0, 0, 50, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "posterior", "found"),
+    [
+        ("badge", "dropout", (0, 100, 0, 0, 0, 100)),
+        ("epig", "dropout", (0, 0, 75, 0, 0, 0)),
+        ("star", "none", (50, 75, 0, 0, 0, 0)),
+    ],
+)
+def test_what_is_no_measure_is_answered_and_scored_too(planned, name, posterior, found):
+    """Two queries of 50 prompts, 75 of them unlabelled. Gradients are of the answers to all prompts."""
+    config = planned(scoring=ScoringConfig(posterior=posterior)).config
+    assert passes_of(config, [get_strategy(name)], None, 50) == found
+
+
 def test_drawn_answers_are_a_pass_of_their_own(planned):
     experiment = planned()
     found = passes_of(experiment.config, [get_strategy("vote_entropy")], None, 50)
