@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from device_child import POOL, TARGETS
-from random_models import random_adapter, random_model
+from random_models import random_adapter, skills_model
 from safetensors.numpy import load_file
 
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.checkpoints.hub import load_tokenizer
 from star_jax.checkpoints.huggingface import save_model
 from star_jax.checkpoints.peft import save_adapter
-from star_jax.models.architecture import TransformerConfig
 
 COUNTS = (1, 8)
 
@@ -27,21 +26,12 @@ COUNTS = (1, 8)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """What the two processes wrote. Programs are compiled as those of all tests: what differs is where rows lie."""
-    folder, rng = tmp_path_factory.mktemp("devices"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("devices")
     tokenizer = load_tokenizer("embedded:skills")
-    shape = TransformerConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-    )
-    save_model(random_model(rng, shape), folder / "model")
+    model = skills_model()
+    save_model(model, folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    adapter = random_adapter(rng, shape, targets=TARGETS, rank=2, scale=0.2)
+    adapter = random_adapter(np.random.default_rng(0), model.config, targets=TARGETS, rank=2, scale=0.2)
     save_adapter(adapter, folder / "adapter", base_model="embedded:skills", dropout=0.1)
     told = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     for count in COUNTS:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_models import random_model
+from random_models import random_model, skills_model
 from safetensors.numpy import load_file, save_file
 
 from star_jax.checkpoints.hub import load_tokenizer
@@ -39,19 +39,9 @@ generation: {batch_size: 32}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("hosts"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("hosts")
     tokenizer = load_tokenizer("embedded:skills")
-    shape = TransformerConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-    )
-    save_model(random_model(rng, shape), folder / "model")
+    save_model(skills_model(), folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "tiny.yaml").write_text(CONFIG)
     return folder

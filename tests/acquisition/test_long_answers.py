@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from random_models import random_model
+from random_models import TINY, random_model
 
 from star_jax.acquisition import long_answers
 from star_jax.acquisition.pool_sampling import sample_pool
@@ -12,18 +12,8 @@ from star_jax.acquisition.pools import GeneratedPool
 from star_jax.data.batching import Shape
 from star_jax.inference import continuous
 from star_jax.inference.sampling import Decoding
-from star_jax.models.architecture import TransformerConfig
 
 SIZE, WIDTH, ENDS = 11, 6, (1, 2)
-SHAPE = TransformerConfig(
-    vocab_size=11,
-    hidden_size=8,
-    intermediate_size=12,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=4,
-)
 
 
 @pytest.fixture
@@ -34,7 +24,7 @@ def pool(rng):
 
 @pytest.fixture
 def model(rng):
-    return random_model(rng, SHAPE)
+    return random_model(rng, TINY)
 
 
 @pytest.fixture

@@ -2,29 +2,19 @@
 
 import jax
 import numpy as np
-from random_models import random_model
+from random_models import TINY, random_model
 
 from star_jax.acquisition.pool_sampling import sample_pool
 from star_jax.acquisition.pools import GeneratedPool
 from star_jax.acquisition.uncertainty import MEASURES
 from star_jax.data.batching import Shape
 from star_jax.inference.sampling import Decoding
-from star_jax.models.architecture import TransformerConfig
 
 SIZE, WIDTH, SAMPLES, END = 7, 3, 4, 1
-SHAPE = TransformerConfig(
-    vocab_size=11,
-    hidden_size=8,
-    intermediate_size=12,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=4,
-)
 
 
 def test_answers_depend_on_their_prompt_and_its_number_alone(rng):
-    model, key, decoding = random_model(rng, SHAPE), jax.random.key(3), Decoding(SAMPLES, 1.2, 0.95)
+    model, key, decoding = random_model(rng, TINY), jax.random.key(3), Decoding(SAMPLES, 1.2, 0.95)
     prompts = [rng.integers(2, 11, 1 + number % 4).astype(np.int32) for number in range(SIZE)]
     whole = GeneratedPool(prompts, (Shape(4, 4, 16),), WIDTH, (END,), ())
     found = sample_pool(model, None, whole, key=key, decoding=decoding)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from random_models import random_model
+from random_models import skills_model
 
 from star_jax.acquisition import pool_scoring
 from star_jax.acquisition.pool_scoring import score_pool
@@ -15,7 +15,6 @@ from star_jax.checkpoints.peft import save_adapter
 from star_jax.config import DataConfig, ExperimentConfig, LoraConfig, ModelConfig, TrainingConfig
 from star_jax.errors import ConfigError
 from star_jax.experiment.setup import open_experiment
-from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import init_adapter
 from star_jax.tracking.console import Progress
 from star_jax.tracking.timing import Stopwatch
@@ -28,17 +27,7 @@ def narrow(tmp_path_factory):
     """A Llama of one narrow layer and random weights, with the tokenizer that ships with the package."""
     folder = tmp_path_factory.mktemp("setup") / "model"
     tokenizer = load_tokenizer("embedded:skills")
-    shape = TransformerConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-    )
-    save_model(random_model(np.random.default_rng(0), shape), folder)
+    save_model(skills_model(), folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
