@@ -19,7 +19,7 @@ from star_jax.models.layer import Layer, LayerCache, Slots, layers_of
 from star_jax.models.lora import Adapter, with_adapter
 from star_jax.models.transformer import Block, LanguageModel, angles_of, embed, embedding_scale, final_norm
 from star_jax.ops.packing import make_packing
-from star_jax.ops.platform import before_the_loop_on_a_cpu
+from star_jax.ops.platform import before_the_loop_on_a_cpu, target_device
 from star_jax.parallel.mesh import parts_of_a_model
 from star_jax.parallel.parts import Part
 
@@ -60,7 +60,7 @@ def unstacked_on_a_cpu(model: LanguageModel, adapter: Adapter | None) -> tuple[V
 
     None on accelerators, which read layers where they lie, and where devices share a model.
     """
-    if jax.default_backend() != "cpu" or parts_of_a_model() > 1:
+    if target_device().platform != "cpu" or parts_of_a_model() > 1:
         return None
     return jax.jit(unstacked)(model, adapter)
 

@@ -24,6 +24,7 @@ from star_jax.acquisition.long_answers import LONG_ANSWER
 from star_jax.config import ExperimentConfig
 from star_jax.inference.continuous import STEPS, Plan
 from star_jax.inference.slots import Limits, Writing, no_rows, read_prompts, write_tokens
+from star_jax.models.decoding import unstacked_on_a_cpu
 from star_jax.models.merged import _merged
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
@@ -215,12 +216,13 @@ def _generate(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any
     capacity, width = program.shape.capacity, program.written[1]
     if width < LONG_ANSWER:
         return pool_scoring._answer.lower(*model, rows, capacity=capacity, width=width, end_ids=END)
-    plan = Plan(Writing(width, END))
+    plan, layers = Plan(Writing(width, END)), jax.eval_shape(unstacked_on_a_cpu, *model)
     waiting = jax.eval_shape(partial(read_prompts, capacity=capacity), model, rows[:2])
     writing = jax.eval_shape(partial(no_rows, slots=plan.sizes(program.shape.width)[-1], drawn=False), waiting)
     numbers: Any = jax.ShapeDtypeStruct((data_mesh().size,), jnp.int32)
     by_device = _placed((writing, Limits(numbers, numbers)), PartitionSpec(ROWS))
-    return write_tokens.lower(model, *by_device, steps=STEPS, writing=plan.writing)
+    layers = _placed(layers, PartitionSpec())
+    return write_tokens.lower(model, layers, *by_device, steps=STEPS, writing=plan.writing)
 
 
 def _train(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any:

@@ -46,7 +46,8 @@ class Held(NamedTuple):
     """Bytes on a device.
 
     Attributes:
-      weights: frozen parameters, with a second copy where the adapter is added to them.
+      weights: frozen parameters, with a copy where the adapter is added to them, and one of single layers where a CPU
+        writes answers.
       adapter: its factors; in training also gradient and moments.
       cache: keys and values of a generation.
       logits: of the positions that are looked at together.
@@ -113,11 +114,13 @@ def held_by(program: Program, sizes: Sizes, arrays: Arrays, config: ExperimentCo
       arrays: shapes of the same.
       config: the experiment.
       fsdp: devices that share a model.
-      platform: of the device, which decides how many logits are held at once.
+      platform: of the device, which decides how many logits are held at once, and whether layers are copied.
     """
     weights = float(bytes_on_a_device(arrays.model.params, fsdp))
     if has_merged_copy(program, sizes):
         weights += sizes.layers / fsdp
+    if platform == "cpu" and program.kind == "generate" and fsdp == 1:
+        weights += sizes.layers
     adapter = float(bytes_on_a_device(arrays.adapter, fsdp))
     if program.kind in GRADIENTS:
         adapter = bytes_on_a_device(arrays.state, fsdp) + 2 * adapter

@@ -7,6 +7,7 @@ import pytest
 from random_models import random_model
 from rich.console import Console
 
+from star_jax.acquisition.long_answers import LONG_ANSWER
 from star_jax.config import ModelConfig
 from star_jax.errors import ConfigError
 from star_jax.experiment.lengths import longest_lengths
@@ -207,11 +208,25 @@ def test_this_machine_compiles_what_a_run_would(planned, here):
     for entry in kinds.values():
         merged = entry.program.kind != "train" and entry.program.samples == 1
         given = entry.held.weights + entry.held.adapter * (not merged) - layers * merged
+        given -= layers * (entry.program.kind == "generate")  # The program itself takes single layers out of the stack.
         if entry.program.kind == "train":
             given = entry.held.weights + 3 / 5 * entry.held.adapter
         rows = 4 * entry.program.shape.rows * (entry.program.shape.width + 8) * 2
         assert 0 <= entry.compiled.arguments - given <= rows + 512
         assert entry.compiled.total >= entry.compiled.arguments
+
+
+def test_long_answers_are_compiled_as_they_are_written(planned, here):
+    """On a CPU with a copy of each layer by itself."""
+    experiment = changed(planned(), "data", max_response_tokens=LONG_ANSWER)
+    compiler = compiler_for(here)
+    assert isinstance(compiler, Compiler)
+    plan = make_plan(experiment, here, compiled=compiler.programs(experiment.config, lambda line: None))
+    [compiled, *_] = [one.compiled for one in plan.entries if one.program.kind == "generate" and one.compiled]
+    arrays, layers = arrays_of(experiment.config, experiment.shape), sizes_of(experiment.config, experiment.shape).layers
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays.model.params))
+    assert compiled.arguments > weights + layers
+    assert compiled.total > weights + 2 * layers
 
 
 def test_one_program_that_is_run_here_calibrates_the_times(planned, here, rng):
