@@ -7,6 +7,7 @@ every mesh, which takes an hour.
 """
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -150,28 +151,19 @@ def kept(adapter: Adapter) -> Iterator[tuple[str, Any]]:
         yield f"kept {jax.tree_util.keystr(path)}", leaf
 
 
-def gathers(jaxpr: Any, looped: bool = False) -> Iterator[tuple[bool, tuple[int, ...]]]:
-    """Whether it is in a loop that ends when rows have ended, and shape, of all that a program gathers."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "all_gather":
-            yield looped, equation.outvars[0].aval.shape
-        inside = looped or equation.primitive.name == "while"
-        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-            part = getattr(part, "jaxpr", part)
-            if hasattr(part, "eqns"):
-                yield from gathers(part, inside)
-
-
-def traffic(model: LanguageModel) -> Iterator[tuple[str, Any]]:
-    """How many kernels are gathered where prompts are read, and where answers are written."""
+def traffic(model: LanguageModel, parts: int) -> Iterator[tuple[str, Any]]:
+    """How many kernels the compiled program gathers where prompts are read, and where answers are written, which is
+    where results go back to whose rows they are."""
     batch = next(generated_pool().batches())
     rows = (batch.tokens, batch.lengths, batch.row_mask)
-    run = partial(_answer, capacity=batch.capacity, width=5, end_ids=(1,))
-    kernels = {layer["kernel"].shape[1:] for layer in model.params["layers"].values() if "kernel" in layer}
-    found = [
-        looped for looped, shape in gathers(jax.make_jaxpr(run)(placed(model), None, rows).jaxpr) if shape in kernels
-    ]
-    yield "traffic", np.asarray([found.count(False), found.count(True)])
+    lowered = _answer.lower(placed(model), None, rows, capacity=batch.capacity, width=5, end_ids=(1,))
+    kernels = [layer["kernel"].shape[1:] for layer in model.params["layers"].values() if "kernel" in layer]
+    gathered = {f"[{parts},{width},{out // parts}]" for width, out in kernels}
+    counts = {True: 0, False: 0}
+    for computation in lowered.compile().as_text().split("\n\n"):
+        found = [re.search(r"= \w+(\[[\d,]+\])\S* all-gather", line) for line in computation.splitlines()]
+        counts[" all-to-all" in computation] += sum(one is not None and one[1] in gathered for one in found)
+    yield "traffic", np.asarray([counts[False], counts[True]])
 
 
 def sizes(model: LanguageModel) -> Iterator[tuple[str, Any]]:
@@ -209,7 +201,7 @@ def main() -> None:
             work = [scores(model, adapter, names), sizes(model)]
             work += [training(model)] if "training" in names else []
             work += [vectors(model, adapter)] if "vectors" in names else []
-            work += [traffic(model)] if mesh != "8x1" and kind == "llama" else []
+            work += [traffic(model, MESHES[mesh])] if mesh != "8x1" and kind == "llama" else []
             work += [kept(adapter)] if "state" in names else []
             for name, value in chain(*work):
                 found[f"{kind}/{mesh}/{name}"] = np.asarray(value)

@@ -6,6 +6,7 @@ Shapes: `B` batch, `T` tokens, `H` query heads, `G` key-value heads, `d` head wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -149,8 +150,35 @@ def splash(
         attn_logits_soft_cap=softcap,
         interpret=interpret,
     )
-    mixed = jax.vmap(kernel)(*(part.swapaxes(1, 2) for part in (query, key, value)))
+    mixed = jax.vmap(_in_precision_of_type(kernel, query.dtype))(*(part.swapaxes(1, 2) for part in (query, key, value)))
     return mixed.swapaxes(1, 2)[:, :length]
+
+
+def _in_precision_of_type(function: Callable[..., Array], dtype: DTypeLike) -> Callable[..., Array]:
+    """The function, its gradient included, whose products do not ask for more precision than their factors have.
+
+    With `jax_default_matmul_precision` at `highest`, products of bfloat16 are refused by the compiler of TPU kernels.
+    """
+    if dtype == jnp.float32:
+        return function
+    own = partial(jax.default_matmul_precision, "default")
+
+    @jax.custom_vjp
+    def called(*args: Array) -> Array:
+        with own():
+            return function(*args)
+
+    def forward(*args: Array) -> tuple[Array, Any]:
+        with own():
+            return jax.vjp(function, *args)
+
+    def backward(pullback: Any, slope: Array) -> tuple[Array, ...]:
+        with own():
+            found: tuple[Array, ...] = pullback(slope)
+        return found
+
+    called.defvjp(forward, backward)
+    return called
 
 
 def _padded(*parts: Array) -> list[Array]:

@@ -134,7 +134,10 @@ def anywhere(flag: Array, weights: Any) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gathered(axis: int, part: Array) -> Array:
-    return jax.lax.all_gather(part, FSDP, axis=part.ndim + axis, tiled=True)
+    # Along an axis of its own, and then put in place: a GPU gathers along the first axis in memory only, and would lay
+    # out the kernels of all layers anew, in a second copy, so that another one is the first.
+    parts, place = jax.lax.all_gather(part, FSDP), part.ndim + axis
+    return jnp.moveaxis(parts, 0, place).reshape(*part.shape[:place], -1, *part.shape[place + 1 :])
 
 
 def _gathered_forward(axis: int, part: Array) -> tuple[Array, None]:

@@ -64,6 +64,10 @@ _LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLO
 on having one to itself."""
 
 
+class CompilerFailedError(Exception):
+    """A compiler gave up, for another reason than memory; its first line."""
+
+
 @dataclass(frozen=True)
 class Compiler:
     """Compiles programs for the devices of a machine.
@@ -82,6 +86,9 @@ class Compiler:
           arrays: shapes of the model's arrays.
           config: the experiment.
           fsdp: devices that share a model.
+
+        Raises:
+          CompilerFailedError: it gave up, for another reason than memory.
         """
         lower = _LOWERED.get(program.kind)
         if lower is None:
@@ -108,9 +115,9 @@ class Compiler:
                 log(f"compiling: {program.name}, fsdp {fsdp}")
                 try:
                     known[what] = self.compile(program, arrays, config, fsdp)
-                except jax.errors.JaxRuntimeError as error:
+                except CompilerFailedError as error:
                     known[what] = None
-                    log(f"the compiler failed, so the formula stands: {str(error).splitlines()[0]}")
+                    log(f"the compiler failed, so the formula stands: {error}")
             return known.get(what)
 
         return compiled
@@ -145,9 +152,9 @@ def compiler_for(machine: Machine) -> Compiler | str:
 def _memory(lowered: Any) -> Compiled:
     try:
         compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:  # XLA's own, or that of the compiler of a kernel
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            raise CompilerFailedError(str(error).strip().split("\n")[0]) from error
         return Compiled(0, 0, _said_size(str(error)))
     held = compiled.memory_analysis()
     arguments, temporaries = held.argument_size_in_bytes, held.temp_size_in_bytes

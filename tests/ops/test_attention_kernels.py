@@ -1,6 +1,6 @@
 """The accelerators' kernels where there is no accelerator: interpreted, or compiled as far as a CPU can."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +94,29 @@ def test_splash_under_vmap(rng: np.random.Generator) -> None:
     one = jax.jit(partial(self_attention, kernel="xla"))
     want = np.stack([one(*(np.asarray(part)[sample] for part in parts)) for sample in range(3)])
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def products(jaxpr: Any) -> Iterator[Any]:
+    """The precisions that the products of a program ask for, those inside of kernels included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.params["precision"]
+        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield from products(part)
+
+
+@pytest.mark.parametrize(("dtype", "high"), [("float32", True), ("bfloat16", False)])
+def test_splash_asks_for_the_precision_that_its_factors_have(rng: np.random.Generator, dtype: str, high: bool) -> None:
+    """A TPU's compiler refuses kernels with bfloat16 factors and float32 precision, in a gradient as in a value."""
+    parts = tuple(part.astype(dtype) for part in random_parts(rng, (1, 128, 2, 8), 1))
+    with jax.default_matmul_precision("highest"):
+        traced = jax.make_jaxpr(jax.grad(lambda *parts: splash(*parts, scale=1.0).sum(), argnums=(0, 1, 2)))(*parts)
+    highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+    found = list(products(traced.jaxpr))
+    assert len(found) >= 7  # two of the value, five of the gradient
+    assert {one == highest for one in found} == {high}
 
 
 def test_an_array_window_needs_its_values(rng: np.random.Generator) -> None:

@@ -222,8 +222,11 @@ def test_long_answers_are_compiled_as_they_are_written(planned, here):
     compiler = compiler_for(here)
     assert isinstance(compiler, Compiler)
     plan = make_plan(experiment, here, compiled=compiler.programs(experiment.config, lambda line: None))
-    [compiled, *_] = [one.compiled for one in plan.entries if one.program.kind == "generate" and one.compiled]
-    arrays, layers = arrays_of(experiment.config, experiment.shape), sizes_of(experiment.config, experiment.shape).layers
+    compiled = next(one.compiled for one in plan.entries if one.program.kind == "generate" and one.compiled)
+    arrays, layers = (
+        arrays_of(experiment.config, experiment.shape),
+        sizes_of(experiment.config, experiment.shape).layers,
+    )
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays.model.params))
     assert compiled.arguments > weights + layers
     assert compiled.total > weights + 2 * layers
