@@ -4,6 +4,7 @@
 # make fuzz    the same with fresh seeds; what fails prints how to repeat it
 # make parity  the tests against PyTorch, Transformers and PEFT
 # make browser labels two rounds on the page of star-jax label in Chromium; screenshots in build/browser
+# make accelerators  compiles all that is done with a model for a TPU that need not be there
 # make integration  labels from a real Label Studio and a real language model, on this machine; transcripts in build/integration
 # make lint    ruff            make types   mypy          make clean    removes the environment and caches
 # make docs    the pages, in docs/_build/html             make notebooks    executes the notebooks and keeps their outputs
@@ -24,9 +25,9 @@ python := $(VENV)/bin/python
 install = $(python) -m pip install --quiet --disable-pip-version-check --editable
 in_parallel = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 pytest = XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" \
-	$(python) -m pytest $(in_parallel) -m "not parity and not browser and not integration"
+	$(python) -m pytest $(in_parallel) -m "not parity and not browser and not integration and not accelerators"
 
-.PHONY: demo demo-llm test fuzz parity browser integration lint types docs notebooks package bench clean
+.PHONY: demo demo-llm test fuzz parity browser accelerators integration lint types docs notebooks package bench clean
 
 demo: $(VENV)/installed
 	$(python) -m star_jax.run
@@ -55,6 +56,10 @@ parity: $(VENV)/installed-test $(VENV)/installed-parity
 # CHROMIUM names another browser than the system's; tests/browser/conftest.py says where it is looked for.
 browser: $(VENV)/installed-browser
 	XLA_FLAGS="$${XLA_FLAGS-$$($(python) tests/quick_compilation.py)}" $(python) -m pytest -m browser tests/browser
+
+# The compiler is in the extra for TPUs, which takes 0.7 GB.
+accelerators: $(VENV)/installed-test $(VENV)/installed-tpu
+	$(python) -m pytest -m accelerators tests/accelerators
 
 # Label Studio needs other releases of our own dependencies, so it has an environment of its own, of a gigabyte.
 integration: $(VENV)/installed-test $(VENV)/installed-integration $(model)/config.json .venv-label-studio/installed

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,12 +26,14 @@ from star_jax.registry import ANNOTATORS, STRATEGIES, TASKS, TRACKERS
 
 # In the environment too, for the commands that tests start as processes of their own.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Whichever test comes first, a command that shows two devices by itself included.
 os.environ["JAX_NUM_CPU_DEVICES"] = "1"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 1)
-jax.config.update("jax_enable_compilation_cache", False)
+jax.config.update("jax_enable_compilation_cache", True)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 # Tests compile much and compute little. Those against PyTorch, and the commands, run optimised programs.
 jax.config.update("jax_disable_most_optimizations", True)
 
@@ -49,6 +52,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Before the plugin of Hypothesis looks at its seed."""
     seeds.configure(config)
+    # Compiled programs are kept while the tests run, for all workers and for the commands that tests start.
+    if not hasattr(config, "workerinput"):
+        kept = tempfile.TemporaryDirectory(prefix="star_jax-programs-")
+        config.add_cleanup(kept.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = kept.name
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     # A shell starts jobs in the background with Ctrl-C ignored, and there would be nothing to test.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)

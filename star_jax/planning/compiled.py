@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.acquisition import pool_scoring
@@ -93,7 +95,7 @@ class Compiler:
         lower = _LOWERED.get(program.kind)
         if lower is None:
             return None
-        with programs_for(self.devices[0]), mesh_of(self.devices, fsdp):
+        with programs_for(self.devices[0]), mesh_of(self.devices, fsdp), nothing_kept_of(self.devices[0]):
             found = _memory(lower(program, arrays, config))
         # The weights without the adapter are no argument of a program that has it inside, and stay where they are.
         layers = {"layers": arrays.model.params["layers"]}
@@ -147,6 +149,22 @@ def compiler_for(machine: Machine) -> Compiler | str:
         return Compiler(get_topology_desc(platform="cuda", topology_name=card.lower(), **options).devices)
     except Exception as error:  # a library that is of another version, or lacks one of its own
         return f"its compiler cannot be started: {str(error).splitlines()[0]}"
+
+
+@contextmanager
+def nothing_kept_of(device: Any) -> Iterator[None]:
+    """Programs for a machine that is not this one are not kept on disk: nothing here can read them back."""
+    if device in jax.local_devices():
+        yield
+        return
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # Whether there is one is looked up once.
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _memory(lowered: Any) -> Compiled:
