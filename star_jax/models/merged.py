@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from star_jax.models.lora import Adapter
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.matmul import merged_kernel
-from star_jax.parallel.mesh import by_rows, parameter_specs, parts_of_a_model
+from star_jax.parallel.mesh import by_rows, parameter_specs
 from star_jax.parallel.parts import own_parts
 from star_jax.parallel.parts import whole as gathered
 
@@ -39,21 +39,24 @@ def can_merge(model: LanguageModel) -> bool:
     return all(isinstance(kernel, jax.Array) and kernel.dtype == jnp.float32 for kernel in kernels)
 
 
-@jax.jit
 def _merged(model: LanguageModel, adapter: Adapter | None) -> LanguageModel:
-    if parts_of_a_model() == 1:
-        return _merged_whole(model, adapter)
-    # A layer at a time is gathered, merged, and divided again.
-    like = jax.eval_shape(_merged_whole, model, adapter)
+    """Only layers go through the program, for what a program returns is a copy."""
+    merged = _merged_layers(LanguageModel(model.decoder, {"layers": model.params["layers"]}), adapter)
+    return LanguageModel(merged.decoder, {**model.params, **merged.params})
+
+
+@jax.jit
+def _merged_layers(stacks: LanguageModel, adapter: Adapter | None) -> LanguageModel:
+    """One layer at a time is gathered, merged, and divided again, so that no second copy of all is made on the way."""
+    like = jax.eval_shape(_merged_whole, stacks, adapter)
     specs = parameter_specs(like.params)["layers"]
 
     def one(layer: Any) -> Any:
         merged = _merged_whole(*jax.tree.map(lambda leaf: leaf[None], gathered(layer)))
         return own_parts(jax.tree.map(lambda leaf: leaf[0], merged.params["layers"]), specs)
 
-    stacks = (LanguageModel(model.decoder, {"layers": model.params["layers"]}), adapter)
-    layers = by_rows(lambda stacks, _: jax.lax.map(one, stacks), stacks, (), out=specs)
-    return LanguageModel(like.decoder, {**model.params, "layers": layers})
+    layers = by_rows(lambda stacks, _: jax.lax.map(one, stacks), (stacks, adapter), (), out=specs)
+    return LanguageModel(like.decoder, {"layers": layers})
 
 
 def _merged_whole(model: LanguageModel, adapter: Adapter | None) -> LanguageModel:

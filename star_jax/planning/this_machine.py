@@ -1,4 +1,4 @@
-"""The machine that this is: its chips by their name where that is known, else as products and sums are measured."""
+"""The machine that this is: its chips by their name where that is known, else as products are measured."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ KNOWN = {
 }
 """What JAX calls a device, or a part of it -> its chip."""
 
-WIDTH = 1024
+WIDTH = 2048
 """Of the square products that are timed."""
 
-READ_BYTES = 1 << 27
-"""Bytes that each device reads at a time."""
+FEW_ROWS, READ = 4, (4096, 8192)
+"""Rows, and the matrix that each device multiplies them with to read it: as weights are read where answers are written.
+Quicker ways to go through memory are of no use to a program that does that."""
 
-TRIES = 5
+TRIES = 8
 
 
 def this_machine() -> Machine:
@@ -54,18 +55,14 @@ def _measured(kind: Any, memory: float) -> Chip:
         2 * WIDTH**3 / _seconds(_product, jnp.ones((WIDTH, WIDTH), dtype), rows.astype(dtype))
         for dtype in (jnp.bfloat16, jnp.float32)
     )
-    bandwidth = READ_BYTES / _seconds(_sum, (), jnp.ones(READ_BYTES // 4 * data_mesh().size))
+    few = jnp.ones((FEW_ROWS * data_mesh().size, READ[0]))
+    bandwidth = 4 * READ[0] * READ[1] / _seconds(_product, jnp.ones(READ), few)
     return Chip(kind, memory, narrow, wide, bandwidth, bandwidth)
 
 
 @jax.jit
 def _product(shared: Any, rows: Any) -> Any:
     return by_rows(lambda one, many: jnp.matmul(many, one, preferred_element_type=jnp.float32), shared, rows)
-
-
-@jax.jit
-def _sum(shared: Any, rows: Any) -> Any:
-    return by_rows(lambda _, many: jnp.sum(many)[None], shared, rows)
 
 
 def _seconds(function: Callable[[Any, Any], Any], shared: Any, rows: Any) -> float:

@@ -464,6 +464,32 @@ def test_a_loop_of_other_making_is_refused_and_what_differs_is_named(make, folde
         make(pool=closed[1]).load(place)
 
 
+def test_other_targets_are_another_loop(make, told, tmp_path):
+    """In a file of the same name; what was saved before targets were noted is taken up."""
+    file = tmp_path / "targets.jsonl"
+    settings = {"strategy": "rds_plus", "acquisition": sj.AcquisitionConfig(target_file=str(file))}
+    file.write_text('{"question": "rev 1 2 ="}\n{"question": "rev 3 ="}\n')
+    place = make(**settings).save(tmp_path / "loop")
+    assert make(**settings).load(place).labelled == 0
+    file.write_text('{"question": "rev 1 ="}\n{"question": "rev 2 3 ="}\n')
+    with pytest.raises(sj.ConfigError, match="not the same: targets"):
+        make(**settings).load(place)
+    kept = json.loads((place / "loop.json").read_text())
+    del kept["targets"]
+    (place / "loop.json").write_text(json.dumps(kept))
+    assert make(**settings).load(place).labelled == 0
+
+
+def test_a_strategy_that_the_answers_do_not_allow_is_refused_at_once(make, rows):
+    texts = [{"id": row["id"], "prompt": row["question"]} for row in rows]
+    closed = sj.read_pool(texts, sj.Format(prompt="{{ prompt }} ", answers=("1", "2")))
+    with pytest.raises(sj.ConfigError, match="strategy epig needs the probabilities of a closed answer set and task"):
+        make(strategy="epig")
+    with pytest.raises(sj.ConfigError, match="strategy vote_entropy draws answers, and those of a closed set are not"):
+        make(strategy="vote_entropy", pool=closed)
+    make(strategy="epig", pool=closed)
+
+
 def test_how_many_examples_are_scored_at_once_may_differ(make, folder, trained):
     loop = make(scoring=sj.ScoringConfig(batch_size=4)).load(folder)
     assert loop.labels == trained.labels
