@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from star_jax.config import LoraConfig
 from star_jax.models.projections import PROJECTION_PATHS, choose_modules
-from star_jax.ops.matmul import DropoutMask, lora_matmul, merged_matmul
+from star_jax.ops.matmul import DropoutMask, OneOf, lora_matmul, merged_matmul
 from star_jax.ops.quantization import Kernel, matmul
 from star_jax.parallel.parts import multiplied
 
@@ -44,7 +44,9 @@ class Adapter(NamedTuple):
 
 def with_adapter(params: Any, adapter: Adapter | None) -> dict[str, Any]:
     """Variables of the full model, or of the base model where `adapter` is None."""
-    return {"params": params} | (adapter.collections() if adapter is not None else {})
+    apart = {"kernels": {"layers": params["kernels"]}} if "kernels" in params else {}
+    frozen = {name: tree for name, tree in params.items() if name != "kernels"}
+    return {"params": frozen} | apart | (adapter.collections() if adapter is not None else {})
 
 
 class LoraDense(nn.Module):
@@ -66,6 +68,8 @@ class LoraDense(nn.Module):
         kernel: Kernel
         if self.has_variable("params", "kernel"):
             kernel = self.get_variable("params", "kernel")  # an array, or a quantised kernel
+            if self.has_variable("kernels", "kernel"):
+                kernel = OneOf(self.get_variable("kernels", "kernel"), kernel)
         else:
             kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.dtype) if self.use_bias else None
@@ -89,7 +93,7 @@ def _project(weights: tuple[Kernel, Array, Array], x: Array, scale: Array, mask:
         a, mask = mask.of(a.T).T, None
     if mask is None and isinstance(kernel, jax.Array) and _merging_pays(x, kernel):
         return merged_matmul(x, kernel, a, b, scale)
-    if isinstance(kernel, jax.Array):
+    if isinstance(kernel, jax.Array | OneOf):
         return lora_matmul(x, mask, kernel, a, b, scale)
     # Dequantised again in the backward pass, so that no wide copy of the kernel is kept.
     dequantized = jax.checkpoint(lambda x, mask, kernel, *rest: lora_matmul(x, mask, kernel.dequantize(x.dtype), *rest))

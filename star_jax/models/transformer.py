@@ -232,6 +232,7 @@ class Decoder(nn.Module):
         layers = nn.scan(
             nn.remat(Block, prevent_cse=False) if self.rematerialise else Block,
             variable_axes={"params": 0, "lora": 0, "lora_scale": 0},
+            variable_broadcast="kernels",
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_hidden_layers,

@@ -11,6 +11,8 @@ Shapes: `I` input width, `O` output width, `r` rank.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -35,26 +37,46 @@ class DropoutMask:
         return jnp.where(self.entries, x.astype(jnp.float32) * self.scale, 0).astype(x.dtype)
 
 
+@struct.dataclass
+class OneOf:
+    """One of several frozen kernels, each an array of its own, which a number picks while a program runs.
+
+    A loop over layers whose kernels are one stacked array copies a layer's part of it before every product, on a CPU.
+
+    Attributes:
+      kernels: `I×O` each.
+      number: of the one that is meant, int32 scalar.
+    """
+
+    kernels: tuple[Array, ...]
+    number: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the kernel, `I×O`."""
+        return self.kernels[0].shape
+
+
 @jax.custom_vjp
-def product(x: Array, kernel: Array) -> Array:
-    """`x` `…×I` times a kernel `I×O` of the same type, in that type."""
-    return _dot(x, kernel)
+def product(x: Array, kernel: Array | OneOf) -> Array:
+    """`x` `…×I` times a kernel `I×O` of the same type, in that type; one of several has no gradient."""
+    return _through(x, kernel).astype(x.dtype)
 
 
-def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _dot(x, kernel), (x, kernel)
+def _product_forward(x: Array, kernel: Array | OneOf) -> tuple[Array, tuple[Array, Array | OneOf]]:
+    return product(x, kernel), (x, kernel)
 
 
-def _product_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+def _product_backward(saved: tuple[Array, Array | OneOf], slope: Array) -> tuple[Array, Array | None]:
     x, kernel = saved
-    return _dot(slope, kernel.T), _over_tokens(x, slope).astype(kernel.dtype)
+    return _back(slope, kernel).astype(slope.dtype), _slope_of_kernel(x, kernel, slope)
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
-def lora_matmul(x: Array, mask: DropoutMask | None, kernel: Array, a: Array, b: Array, scale: Array) -> Array:
+def lora_matmul(x: Array, mask: DropoutMask | None, kernel: Array | OneOf, a: Array, b: Array, scale: Array) -> Array:
     """x W + scale · (x' A) B, whose sum is rounded to the type of `x` once; x' A is rounded to it before.
 
     The input is kept for the gradient, and masked again: masks are smaller than what they leave, and projections that
@@ -63,7 +85,7 @@ def lora_matmul(x: Array, mask: DropoutMask | None, kernel: Array, a: Array, b: 
     Args:
       x: `…×I`.
       mask: the mask that makes x' of x; None for none.
-      kernel: W, `I×O`, of the type of `x`.
+      kernel: W, `I×O`, of the type of `x`; one of several has no gradient.
       a: `I×r` float32; rounded to the type of `x`, its gradient is not.
       b: `r×O` float32, likewise.
       scale: scalar float32, never rounded, nor is its gradient.
@@ -71,29 +93,27 @@ def lora_matmul(x: Array, mask: DropoutMask | None, kernel: Array, a: Array, b: 
     return _lora_forward(x, mask, kernel, a, b, scale)[0]
 
 
-_Adapted = tuple[Array, DropoutMask | None, Array, Array, Array, Array, Array]
+_Adapted = tuple[Array, DropoutMask | None, Array, Array | OneOf, Array, Array, Array]
 
 
 def _lora_forward(
-    x: Array, mask: DropoutMask | None, kernel: Array, a: Array, b: Array, scale: Array
+    x: Array, mask: DropoutMask | None, kernel: Array | OneOf, a: Array, b: Array, scale: Array
 ) -> tuple[Array, _Adapted]:
     low = _dot(_masked(x, mask), a.astype(x.dtype))
-    sums = _sums(x, kernel) + scale * _sums(low, b.astype(x.dtype))
+    sums = _through(x, kernel) + scale * _sums(low, b.astype(x.dtype))
     return sums.astype(x.dtype), (x, mask, low, kernel, a, b, scale)
 
 
-def _lora_backward(saved: _Adapted, slope: Array) -> tuple[Array, None, Array, Array, Array, Array]:
+def _lora_backward(saved: _Adapted, slope: Array) -> tuple[Array, None, Array | None, Array, Array, Array]:
     x, mask, low, kernel, a, b, scale = saved
     inner = (_sums(slope, b.T.astype(x.dtype)) * scale).astype(x.dtype)
-    slope_x = _sums(slope, kernel.T) + _masked(_sums(inner, a.T.astype(x.dtype)), mask)
+    slope_x = _back(slope, kernel) + _masked(_sums(inner, a.T.astype(x.dtype)), mask)
     slope_a, outer = _over_tokens(_masked(x, mask), inner), _over_tokens(low, slope)
-    # That of the kernel is dropped by the compiler where the kernel is frozen, as is that of the scale.
-    slope_kernel = _over_tokens(x, slope).astype(kernel.dtype)
     slope_scale = jnp.sum(outer * b).astype(scale.dtype)
     return (
         slope_x.astype(x.dtype),
         None,
-        slope_kernel,
+        _slope_of_kernel(x, kernel, slope),
         slope_a.astype(a.dtype),
         (scale * outer).astype(b.dtype),
         slope_scale,
@@ -145,6 +165,34 @@ merged_matmul.defvjp(_merged_forward, _merged_backward)
 
 def _masked(x: Array, mask: DropoutMask | None) -> Array:
     return x if mask is None else mask.of(x)
+
+
+def _through(x: Array, kernel: Array | OneOf) -> Array:
+    """x W, `…×O` float32."""
+    if isinstance(kernel, OneOf):
+        return jax.lax.switch(kernel.number, [partial(_sums_with, n) for n in range(len(kernel.kernels))], x, kernel)
+    return _sums(x, kernel)
+
+
+def _back(slope: Array, kernel: Array | OneOf) -> Array:
+    """slope Wᵀ, `…×I` float32."""
+    if isinstance(kernel, OneOf):
+        ways = [partial(_sums_with_transposed, n) for n in range(len(kernel.kernels))]
+        return jax.lax.switch(kernel.number, ways, slope, kernel)
+    return _sums(slope, kernel.T)
+
+
+def _sums_with(number: int, x: Array, several: OneOf) -> Array:
+    return _sums(x, several.kernels[number])
+
+
+def _sums_with_transposed(number: int, slope: Array, several: OneOf) -> Array:
+    return _sums(slope, several.kernels[number].T)
+
+
+def _slope_of_kernel(x: Array, kernel: Array | OneOf, slope: Array) -> Array | None:
+    """That of a frozen one is dropped by the compiler; one of several is always frozen."""
+    return None if isinstance(kernel, OneOf) else _over_tokens(x, slope).astype(kernel.dtype)
 
 
 def _sums(left: Array, right: Array) -> Array:

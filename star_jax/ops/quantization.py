@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from star_jax.ops.matmul import product
+from star_jax.ops.matmul import OneOf, product
 
 Array = jax.Array
 Quantization = Literal["none", "int8", "nf4"]
@@ -94,7 +94,7 @@ class NF4Kernel:
         return whole[..., : self.width, :].astype(dtype)
 
 
-Kernel = Array | Int8Kernel | NF4Kernel
+Kernel = Array | OneOf | Int8Kernel | NF4Kernel
 
 
 def quantize(kernel: Array, kind: Quantization) -> Kernel:

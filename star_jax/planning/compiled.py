@@ -27,6 +27,7 @@ from star_jax.config import ExperimentConfig
 from star_jax.inference.continuous import STEPS, Plan
 from star_jax.inference.slots import Limits, Writing, no_rows, read_prompts, write_tokens
 from star_jax.models.decoding import unstacked_on_a_cpu
+from star_jax.models.kernels_apart import kernels_apart
 from star_jax.models.merged import _merged
 from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
@@ -97,9 +98,9 @@ class Compiler:
             return None
         with programs_for(self.devices[0]), mesh_of(self.devices, fsdp), nothing_kept_of(self.devices[0]):
             found = _memory(lower(program, arrays, config))
-        # The weights without the adapter are no argument of a program that has it inside, and stay where they are.
-        layers = {"layers": arrays.model.params["layers"]}
-        beside = bytes_on_a_device(layers, fsdp) if _merges(program, arrays) else 0
+            copied = _merges(program, arrays) or (program.kind == "train" and "kernels" in _apart(arrays.model).params)
+        # The weights of which a program has a copy, in another form, are no argument of it, and stay where they are.
+        beside = bytes_on_a_device({"layers": arrays.model.params["layers"]}, fsdp) if copied else 0
         return found._replace(total=found.total + beside)
 
     def programs(self, config: ExperimentConfig, log: Callable[[str], None]) -> CompileProgram:
@@ -220,6 +221,12 @@ def _model(program: Program, arrays: Arrays) -> tuple[LanguageModel, Any]:
     return _placed(jax.eval_shape(_merged, model, adapter)), None
 
 
+def _apart(model: LanguageModel) -> LanguageModel:
+    """As `training.trainer.fit` gives it to its steps."""
+    found: LanguageModel = jax.eval_shape(kernels_apart, model)
+    return found
+
+
 def _key() -> Any:
     return _placed(jax.eval_shape(lambda: jax.random.key(0)), PartitionSpec())
 
@@ -252,7 +259,7 @@ def _generate(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any
 
 def _train(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any:
     decoder = arrays.model.decoder.clone(rematerialise=config.training.rematerialise)
-    model, state = _placed((LanguageModel(decoder, arrays.model.params), arrays.state))
+    model, state = _placed((_apart(LanguageModel(decoder, arrays.model.params)), arrays.state))
     total = _placed(jax.ShapeDtypeStruct((), jnp.int32), PartitionSpec())
     fixed = Fixed(model, _placed(arrays.adapter.scale, PartitionSpec()), _key(), total)
     return train_step.lower(

@@ -20,7 +20,7 @@ from star_jax.experiment.mesh_choice import parameter_shapes
 from star_jax.experiment.sizes import cache_bytes
 from star_jax.models.architecture import TransformerConfig
 from star_jax.models.lora import init_adapter
-from star_jax.models.transformer import Decoder, LanguageModel
+from star_jax.models.transformer import UNROLLED_LAYERS, Decoder, LanguageModel
 from star_jax.ops.quantization import Quantization
 from star_jax.parallel.placement import bytes_on_a_device
 from star_jax.planning.programs import Program
@@ -47,7 +47,7 @@ class Held(NamedTuple):
 
     Attributes:
       weights: frozen parameters, with a copy where the adapter is added to them, and one of single layers where a CPU
-        writes answers.
+        writes answers or trains.
       adapter: its factors; in training also gradient and moments.
       cache: keys and values of a generation.
       logits: of the positions that are looked at together.
@@ -119,7 +119,7 @@ def held_by(program: Program, sizes: Sizes, arrays: Arrays, config: ExperimentCo
     weights = float(bytes_on_a_device(arrays.model.params, fsdp))
     if has_merged_copy(program, sizes):
         weights += sizes.layers / fsdp
-    if platform == "cpu" and program.kind == "generate" and fsdp == 1:
+    if platform == "cpu" and fsdp == 1 and _takes_layers_apart(program, sizes):
         weights += sizes.layers
     adapter = float(bytes_on_a_device(arrays.adapter, fsdp))
     if program.kind in GRADIENTS:
@@ -132,6 +132,12 @@ def held_by(program: Program, sizes: Sizes, arrays: Arrays, config: ExperimentCo
 def has_merged_copy(program: Program, sizes: Sizes) -> bool:
     """Whether the adapter is added to the weights first, in a second copy of them."""
     return sizes.merged and program.samples == 1 and program.kind in ("generate", "score", "choose")
+
+
+def _takes_layers_apart(program: Program, sizes: Sizes) -> bool:
+    """Whether a CPU makes arrays of single layers (`models.kernels_apart`, `models.decoding`)."""
+    deep = sizes.shape.num_hidden_layers > UNROLLED_LAYERS and not sizes.quantised
+    return program.kind == "generate" or (program.kind == "train" and deep)
 
 
 def _cache(program: Program, sizes: Sizes) -> float:

@@ -22,6 +22,7 @@ from star_jax.data.bucketing import StepLadder
 from star_jax.data.step_shapes import random_steps, shapes_of_steps, step_ladder
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.models.dropout import Dropout, row_keys
+from star_jax.models.kernels_apart import kernels_apart
 from star_jax.models.lm_head import output_head
 from star_jax.models.lora import Adapter, Factors, init_adapter
 from star_jax.models.sequences import SequenceInputs, hidden_states, next_tokens, response_mask
@@ -266,7 +267,7 @@ def fit(
         state, scale = _state_in_parts(adapter_key, model, placed(start), lora=lora, config=config)
     steps_an_epoch = math.ceil(len(rows) / config.batch_size)
     total = jnp.asarray(schedule_steps(len(rows), config), jnp.int32)
-    fixed = Fixed(model, scale, dropout_key, total)
+    fixed = Fixed(placed(kernels_apart(model)), scale, dropout_key, total)
     # All steps are known before the first, so that their shapes are chosen for them.
     chosen = list(epoch_batches(order_key, len(rows), config.batch_size, config.epochs_of(len(rows))))
     averaged = range(len(chosen) - math.ceil(len(chosen) * config.average_fraction), len(chosen))

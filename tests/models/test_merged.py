@@ -110,3 +110,14 @@ def test_fewer_bits_are_left_as_they_are(tiny_model: LanguageModel, make_adapter
     assert whole is model
     assert rest is adapter
     assert merge_adapter(model, None) == (model, None)
+
+
+def test_what_is_no_layer_is_not_copied(
+    make_model: MakeModel, make_adapter: MakeAdapter, tiny_config: TransformerConfig
+) -> None:
+    model = make_model(tiny_config)
+    merged, _ = merge_adapter(model, make_adapter(model.config))
+    rest = {name: tree for name, tree in model.params.items() if name != "layers"}
+    assert len(rest) >= 2
+    for name, tree in rest.items():
+        assert all(one is other for one, other in zip(*map(jax.tree.leaves, (merged.params[name], tree)), strict=True))
