@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     seeds.configure(config)
     # Compiled programs are kept while the tests run, for all workers and for the commands that tests start.
     if not hasattr(config, "workerinput"):
-        kept = tempfile.TemporaryDirectory(prefix="star_jax-programs-")
+        kept = tempfile.TemporaryDirectory(prefix="star_jax-programs-", ignore_cleanup_errors=True)
         config.add_cleanup(kept.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = kept.name
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])

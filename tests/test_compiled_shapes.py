@@ -31,6 +31,7 @@ from star_jax.data.step_shapes import USUAL_SHAPES
 from star_jax.experiment import rounds as one_round
 from star_jax.experiment import runner as experiment
 from star_jax.models.architecture import TransformerConfig
+from star_jax.models.merged import _merged_layers
 from star_jax.tracking.console import Progress
 from star_jax.training import trainer
 
@@ -226,5 +227,5 @@ def test_a_run_compiles_few_programs_and_later_rounds_and_runs_compile_none(
     monkeypatch.setattr(one_round, "save_state", write)
     experiment.run_experiment(config, Progress("silent"))
     # What a checkpoint is read with may be new, programs of a single operation; the model's are not.
-    models = {"jit(_merged)", *(f"jit({name})" for name in NAMES)}
+    models = {f"jit({_merged_layers.__name__})", *(f"jit({name})" for name in NAMES)}
     assert not models & set(compilations.names[compiled:])

@@ -248,7 +248,7 @@ class ActiveLoop:
         Labels are those that were saved, not those of the pool.
 
         Raises:
-          ConfigError: there is no such folder, or it is from another pool, model or settings.
+          ConfigError: there is no such folder, or it is from another pool, model, targets or settings.
           DataError: a file is damaged.
 
         Example:

@@ -91,7 +91,7 @@ def _project(weights: tuple[Kernel, Array, Array], x: Array, scale: Array, mask:
     kernel, a, b = weights
     if mask is not None and mask.entries.ndim == 1:
         a, mask = mask.of(a.T).T, None
-    if mask is None and isinstance(kernel, jax.Array) and _merging_pays(x, kernel):
+    if mask is None and isinstance(kernel, jax.Array | OneOf) and _merging_pays(x, kernel):
         return merged_matmul(x, kernel, a, b, scale)
     if isinstance(kernel, jax.Array | OneOf):
         return lora_matmul(x, mask, kernel, a, b, scale)
@@ -100,7 +100,7 @@ def _project(weights: tuple[Kernel, Array, Array], x: Array, scale: Array, mask:
     return dequantized(x, mask, kernel, a, b, scale)
 
 
-def _merging_pays(x: Array, kernel: Array) -> bool:
+def _merging_pays(x: Array, kernel: Array | OneOf) -> bool:
     """Whether A B costs less than A and B at every token. Not in bfloat16, which would round small changes away."""
     tokens, (fan_in, out) = x.size // x.shape[-1], kernel.shape
     return x.dtype == jnp.float32 and tokens * (fan_in + out) > fan_in * out

@@ -40,9 +40,12 @@ def can_merge(model: LanguageModel) -> bool:
 
 
 def _merged(model: LanguageModel, adapter: Adapter | None) -> LanguageModel:
-    """Only layers go through the program, for what a program returns is a copy."""
-    merged = _merged_layers(LanguageModel(model.decoder, {"layers": model.params["layers"]}), adapter)
-    return LanguageModel(merged.decoder, {**model.params, **merged.params})
+    """Only projections go through the program, for what a program returns is a copy."""
+    layers = model.params["layers"]
+    projections = {name: layer for name, layer in layers.items() if "kernel" in layer}
+    rest = {name: layer for name, layer in layers.items() if "kernel" not in layer}
+    merged = _merged_layers(LanguageModel(model.decoder, {"layers": projections}), adapter)
+    return LanguageModel(merged.decoder, {**model.params, "layers": {**rest, **merged.params["layers"]}})
 
 
 @jax.jit

@@ -11,6 +11,7 @@ Shapes: `I` input width, `O` output width, `r` rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -55,6 +56,16 @@ class OneOf:
     def shape(self) -> tuple[int, ...]:
         """Shape of the kernel, `I×O`."""
         return self.kernels[0].shape
+
+    def switch(self, function: Callable[[Array, Array], Array], other: Array) -> Array:
+        """`function(kernel, other)`, written out for each of the kernels."""
+
+        def of(number: int, several: OneOf, other: Array) -> Array:
+            return function(several.kernels[number], other)
+
+        ways = [partial(of, number) for number in range(len(self.kernels))]
+        found: Array = jax.lax.switch(self.number, ways, self, other)
+        return found
 
 
 @jax.custom_vjp
@@ -124,7 +135,7 @@ lora_matmul.defvjp(_lora_forward, _lora_backward)
 
 
 @jax.custom_vjp
-def merged_matmul(x: Array, kernel: Array, a: Array, b: Array, scale: Array) -> Array:
+def merged_matmul(x: Array, kernel: Array | OneOf, a: Array, b: Array, scale: Array) -> Array:
     """x (W + scale · A B), float32: one product a token instead of three.
 
     The gradient of A and B goes through their rank, not through that of W; W is taken for frozen where nobody asks for
@@ -140,24 +151,26 @@ def merged_matmul(x: Array, kernel: Array, a: Array, b: Array, scale: Array) -> 
     return _sums(x, merged_kernel(kernel, a, b, scale))
 
 
-def merged_kernel(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
+def merged_kernel(kernel: Array | OneOf, a: Array, b: Array, scale: Array) -> Array:
     """W + scale · A B, `…×I×O`, in W's type; `scale` `…`, the others with the same leading axes."""
-    return kernel + _sums(a * scale[..., None, None], b).astype(kernel.dtype)
+    change = _sums(a * scale[..., None, None], b)
+    if isinstance(kernel, OneOf):
+        return kernel.switch(lambda one, change: one + change.astype(one.dtype), change)
+    return kernel + change.astype(kernel.dtype)
 
 
-_Saved = tuple[Array, Array, Array, Array, Array]
+_Saved = tuple[Array, Array | OneOf, Array, Array, Array]
 
 
-def _merged_forward(x: Array, kernel: Array, a: Array, b: Array, scale: Array) -> tuple[Array, _Saved]:
+def _merged_forward(x: Array, kernel: Array | OneOf, a: Array, b: Array, scale: Array) -> tuple[Array, _Saved]:
     return _sums(x, merged_kernel(kernel, a, b, scale)), (x, kernel, a, b, scale)
 
 
-def _merged_backward(saved: _Saved, slope: Array) -> tuple[Array, Array, Array, Array, Array]:
+def _merged_backward(saved: _Saved, slope: Array) -> tuple[Array, Array | None, Array, Array, Array]:
     x, kernel, a, b, scale = saved
     slope_a, outer = _over_tokens(x, _sums(slope, b.T) * scale), _over_tokens(_sums(x, a), slope)
-    # That of the kernel is dropped by the compiler where the kernel is frozen, as is that of the scale.
     slope_x = _sums(slope, merged_kernel(kernel, a, b, scale).T)
-    return slope_x, _over_tokens(x, slope), slope_a, scale * outer, jnp.sum(outer * b)
+    return slope_x, _slope_of_kernel(x, kernel, slope), slope_a, scale * outer, jnp.sum(outer * b)
 
 
 merged_matmul.defvjp(_merged_forward, _merged_backward)
@@ -170,24 +183,15 @@ def _masked(x: Array, mask: DropoutMask | None) -> Array:
 def _through(x: Array, kernel: Array | OneOf) -> Array:
     """x W, `…×O` float32."""
     if isinstance(kernel, OneOf):
-        return jax.lax.switch(kernel.number, [partial(_sums_with, n) for n in range(len(kernel.kernels))], x, kernel)
+        return kernel.switch(lambda one, x: _sums(x, one), x)
     return _sums(x, kernel)
 
 
 def _back(slope: Array, kernel: Array | OneOf) -> Array:
     """slope Wᵀ, `…×I` float32."""
     if isinstance(kernel, OneOf):
-        ways = [partial(_sums_with_transposed, n) for n in range(len(kernel.kernels))]
-        return jax.lax.switch(kernel.number, ways, slope, kernel)
+        return kernel.switch(lambda one, slope: _sums(slope, one.T), slope)
     return _sums(slope, kernel.T)
-
-
-def _sums_with(number: int, x: Array, several: OneOf) -> Array:
-    return _sums(x, several.kernels[number])
-
-
-def _sums_with_transposed(number: int, slope: Array, several: OneOf) -> Array:
-    return _sums(slope, several.kernels[number].T)
 
 
 def _slope_of_kernel(x: Array, kernel: Array | OneOf, slope: Array) -> Array | None:

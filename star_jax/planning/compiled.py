@@ -33,9 +33,9 @@ from star_jax.models.sequences import SequenceInputs
 from star_jax.models.transformer import LanguageModel
 from star_jax.ops.platform import programs_for
 from star_jax.parallel.mesh import ROWS, data_mesh, mesh_of
-from star_jax.parallel.placement import FSDP, bytes_on_a_device, specs_of
+from star_jax.parallel.placement import FSDP, specs_of
 from star_jax.planning.machines import Machine
-from star_jax.planning.memory import Arrays, Compiled, CompileProgram
+from star_jax.planning.memory import Arrays, Compiled, CompileProgram, kernel_bytes
 from star_jax.planning.programs import Program
 from star_jax.training.trainer import Fixed, TrainBatch, train_step
 
@@ -97,10 +97,10 @@ class Compiler:
         if lower is None:
             return None
         with programs_for(self.devices[0]), mesh_of(self.devices, fsdp), nothing_kept_of(self.devices[0]):
-            found = _memory(lower(program, arrays, config))
-            copied = _merges(program, arrays) or (program.kind == "train" and "kernels" in _apart(arrays.model).params)
-        # The weights of which a program has a copy, in another form, are no argument of it, and stay where they are.
-        beside = bytes_on_a_device({"layers": arrays.model.params["layers"]}, fsdp) if copied else 0
+            found = _memory(partial(lower, program, arrays, config))
+            apart = program.kind == "train" and "kernels" in _trained(arrays, config).params
+        # Kernels of which a program has a copy, in another form, are no argument of it, and stay where they are.
+        beside = kernel_bytes(arrays, fsdp) if apart or _merges(program, arrays) else 0
         return found._replace(total=found.total + beside)
 
     def programs(self, config: ExperimentConfig, log: Callable[[str], None]) -> CompileProgram:
@@ -168,10 +168,13 @@ def nothing_kept_of(device: Any) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _memory(lowered: Any) -> Compiled:
+def _memory(lower: Callable[[], Any]) -> Compiled:
     try:
-        compiled = lowered.compile()
-    except Exception as error:  # XLA's own, or that of the compiler of a kernel
+        compiled = lower().compile()
+    except Exception as error:
+        # XLA's own, or that of the compiler of a kernel; all others are faults of this package.
+        if not type(error).__module__.startswith("jax"):
+            raise
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise CompilerFailedError(str(error).strip().split("\n")[0]) from error
         return Compiled(0, 0, _said_size(str(error)))
@@ -221,9 +224,10 @@ def _model(program: Program, arrays: Arrays) -> tuple[LanguageModel, Any]:
     return _placed(jax.eval_shape(_merged, model, adapter)), None
 
 
-def _apart(model: LanguageModel) -> LanguageModel:
+def _trained(arrays: Arrays, config: ExperimentConfig) -> LanguageModel:
     """As `training.trainer.fit` gives it to its steps."""
-    found: LanguageModel = jax.eval_shape(kernels_apart, model)
+    decoder = arrays.model.decoder.clone(rematerialise=config.training.rematerialise)
+    found: LanguageModel = jax.eval_shape(kernels_apart, LanguageModel(decoder, arrays.model.params))
     return found
 
 
@@ -258,8 +262,7 @@ def _generate(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any
 
 
 def _train(program: Program, arrays: Arrays, config: ExperimentConfig) -> Any:
-    decoder = arrays.model.decoder.clone(rematerialise=config.training.rematerialise)
-    model, state = _placed((_apart(LanguageModel(decoder, arrays.model.params)), arrays.state))
+    model, state = _placed((_trained(arrays, config), arrays.state))
     total = _placed(jax.ShapeDtypeStruct((), jnp.int32), PartitionSpec())
     fixed = Fixed(model, _placed(arrays.adapter.scale, PartitionSpec()), _key(), total)
     return train_step.lower(

@@ -19,6 +19,7 @@ from star_jax.config import ExperimentConfig, LoraConfig, TrainingConfig
 from star_jax.experiment.mesh_choice import parameter_shapes
 from star_jax.experiment.sizes import cache_bytes
 from star_jax.models.architecture import TransformerConfig
+from star_jax.models.kernels_apart import MOST_BYTES
 from star_jax.models.lora import init_adapter
 from star_jax.models.transformer import UNROLLED_LAYERS, Decoder, LanguageModel
 from star_jax.ops.quantization import Quantization
@@ -118,9 +119,10 @@ def held_by(program: Program, sizes: Sizes, arrays: Arrays, config: ExperimentCo
     """
     weights = float(bytes_on_a_device(arrays.model.params, fsdp))
     if has_merged_copy(program, sizes):
-        weights += sizes.layers / fsdp
-    if platform == "cpu" and fsdp == 1 and _takes_layers_apart(program, sizes):
-        weights += sizes.layers
+        weights += kernel_bytes(arrays, fsdp)
+    if platform == "cpu" and fsdp == 1:
+        weights += sizes.layers * (program.kind == "generate")
+        weights += kernel_bytes(arrays, fsdp) * (program.kind == "train" and _has_kernels_apart(arrays, config))
     adapter = float(bytes_on_a_device(arrays.adapter, fsdp))
     if program.kind in GRADIENTS:
         adapter = bytes_on_a_device(arrays.state, fsdp) + 2 * adapter
@@ -134,10 +136,17 @@ def has_merged_copy(program: Program, sizes: Sizes) -> bool:
     return sizes.merged and program.samples == 1 and program.kind in ("generate", "score", "choose")
 
 
-def _takes_layers_apart(program: Program, sizes: Sizes) -> bool:
-    """Whether a CPU makes arrays of single layers (`models.kernels_apart`, `models.decoding`)."""
-    deep = sizes.shape.num_hidden_layers > UNROLLED_LAYERS and not sizes.quantised
-    return program.kind == "generate" or (program.kind == "train" and deep)
+def kernel_bytes(arrays: Arrays, fsdp: int) -> int:
+    """Bytes of a model's projections on a device, experts not counted."""
+    layers = arrays.model.params["layers"].items()
+    kernels = {name: {"kernel": layer["kernel"]} for name, layer in layers if "kernel" in layer}
+    return bytes_on_a_device({"layers": kernels}, fsdp)
+
+
+def _has_kernels_apart(arrays: Arrays, config: ExperimentConfig) -> bool:
+    """Whether a CPU trains with arrays of single layers (`models.kernels_apart`)."""
+    looped = arrays.model.config.num_hidden_layers > UNROLLED_LAYERS or config.training.rematerialise
+    return looped and config.model.quantization == "none" and kernel_bytes(arrays, 1) <= MOST_BYTES
 
 
 def _cache(program: Program, sizes: Sizes) -> float:

@@ -19,6 +19,7 @@ from random_models import random_adapter, random_model
 import star_jax
 from star_jax.acquisition.long_answers import LONG_ANSWER
 from star_jax.data.batching import Shape
+from star_jax.inference import continuous
 from star_jax.inference.mc_dropout import Sampling
 from star_jax.models.architecture import Experts, TransformerConfig
 from star_jax.ops.platform import programs_for
@@ -73,6 +74,8 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, Any, Any]]:
         for place, value in list(vars(module).items()) if name.startswith(("star_jax.", "mesh_child")) else ():
             if isinstance(value, Jitted):
                 monkeypatch.setattr(module, place, wrapped.setdefault(id(value), Noted(value, calls)))
+    # As an accelerator has it.
+    monkeypatch.setattr(continuous, "unstacked_on_a_cpu", lambda *model: None)
     monkeypatch.setattr(mesh_child, "TRAINING", replace(mesh_child.TRAINING, batch_size=3))
     monkeypatch.setattr(mesh_child, "TRAINED", mesh_child.TRAINED[:6])
     return calls

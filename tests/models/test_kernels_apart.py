@@ -37,7 +37,10 @@ def test_value_and_gradient_are_the_same(
     targets: tuple[str, ...],
     dropout: str | None,
 ) -> None:
-    config = dataclasses.replace(tiny_config, num_hidden_layers=DEPTH, **FAMILIES[family])
+    extra = dict(FAMILIES[family])
+    if "windows" in extra:
+        extra["windows"] = (extra["windows"] * DEPTH)[:DEPTH]
+    config = dataclasses.replace(tiny_config, num_hidden_layers=DEPTH, **extra)
     model = make_model(config)
     names = [name for name, layer in model.params["layers"].items() if "kernel" in layer]
     chosen = [name for name in names if name in targets] or names
@@ -81,7 +84,7 @@ def test_no_kernel_is_copied_in_the_loop_or_kept_for_the_gradient(
     assert temporaries(kernels_apart(model)) <= temporaries(model) - kernel
 
 
-@pytest.mark.parametrize("case", ["few layers", "quantised", "shared", "accelerator"])
+@pytest.mark.parametrize("case", ["few layers", "quantised", "shared", "accelerator", "large", "many devices"])
 def test_where_it_saves_nothing_the_model_is_as_it_was(
     monkeypatch: pytest.MonkeyPatch, make_model: MakeModel, tiny_config: TransformerConfig, case: str
 ) -> None:
@@ -94,4 +97,17 @@ def test_where_it_saves_nothing_the_model_is_as_it_was(
         monkeypatch.setattr(apart, "parts_of_a_model", lambda: 2)
     if case == "accelerator":
         monkeypatch.setattr(apart, "target_device", lambda: type("Device", (), {"platform": "tpu"}))
+    if case == "large":
+        monkeypatch.setattr(apart, "MOST_BYTES", 1000)
+    if case == "many devices":
+        monkeypatch.setattr(apart, "data_mesh", lambda: type("Mesh", (), {"size": 8}))
     assert kernels_apart(model) is model
+
+
+def test_a_loop_that_is_not_written_out_has_kernels_of_its_own(
+    make_model: MakeModel, tiny_config: TransformerConfig
+) -> None:
+    model = make_model(tiny_config)
+    assert kernels_apart(model) is model
+    again = LanguageModel(model.decoder.clone(rematerialise=True), model.params)
+    assert "kernels" in kernels_apart(again).params

@@ -121,3 +121,6 @@ def test_what_is_no_layer_is_not_copied(
     assert len(rest) >= 2
     for name, tree in rest.items():
         assert all(one is other for one, other in zip(*map(jax.tree.leaves, (merged.params[name], tree)), strict=True))
+    norms = {name: layer for name, layer in model.params["layers"].items() if "kernel" not in layer}
+    assert norms
+    assert all(merged.params["layers"][name] is layer for name, layer in norms.items())

@@ -14,6 +14,7 @@ from star_jax.data.bucketing import StepLadder
 from star_jax.data.tokenization import TokenizedExample
 from star_jax.errors import ConfigError
 from star_jax.models.lora import Adapter, with_adapter
+from star_jax.models.transformer import UNROLLED_LAYERS
 from star_jax.training import trainer
 from star_jax.training.trainer import (
     Fixed,
@@ -476,3 +477,29 @@ def test_a_loss_that_is_not_finite_is_an_error(small_model):
 def test_no_rows_is_an_error(small_model):
     with pytest.raises(ValueError, match="at least one labelled row"):
         train(0, small_model, [])
+
+
+@pytest.mark.parametrize("dropout", ["per_token", "shared", "off"])
+@pytest.mark.parametrize("rematerialise", [False, True])
+def test_kernels_of_their_own_give_the_adapter_that_a_stack_gives(
+    monkeypatch, make_model, tiny_config, dropout, rematerialise
+):
+    model = make_model(dataclasses.replace(tiny_config, num_hidden_layers=UNROLLED_LAYERS + 2))
+    rows = draw_rows(0, 12, tiny_config.vocab_size)
+    lora = dataclasses.replace(LORA, training_dropout=dropout, dropout=0.0 if dropout == "off" else 0.2)
+    config = dataclasses.replace(CONFIG, rematerialise=rematerialise, epochs=2)
+    given = []
+    step = trainer.train_step
+
+    def noted(fixed, *args, **rest):
+        given.append(fixed)
+        return step(fixed, *args, **rest)
+
+    monkeypatch.setattr(trainer, "train_step", noted)
+    found = train(3, model, rows, lora=lora, config=config)
+    assert all("kernels" in fixed.model.params for fixed in given)
+    monkeypatch.setattr(trainer, "kernels_apart", lambda model: model)
+    expected = train(3, model, rows, lora=lora, config=config)
+    for ours, theirs in zip(*(jax.tree.leaves(one.adapter.weights) for one in (found, expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert float(found.step_losses[-1]) != float(found.step_losses[0])
