@@ -127,7 +127,7 @@ def vectors(model: LanguageModel, adapter: Adapter) -> Iterator[tuple[str, Any]]
     yield "embedding", embed_prompts(model, adapter, prompts, ONE_SHAPE, [Readout(projection=3)])[0]
     yield "sketch", gradient_sketches(model, adapter, PROPOSED[:9], ONE_SHAPE, 16)
     curvature = fisher_diagonal(jax.random.key(4), model, adapter, PROPOSED[:9], ONE_SHAPE)
-    yield "curvature", curvature["layers"]["down_proj"]["a"]
+    yield "curvature", curvature["layers"]["o_proj"]["a"]
 
 
 def training(model: LanguageModel) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Programs that run a model compile for a TPU, which need not be there: its compiler is in the wheel libtpu.
+"""Programs that run a model in bfloat16 compile for a TPU, which need not be there: its compiler is in libtpu.
 
 Belongs here: what a CPU compiles and another machine may refuse. `make accelerators` installs the wheel.
 """
@@ -21,21 +21,20 @@ from star_jax.acquisition.long_answers import LONG_ANSWER
 from star_jax.data.batching import Shape
 from star_jax.inference import continuous
 from star_jax.inference.mc_dropout import Sampling
-from star_jax.models.architecture import Experts, TransformerConfig
+from star_jax.models.architecture import TransformerConfig
 from star_jax.ops.platform import programs_for
-from star_jax.ops.quantization import quantize
 from star_jax.parallel.mesh import data_mesh, mesh_of
 from star_jax.planning.compiled import Compiler, compiler_for, nothing_kept_of
 from star_jax.planning.machines import machine
+from star_jax.training import trainer
 
 pytestmark = pytest.mark.accelerators
 
 SHAPE = {**mesh_child.SHAPE, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
 """Widths that kernels of accelerators take as they are."""
 
-KINDS: dict[str, dict[str, Any]] = {"bfloat16": {}, "nf4": {"experts": Experts(3, 2, 64)}}
 LEAST = 20
-"""Programs of a kind; fewer would mean that some were not met."""
+"""Programs; fewer would mean that some were not met."""
 
 Jitted = type(jax.jit(lambda: None))
 
@@ -76,19 +75,17 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, Any, Any]]:
                 monkeypatch.setattr(module, place, wrapped.setdefault(id(value), Noted(value, calls)))
     # As an accelerator has it.
     monkeypatch.setattr(continuous, "unstacked_on_a_cpu", lambda *model: None)
+    monkeypatch.setattr(trainer, "kernels_apart", lambda model: model)
     monkeypatch.setattr(mesh_child, "TRAINING", replace(mesh_child.TRAINING, batch_size=3))
     monkeypatch.setattr(mesh_child, "TRAINED", mesh_child.TRAINED[:6])
     return calls
 
 
-def run_everything(kind: str, patch: Callable[..., None]) -> None:
+def run_everything(patch: Callable[..., None]) -> None:
     """All that is done with a model, on this machine."""
-    config = TransformerConfig(**{**SHAPE, "dtype": "bfloat16", **KINDS[kind]})
+    config = TransformerConfig(**{**SHAPE, "dtype": "bfloat16"})
     rng = mesh_child.np.random.default_rng(5)
     model, adapter = random_model(rng, config), random_adapter(rng, config, rank=4, scale=0.5)
-    if kind == "nf4":
-        for layer in model.params["layers"].values():
-            layer |= {name: quantize(layer[name], kind) for name in {"kernel", "gate_up", "down"} & set(layer)}
     pools = ("proposed", "closed", "written")
     for mode in ("shared", "per_token"):
         patch(mesh_child, "SAMPLING", Sampling(2, 0.2, mode))
@@ -103,13 +100,12 @@ def run_everything(kind: str, patch: Callable[..., None]) -> None:
     mesh_child.score_pool(model, adapter, long, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_all_that_is_done_with_a_model_compiles(
-    kind: str, noted: dict[str, tuple[Any, Any, Any]], monkeypatch: pytest.MonkeyPatch
+    noted: dict[str, tuple[Any, Any, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As the command sets it.
     with jax.default_matmul_precision("highest"):
-        run_everything(kind, monkeypatch.setattr)
+        run_everything(monkeypatch.setattr)
         compiler = compiler_for(machine("v5e-1", pytest.fail))
         assert isinstance(compiler, Compiler), compiler
         refused = {}
