@@ -87,6 +87,24 @@ def check_groups(strategy: Strategy, task: Task) -> None:
         )
 
 
+def check_closed(strategy: Strategy, task: Task) -> None:
+    """Refuses a strategy that has no meaning for a closed answer set, or for free answers.
+
+    Raises:
+      ConfigError: it is the one, and the task has the other.
+    """
+    if strategy.detailed and task.candidates is None:
+        raise ConfigError(
+            f"strategy {strategy.name} needs the probabilities of a closed answer set and task {task.name} has none; "
+            "name its answers where the pool is read, or choose another strategy, for example bald"
+        )
+    if strategy.draws_answers and task.candidates is not None:
+        raise ConfigError(
+            f"strategy {strategy.name} draws answers, and those of a closed set are not drawn, for their distribution "
+            f"is known; choose {OF_ONE}"
+        )
+
+
 def dtype_of(need: Feature) -> Any:
     """Type of a feature's numbers."""
     return jnp.int32 if isinstance(need, Group) else jnp.float32

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from star_jax.acquisition.settings import OF_ONE, check_groups, check_strategy_settings
-from star_jax.acquisition.strategy import Strategy, get_strategy
+from star_jax.acquisition.settings import check_closed, check_groups, check_strategy_settings
+from star_jax.acquisition.strategy import get_strategy
 from star_jax.active import ask_tell
 from star_jax.active.ask_tell import AskTellState, TellInfo
 from star_jax.active.loop import init
@@ -31,7 +31,6 @@ from star_jax.config import AcquisitionConfig, ExperimentConfig, LoopConfig, Lor
 from star_jax.data.examples import Example
 from star_jax.data.skips import is_skip
 from star_jax.data.targets import load_targets
-from star_jax.data.tasks.task import Task
 from star_jax.errors import ConfigError, DataError
 from star_jax.models.lora import Adapter
 from star_jax.runs.files import plain, read_json, replace_folder_atomic, write_json_atomic
@@ -123,7 +122,7 @@ class ActiveLoop:
             )
         check_strategy_settings(self._strategy, self._config)
         check_groups(self._strategy, pool.task)
-        _check_answers(self._strategy, pool.task)
+        check_closed(self._strategy, pool.task)
         self._key = jax.random.key(key)
         self._limits, self._start = limits, start
         self._problem = _problem(model, pool, self._config, limits, start)
@@ -319,20 +318,6 @@ def _fingerprint(arrays: Any) -> str:
     for leaf in jax.tree.leaves(arrays):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _check_answers(strategy: Strategy, task: Task) -> None:
-    """Refuses a strategy that has no meaning for a closed answer set, or for free answers."""
-    if strategy.detailed and task.candidates is None:
-        raise ConfigError(
-            f"strategy {strategy.name} needs the probabilities of a closed answer set and task {task.name} has none; "
-            "name its answers where the pool is read, or choose another strategy, for example bald"
-        )
-    if strategy.draws_answers and task.candidates is not None:
-        raise ConfigError(
-            f"strategy {strategy.name} draws answers, and those of a closed set are not drawn, for their distribution "
-            f"is known; choose {OF_ONE}"
-        )
 
 
 def _read_state(path: Path, kept: Mapping[str, Any], problem: Problem) -> AskTellState:

@@ -112,7 +112,7 @@ def test_fewer_bits_are_left_as_they_are(tiny_model: LanguageModel, make_adapter
     assert merge_adapter(model, None) == (model, None)
 
 
-def test_what_is_no_layer_is_not_copied(
+def test_what_is_no_projection_is_not_copied(
     make_model: MakeModel, make_adapter: MakeAdapter, tiny_config: TransformerConfig
 ) -> None:
     model = make_model(tiny_config)
